@@ -1,0 +1,102 @@
+// Package clock is the time everybody uses: this machine's monotonic time plus
+// the measured offset to the database, so that workers whose wall clocks
+// disagree still agree with each other. No SQL calls now().
+//
+// A test makes a Manual clock and moves it; it can live through 800 days.
+package clock
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// skewSeconds moves this process's idea of its own wall clock. It is empty
+// except in binaries that the fault matrix links with another value; no setting
+// reaches it.
+var skewSeconds string
+
+// A Clock tells the time. Its zero value is not usable.
+type Clock struct {
+	mu     sync.RWMutex
+	start  time.Time     // read once, with its monotonic part
+	offset time.Duration // added to start + elapsed
+	manual bool
+	fixed  time.Time
+}
+
+// New is the machine's time until Sync has measured the database's.
+func New() *Clock {
+	c := &Clock{start: time.Now()}
+	if s, err := strconv.Atoi(skewSeconds); err == nil {
+		c.offset = time.Duration(s) * time.Second
+	}
+	return c
+}
+
+// Manual is a clock that stands still at t until it is moved.
+func Manual(t time.Time) *Clock {
+	return &Clock{manual: true, fixed: t.UTC()}
+}
+
+// Now is the time in UTC, to the millisecond, without a monotonic part.
+func (c *Clock) Now() time.Time {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.manual {
+		return c.fixed.Truncate(time.Millisecond)
+	}
+	return c.start.Add(time.Since(c.start) + c.offset).Round(0).UTC().Truncate(time.Millisecond)
+}
+
+// Millis is Now in milliseconds since 1970, the unit of every time column.
+func (c *Clock) Millis() int64 { return c.Now().UnixMilli() }
+
+// Advance moves a Manual clock; on any other it panics.
+func (c *Clock) Advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.manual {
+		panic("clock: Advance on a running clock")
+	}
+	c.fixed = c.fixed.Add(d)
+}
+
+// Sync asks remote for its time and takes it over, counting half of the round
+// trip. A Manual clock ignores it. It returns how far this clock was off.
+func (c *Clock) Sync(ctx context.Context, remote func(context.Context) (time.Time, error)) (time.Duration, error) {
+	if c.manual {
+		return 0, nil
+	}
+	sent := time.Since(c.start)
+	theirs, err := remote(ctx)
+	if err != nil {
+		return 0, err
+	}
+	received := time.Since(c.start)
+	middle := c.start.Add(sent + (received-sent)/2).Round(0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	offset := theirs.Sub(middle)
+	moved := offset - c.offset
+	c.offset = offset
+	return moved, nil
+}
+
+// Keep syncs every interval until ctx ends. Failures are reported, and the last
+// offset stays in force: monotonic time drifts far less than a lease.
+func (c *Clock) Keep(ctx context.Context, interval time.Duration, remote func(context.Context) (time.Time, error), failed func(error)) {
+	t := time.NewTicker(interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if _, err := c.Sync(ctx, remote); err != nil && ctx.Err() == nil {
+				failed(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,358 @@
+// Package db opens PostgreSQL or SQLite, runs transactions and migrations, and
+// hides where the two dialects differ behind named functions.
+//
+// SQL is written once, with ? for parameters, text ids and times as integer
+// milliseconds since 1970. This package never knows what a table means.
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jmoiron/sqlx"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// A Dialect is one of the two databases.
+type Dialect string
+
+// The dialects.
+const (
+	Postgres Dialect = "postgres"
+	SQLite   Dialect = "sqlite"
+)
+
+// A Querier runs statements, on a pool (DB) or within a transaction (Tx).
+// Statements use ? for parameters. Get returns sql.ErrNoRows when there is none.
+type Querier interface {
+	Get(ctx context.Context, dest any, query string, args ...any) error
+	Select(ctx context.Context, dest any, query string, args ...any) error
+	Exec(ctx context.Context, query string, args ...any) (int64, error)
+	Dialect() Dialect
+}
+
+var (
+	_ Querier = (*DB)(nil)
+	_ Querier = (*Tx)(nil)
+)
+
+// DB is one database: a pool for PostgreSQL; for SQLite one writer connection
+// and a pool of read-only ones.
+type DB struct {
+	dialect Dialect
+	write   *sqlx.DB
+	read    *sqlx.DB
+	rebound sync.Map // query with ? → query with $n
+
+	errors    atomic.Int64
+	lastError atomic.Int64 // milliseconds since 1970, this machine's
+}
+
+// Options for Open; the zero value is good.
+type Options struct {
+	// MaxConnections of the PostgreSQL pool; 0 means 16.
+	MaxConnections int
+	// Name shows in PostgreSQL's pg_stat_activity.
+	Name string
+}
+
+// Open connects to "sqlite:PATH" or "postgres://…" and checks that it answers.
+// It creates no table: that is Migrate.
+func Open(ctx context.Context, address string, o Options) (*DB, error) {
+	d := &DB{}
+	switch {
+	case strings.HasPrefix(address, "sqlite:"):
+		d.dialect = SQLite
+		if err := d.openSQLite(strings.TrimPrefix(address, "sqlite:")); err != nil {
+			return nil, err
+		}
+	case strings.HasPrefix(address, "postgres://"), strings.HasPrefix(address, "postgresql://"):
+		d.dialect = Postgres
+		if err := d.openPostgres(address, o); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, errors.New("a database is sqlite:PATH or postgres://…")
+	}
+	if err := d.Ping(ctx); err != nil {
+		_ = d.Close()
+		return nil, fmt.Errorf("the database does not answer: %w", err)
+	}
+	return d, nil
+}
+
+func (d *DB) openSQLite(path string) error {
+	if path == "" {
+		return errors.New("sqlite: needs a path after the colon")
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	// The file is made here with the right mode; SQLite would use the umask's.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	pragmas := url.Values{"_pragma": {
+		"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)",
+		"foreign_keys(ON)", "secure_delete(ON)", "temp_store(MEMORY)",
+	}}
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
+	d.write, err = sqlx.Open("sqlite", dsn+"&_txlock=immediate")
+	if err != nil {
+		return err
+	}
+	d.write.SetMaxOpenConns(1)
+	d.write.SetMaxIdleConns(1)
+	d.read, err = sqlx.Open("sqlite", dsn+"&_pragma=query_only(ON)")
+	if err != nil {
+		return err
+	}
+	d.read.SetMaxOpenConns(8)
+	d.read.SetMaxIdleConns(8)
+	return nil
+}
+
+func (d *DB) openPostgres(address string, o Options) error {
+	cfg, err := pgx.ParseConfig(address)
+	if err != nil {
+		return errors.New("the postgres:// address does not parse") // pgx's text may quote the password
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	if o.Name != "" {
+		cfg.RuntimeParams["application_name"] = o.Name
+	}
+	// A process that was stopped in the middle of a transaction must not hold
+	// its rows: a job would stay claimed by nobody.
+	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "10000"
+	cfg.RuntimeParams["timezone"] = "UTC"
+	pool := sqlx.NewDb(stdlib.OpenDB(*cfg), "pgx")
+	n := o.MaxConnections
+	if n == 0 {
+		n = 16
+	}
+	pool.SetMaxOpenConns(n)
+	pool.SetMaxIdleConns(n)
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	d.write, d.read = pool, pool
+	return nil
+}
+
+// Close closes all connections.
+func (d *DB) Close() error {
+	err := d.write.Close()
+	if d.read != d.write {
+		err = errors.Join(err, d.read.Close())
+	}
+	return err
+}
+
+// Dialect says which database it is.
+func (d *DB) Dialect() Dialect { return d.dialect }
+
+// Ping asks the database for an answer.
+func (d *DB) Ping(ctx context.Context) error {
+	var one int
+	return d.Get(ctx, &one, "SELECT 1")
+}
+
+// Now is the database's time, for clock.Sync. SQLite has none of its own: it is
+// this machine's.
+func (d *DB) Now(ctx context.Context) (time.Time, error) {
+	if d.dialect == SQLite {
+		return time.Now(), nil
+	}
+	var micros int64
+	err := d.Get(ctx, &micros, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+	return time.UnixMicro(micros), err
+}
+
+// Failures counts the statements that failed because the database was away or
+// broken, since this process started.
+func (d *DB) Failures() int64 { return d.errors.Load() }
+
+// Get reads one row outside of a transaction.
+func (d *DB) Get(ctx context.Context, dest any, query string, args ...any) error {
+	return d.seen(d.read.GetContext(ctx, dest, d.bind(query), args...))
+}
+
+// Select reads many rows outside of a transaction.
+func (d *DB) Select(ctx context.Context, dest any, query string, args ...any) error {
+	return d.seen(d.read.SelectContext(ctx, dest, d.bind(query), args...))
+}
+
+// Exec runs one statement in a transaction of its own and says how many rows it
+// changed.
+func (d *DB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return affected(d.write.ExecContext(ctx, d.bind(query), args...))(d)
+}
+
+// GetWrite runs a statement with RETURNING, in a transaction of its own, and
+// reads its one row.
+func (d *DB) GetWrite(ctx context.Context, dest any, query string, args ...any) error {
+	return d.seen(d.write.GetContext(ctx, dest, d.bind(query), args...))
+}
+
+// SelectWrite is GetWrite for many rows.
+func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...any) error {
+	return d.seen(d.write.SelectContext(ctx, dest, d.bind(query), args...))
+}
+
+// Tx is one transaction.
+type Tx struct {
+	tx *sqlx.Tx
+	db *DB
+}
+
+// Get reads one row.
+func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
+	return t.db.seen(t.tx.GetContext(ctx, dest, t.db.bind(query), args...))
+}
+
+// Select reads many rows.
+func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) error {
+	return t.db.seen(t.tx.SelectContext(ctx, dest, t.db.bind(query), args...))
+}
+
+// Exec runs one statement and says how many rows it changed.
+func (t *Tx) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return affected(t.tx.ExecContext(ctx, t.db.bind(query), args...))(t.db)
+}
+
+// Dialect says which database it is.
+func (t *Tx) Dialect() Dialect { return t.db.dialect }
+
+// Tx runs fn in one transaction: committed when fn returns nil, rolled back
+// otherwise. On SQLite it is IMMEDIATE on the one writer; on PostgreSQL READ
+// COMMITTED. A failed commit may still have happened: whoever repeats must be
+// able to find that out.
+func (d *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
+	tx, err := d.write.BeginTxx(ctx, nil)
+	if err != nil {
+		return d.seen(err)
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing; it also ends a panic's transaction
+	if err := fn(&Tx{tx: tx, db: d}); err != nil {
+		return err
+	}
+	return d.seen(tx.Commit())
+}
+
+func affected(r sql.Result, err error) func(*DB) (int64, error) {
+	return func(d *DB) (int64, error) {
+		if err != nil {
+			return 0, d.seen(err)
+		}
+		return r.RowsAffected()
+	}
+}
+
+// seen counts what is the database's own failure and cleans the error of the
+// values that PostgreSQL quotes in its details.
+func (d *DB) seen(err error) error {
+	if err == nil || errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if IsAway(err) {
+		d.errors.Add(1)
+		d.lastError.Store(time.Now().UnixMilli())
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return &Error{Code: pg.Code, Constraint: pg.ConstraintName, cause: err}
+	}
+	var lite *sqlite.Error
+	if errors.As(err, &lite) {
+		return &Error{Code: fmt.Sprintf("sqlite-%d", lite.Code()), cause: err}
+	}
+	return err
+}
+
+// Error is a database's refusal without the values it quotes, so that it can be
+// logged.
+type Error struct {
+	Code       string // SQLSTATE, or "sqlite-" and the extended result code
+	Constraint string // PostgreSQL only
+	cause      error
+}
+
+func (e *Error) Error() string {
+	if e.Constraint != "" {
+		return "database refused: " + e.Code + " (" + e.Constraint + ")"
+	}
+	return "database refused: " + e.Code
+}
+
+func (e *Error) Unwrap() error { return e.cause }
+
+// IsUnique reports whether err is a duplicate of a unique key.
+func IsUnique(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code == "23505"
+	}
+	var lite *sqlite.Error
+	if errors.As(err, &lite) {
+		return lite.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || lite.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
+	}
+	return false
+}
+
+// IsAway reports whether err says that the database could not be reached, was
+// restarted, has no room or took too long: trying again later may help. The
+// statement may have happened.
+func IsAway(err error) bool {
+	if err == nil || errors.Is(err, sql.ErrNoRows) || errors.Is(err, context.Canceled) {
+		return false
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code[:2] {
+		case "08", "53", "57", "58", "25", "40": // connection, resources, shutdown, system, idle transaction ended, deadlock
+			return true
+		}
+		return false
+	}
+	var lite *sqlite.Error
+	if errors.As(err, &lite) {
+		switch lite.Code() & 0xff {
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN:
+			return true
+		}
+		return false
+	}
+	var known *Error
+	return !errors.As(err, &known)
+}
+
+// bind turns ? into $1, $2… for PostgreSQL. No statement of ours holds a
+// literal question mark.
+func (d *DB) bind(query string) string {
+	if d.dialect == SQLite {
+		return query
+	}
+	if q, ok := d.rebound.Load(query); ok {
+		return q.(string)
+	}
+	q := sqlx.Rebind(sqlx.DOLLAR, query)
+	d.rebound.Store(query, q)
+	return q
+}

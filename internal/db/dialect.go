@@ -1,0 +1,53 @@
+package db
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/binary"
+	"strings"
+	"time"
+)
+
+// SkipLocked ends a SELECT that takes rows nobody else is working on. SQLite
+// has one writer, so there is nobody else.
+func SkipLocked(q Querier) string {
+	if q.Dialect() == Postgres {
+		return " FOR UPDATE SKIP LOCKED "
+	}
+	return " "
+}
+
+// ForUpdate ends a SELECT that waits for the row and keeps it.
+func ForUpdate(q Querier) string {
+	if q.Dialect() == Postgres {
+		return " FOR UPDATE "
+	}
+	return " "
+}
+
+// Greatest names the function for the larger of several values.
+func Greatest(q Querier) string {
+	if q.Dialect() == Postgres {
+		return "greatest"
+	}
+	return "max"
+}
+
+// Marks is "?, ?, ?" for n parameters, for IN lists and rows of values.
+func Marks(n int) string {
+	return strings.TrimSuffix(strings.Repeat("?, ", n), ", ")
+}
+
+var idAlphabet = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+
+// NewID makes an id such as gen_06f3…: the prefix, then 48 bits of milliseconds
+// and 80 random bits in Crockford's base 32, so that ids sort by their time and
+// cannot be guessed.
+func NewID(prefix string, now time.Time) string {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<16)
+	if _, err := rand.Read(b[6:]); err != nil {
+		panic(err) // the kernel's generator does not fail
+	}
+	return prefix + "_" + idAlphabet.EncodeToString(b[:])
+}
