@@ -218,9 +218,14 @@ func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...an
 
 // Tx is one transaction.
 type Tx struct {
-	tx *sqlx.Tx
-	db *DB
+	tx    *sqlx.Tx
+	db    *DB
+	after []func()
 }
+
+// AfterCommit runs fn once the transaction is committed, in the order of the
+// calls. It must not block: whoever waits for the commit waits for it too.
+func (t *Tx) AfterCommit(fn func()) { t.after = append(t.after, fn) }
 
 // Get reads one row.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
@@ -250,10 +255,17 @@ func (d *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 		return d.seen(err)
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing; it also ends a panic's transaction
-	if err := fn(&Tx{tx: tx, db: d}); err != nil {
+	t := &Tx{tx: tx, db: d}
+	if err := fn(t); err != nil {
 		return err
 	}
-	return d.seen(tx.Commit())
+	if err := tx.Commit(); err != nil {
+		return d.seen(err)
+	}
+	for _, after := range t.after {
+		after()
+	}
+	return nil
 }
 
 func affected(r sql.Result, err error) func(*DB) (int64, error) {

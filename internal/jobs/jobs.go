@@ -1,0 +1,352 @@
+// Package jobs is the durable queue: rows in the database decide what runs,
+// asynq on Redis only rings a bell so that a worker looks at once.
+//
+// A room registers a Kind with a handler and adds jobs in its own transactions.
+// Leases, retries, fairness, cancellation, ticks and what happens when a worker,
+// Redis or the database goes away are written here once, for every kind. A job
+// row holds ids only: never a prompt, an address or a body.
+package jobs
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+)
+
+// Housekeeping is the lane of everything that needs no GPU.
+const Housekeeping = "housekeeping"
+
+// System is the party of work that belongs to nobody.
+const System = "system"
+
+const (
+	// Lease is how long a worker may be silent before its jobs are somebody
+	// else's; Renew is how often it says that it lives.
+	Lease = 12 * time.Second
+	Renew = 3 * time.Second
+	// reconcileEvery bounds how late a lost job is found: Lease + reconcileEvery.
+	reconcileEvery = 2 * time.Second
+	// tick is how often a worker looks without being rung; it is also the cost
+	// of a lost ring.
+	tick = 2 * time.Second
+	// workerGone is the age at which a worker's row no longer counts.
+	workerGone = 15 * time.Second
+	// keepEnded is how long an ended job's row stays, for those who look why.
+	keepEnded = 24 * time.Hour
+	// keepTicks is how long a tick's row stays, so that a late scheduler cannot
+	// run it again.
+	keepTicks = 7 * 24 * time.Hour
+)
+
+// A State of a job. Waiting is a retry or a delay: users see it as queued.
+type State string
+
+// The states. The last three are final.
+const (
+	Queued    State = "queued"
+	Waiting   State = "waiting"
+	Running   State = "running"
+	Succeeded State = "succeeded"
+	Failed    State = "failed"
+	Canceled  State = "canceled"
+)
+
+// Terminal reports whether the job has ended.
+func (s State) Terminal() bool { return s == Succeeded || s == Failed || s == Canceled }
+
+// Job is one row of the queue.
+type Job struct {
+	ID              string `db:"id"`
+	Lane            string `db:"lane"`
+	Kind            string `db:"kind"`
+	Party           string `db:"party"`
+	Ref             string `db:"ref"`
+	State           State  `db:"state"`
+	Attempt         int    `db:"attempt"` // 1 for the first run; it fences every write of that run
+	MaxAttempts     int    `db:"max_attempts"`
+	VStart          int64  `db:"vstart"`
+	Cost            int64  `db:"cost"`
+	CancelRequested bool   `db:"cancel_requested"`
+	ProgressDone    int64  `db:"progress_done"`
+	ProgressTotal   int64  `db:"progress_total"`
+	ErrorCode       string `db:"error_code"`
+	CreatedAt       int64  `db:"created_at"`
+	RunAfter        int64  `db:"run_after"`
+	StartedAt       int64  `db:"started_at"`
+	FinishedAt      int64  `db:"finished_at"`
+}
+
+const columns = `id, lane, kind, party, ref, state, attempt, max_attempts, vstart, cost, cancel_requested,
+	progress_done, progress_total, error_code, created_at, run_after, started_at, finished_at`
+
+// A Kind is one sort of work.
+type Kind struct {
+	Name        string // such as generation:run; also the asynq task type of its ring
+	Lane        string // where its jobs go unless New says otherwise; default Housekeeping
+	MaxAttempts int    // default 5; a release at shutdown is not counted
+	// Timeout of one attempt; 0 means none. The lease is renewed as long as it
+	// runs.
+	Timeout time.Duration
+	// Backoff before attempt+1; default 2 s, doubled each time, at most 5 min.
+	Backoff func(attempt int) time.Duration
+	// Run does the work. It ends with run.Complete, or returns nil (which
+	// completes with nothing more to write) or an error.
+	Run func(ctx context.Context, run *Run) error
+	// Ended, if set, is told in the same transaction that a job failed for good
+	// or was canceled, whoever ended it.
+	Ended func(ctx context.Context, tx *db.Tx, j Job, end State, code string) error
+}
+
+// Queue adds, cancels and looks at jobs. Workers and the scheduler are made
+// from it.
+type Queue struct {
+	db      *db.DB
+	clock   *clock.Clock
+	log     *slog.Logger
+	kinds   map[string]Kind
+	bell    *Bell
+	metrics *Metrics
+}
+
+// New makes a queue. Kinds are registered before any worker starts.
+func New(d *db.DB, c *clock.Clock, bell *Bell, m *Metrics, log *slog.Logger) *Queue {
+	return &Queue{db: d, clock: c, log: log, kinds: map[string]Kind{}, bell: bell, metrics: m}
+}
+
+// Register makes a kind known. It panics on a kind without a name or handler,
+// or one known already: both are mistakes of the program.
+func (q *Queue) Register(k Kind) {
+	if k.Name == "" || k.Run == nil {
+		panic("jobs: a kind needs a name and a handler")
+	}
+	if _, known := q.kinds[k.Name]; known {
+		panic("jobs: kind registered twice: " + k.Name)
+	}
+	if k.Lane == "" {
+		k.Lane = Housekeeping
+	}
+	if k.MaxAttempts == 0 {
+		k.MaxAttempts = 5
+	}
+	if k.Backoff == nil {
+		k.Backoff = func(attempt int) time.Duration {
+			return min(2*time.Second<<min(attempt-1, 10), 5*time.Minute)
+		}
+	}
+	q.kinds[k.Name] = k
+}
+
+// New describes a job to add.
+type NewJob struct {
+	Kind     string
+	Party    string    // default System
+	Ref      string    //
+	Lane     string    // default the kind's
+	Cost     int64     // default 1; what a turn is charged
+	RunAfter time.Time // zero: now
+}
+
+// Add adds a job in the caller's transaction and rings the lane once that is
+// committed. It returns the job's id.
+func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (string, error) {
+	k, ok := q.kinds[n.Kind]
+	if !ok {
+		return "", fmt.Errorf("jobs: unknown kind %q", n.Kind)
+	}
+	if n.Lane == "" {
+		n.Lane = k.Lane
+	}
+	if n.Party == "" {
+		n.Party = System
+	}
+	n.Cost = max(n.Cost, 1)
+	now := q.clock.Now()
+	id := db.NewID("job", now)
+	state, vstart, runAfter := Queued, int64(0), now.UnixMilli()
+	if n.RunAfter.After(now) {
+		state, runAfter = Waiting, n.RunAfter.UnixMilli() // it takes its turn when it is due
+	} else {
+		finish, err := takeTurn(ctx, tx, n.Lane, n.Party, n.Cost)
+		if err != nil {
+			return "", err
+		}
+		vstart = finish - n.Cost
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO jobs (`+columns+`, lease_until, worker)
+		VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, 0, 0, '', ?, ?, 0, 0, 0, '')`,
+		id, n.Lane, n.Kind, n.Party, n.Ref, state, k.MaxAttempts, vstart, n.Cost, now.UnixMilli(), runAfter)
+	if err != nil {
+		return "", err
+	}
+	if state == Queued {
+		tx.AfterCommit(func() { q.bell.Ring(n.Lane, n.Kind) })
+	}
+	return id, nil
+}
+
+// takeTurn charges a party for a job and returns its new finish tag: start-time
+// fair queueing. The upsert locks the party's row until the transaction ends,
+// so that parallel jobs of one party get distinct tags.
+func takeTurn(ctx context.Context, tx *db.Tx, lane, party string, cost int64) (finish int64, err error) {
+	err = tx.Get(ctx, &finish, `
+		INSERT INTO job_turns (lane, party, finish) VALUES (?, ?, ? + coalesce(
+			(SELECT min(vstart) FROM jobs WHERE lane = ? AND state = 'queued'),
+			(SELECT max(finish) FROM job_turns WHERE lane = ?), 0))
+		ON CONFLICT (lane, party) DO UPDATE
+			SET finish = `+db.Greatest(tx)+`(job_turns.finish + ?, excluded.finish)
+		RETURNING finish`,
+		lane, party, cost, lane, lane, cost)
+	return finish, err
+}
+
+// Cancel ends a job that has not started, at once; a running one is asked to
+// stop and its worker answers within a few seconds. It returns the state after
+// the call; sql.ErrNoRows when there is no such job.
+func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id string) (State, error) {
+	var j Job
+	if err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`+db.ForUpdate(tx), id); err != nil {
+		return "", err
+	}
+	switch j.State {
+	case Queued, Waiting:
+		if j.State == Queued {
+			// It never ran: its party gets the turn back.
+			if _, err := tx.Exec(ctx, `UPDATE job_turns SET finish = finish - ? WHERE lane = ? AND party = ?`,
+				j.Cost, j.Lane, j.Party); err != nil {
+				return "", err
+			}
+		}
+		return Canceled, q.end(ctx, tx, j, Canceled, "canceled")
+	case Running:
+		_, err := tx.Exec(ctx, `UPDATE jobs SET cancel_requested = 1 WHERE id = ?`, id)
+		return Running, err
+	default:
+		return j.State, nil
+	}
+}
+
+// end writes a final state for a job whose row the caller has locked or fenced.
+func (q *Queue) end(ctx context.Context, tx *db.Tx, j Job, end State, code string) error {
+	n, err := tx.Exec(ctx, `UPDATE jobs SET state = ?, error_code = ?, finished_at = ?, lease_until = 0
+		WHERE id = ? AND attempt = ? AND state = ?`, end, code, q.clock.Millis(), j.ID, j.Attempt, j.State)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return ErrFenced
+	}
+	if k := q.kinds[j.Kind]; k.Ended != nil && end != Succeeded {
+		return k.Ended(ctx, tx, j, end, code)
+	}
+	return nil
+}
+
+// Unstarted counts a party's jobs that wait for their turn, up to limit.
+func Unstarted(ctx context.Context, q db.Querier, party string, limit int) (n int, err error) {
+	err = q.Get(ctx, &n, `SELECT count(*) FROM (
+		SELECT 1 FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') LIMIT ?) AS some`, party, limit)
+	return n, err
+}
+
+// Outlook says where a job stands in its lane.
+type Outlook struct {
+	Position int            // 1 is the next; counted up to 10,000
+	Served   bool           // a worker with a ready slot serves the lane now
+	Start    *time.Duration // expected until it starts; nil: nothing measured
+}
+
+// Outlook reckons when a queued job will start, from this lane's measured times.
+func (q *Queue) Outlook(ctx context.Context, r db.Querier, j Job) (Outlook, error) {
+	if j.State == Waiting {
+		j.VStart = 1<<62 - 1 // its turn is still to be taken: behind all that wait now
+	}
+	var ahead struct {
+		Jobs int   `db:"jobs"`
+		Cost int64 `db:"cost"`
+	}
+	err := r.Get(ctx, &ahead, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) AS cost FROM (
+		SELECT cost FROM jobs WHERE lane = ? AND state = 'queued' AND (vstart < ? OR (vstart = ? AND id < ?))
+		LIMIT 10000) AS ahead`, j.Lane, j.VStart, j.VStart, j.ID)
+	if err != nil {
+		return Outlook{}, err
+	}
+	lanes, err := q.Lanes(ctx, r)
+	if err != nil {
+		return Outlook{}, err
+	}
+	lane := lanes[j.Lane]
+	o := Outlook{Position: ahead.Jobs + 1, Served: lane.Slots > 0}
+	if lane.Slots > 0 && lane.UnitMicros > 0 {
+		var running struct {
+			Jobs int   `db:"jobs"`
+			Cost int64 `db:"cost"` // half of it is still to be done, on average
+		}
+		err := r.Get(ctx, &running, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) / 2 AS cost
+			FROM jobs WHERE lane = ? AND state = 'running'`, j.Lane)
+		if err != nil {
+			return Outlook{}, err
+		}
+		wait := time.Duration(0)
+		if running.Jobs+ahead.Jobs >= lane.Slots {
+			wait = time.Duration((ahead.Cost+running.Cost)*lane.UnitMicros/int64(lane.Slots)) * time.Microsecond
+		}
+		if j.State == Waiting {
+			wait = max(wait, time.Duration(j.RunAfter-q.clock.Millis())*time.Millisecond)
+		}
+		o.Start = &wait
+	}
+	return o, nil
+}
+
+// A LaneState is what the living workers say of a lane.
+type LaneState struct {
+	Lane       string `db:"lane"`
+	Slots      int    `db:"slots"`       // ready slots of all workers
+	UnitMicros int64  `db:"unit_micros"` // mean run time of one unit of cost; 0: not measured
+}
+
+// Lanes tells which lanes are served now.
+func (q *Queue) Lanes(ctx context.Context, r db.Querier) (map[string]LaneState, error) {
+	var rows []LaneState
+	err := r.Select(ctx, &rows, `SELECT lane, sum(slots) AS slots, coalesce(max(unit_micros), 0) AS unit_micros
+		FROM workers WHERE seen_at > ? GROUP BY lane`, q.clock.Millis()-workerGone.Milliseconds())
+	if err != nil {
+		return nil, err
+	}
+	lanes := make(map[string]LaneState, len(rows))
+	for _, l := range rows {
+		lanes[l.Lane] = l
+	}
+	return lanes, nil
+}
+
+// Find reads one job; sql.ErrNoRows when it is not there.
+func Find(ctx context.Context, q db.Querier, id string) (Job, error) {
+	var j Job
+	err := q.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`, id)
+	return j, err
+}
+
+// claim takes the fairest queued job of a lane; ok is false when there is none.
+func (q *Queue) claim(ctx context.Context, lane, worker string) (j Job, ok bool, err error) {
+	now := q.clock.Millis()
+	started := time.Now()
+	err = q.db.GetWrite(ctx, &j, `UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = ?, worker = ?,
+			started_at = ?, progress_done = 0, progress_total = 0
+		WHERE id = (SELECT id FROM jobs WHERE lane = ? AND state = 'queued' ORDER BY vstart, id LIMIT 1`+
+		db.SkipLocked(q.db)+`) AND state = 'queued' RETURNING `+columns, now+Lease.Milliseconds(), worker, now, lane)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Job{}, false, nil
+	}
+	if err != nil {
+		return Job{}, false, err
+	}
+	q.metrics.claimed(j, time.Since(started), now)
+	return j, true, nil
+}

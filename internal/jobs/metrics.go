@@ -1,0 +1,96 @@
+package jobs
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics of the queue. Labels are lane, kind and state, never a party.
+type Metrics struct {
+	depth            *prometheus.GaugeVec
+	age              *prometheus.GaugeVec
+	claimLatency     *prometheus.HistogramVec
+	pickup           *prometheus.HistogramVec
+	runTime          *prometheus.HistogramVec
+	endings          *prometheus.CounterVec
+	slotsReady       *prometheus.GaugeVec
+	slotsBusy        *prometheus.GaugeVec
+	leasesLost       prometheus.Counter
+	doorbellFailures prometheus.Counter
+}
+
+// NewMetrics makes the metrics and registers them, when there is a registry.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	fast := prometheus.ExponentialBuckets(0.0005, 2, 14) // 0.5 ms to 4 s
+	slow := prometheus.ExponentialBuckets(0.005, 2.5, 14)
+	m := &Metrics{
+		depth: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_jobs", Help: "Jobs that have not ended, by lane and state (every 10 s, from the scheduler)."}, []string{"lane", "state"}),
+		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_jobs_oldest_seconds", Help: "Age of the oldest queued job of the lane."}, []string{"lane"}),
+		claimLatency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "zimage_job_claim_seconds", Help: "Time of the claiming statement.", Buckets: fast}, []string{"lane"}),
+		pickup: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "zimage_job_pickup_seconds", Help: "From the job's creation to its first claim.", Buckets: slow}, []string{"lane"}),
+		runTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "zimage_job_run_seconds", Help: "From claim to end of an attempt.", Buckets: slow}, []string{"lane", "kind"}),
+		endings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "zimage_jobs_ended_total", Help: "Jobs that ended, by final state."}, []string{"lane", "kind", "state"}),
+		slotsReady: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_slots_ready", Help: "Slots of this worker that could run a job."}, []string{"lane"}),
+		slotsBusy: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_jobs_in_hand", Help: "Jobs this worker has in hand, results that wait to be stored included."}, []string{"lane"}),
+		leasesLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_leases_lost_total", Help: "Attempts whose lease was lost, seen by worker or scheduler."}),
+		doorbellFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_doorbell_failures_total", Help: "Rings that Redis did not take; the workers' tick replaces them."}),
+	}
+	if r != nil {
+		r.MustRegister(m.depth, m.age, m.claimLatency, m.pickup, m.runTime, m.endings,
+			m.slotsReady, m.slotsBusy, m.leasesLost, m.doorbellFailures)
+	}
+	return m
+}
+
+func (m *Metrics) claimed(j Job, took time.Duration, now int64) {
+	m.claimLatency.WithLabelValues(j.Lane).Observe(took.Seconds())
+	if j.Attempt == 1 {
+		m.pickup.WithLabelValues(j.Lane).Observe(float64(now-max(j.CreatedAt, j.RunAfter)) / 1000)
+	}
+}
+
+func (m *Metrics) ended(j Job, end State, now int64) {
+	m.endings.WithLabelValues(j.Lane, j.Kind, string(end)).Inc()
+	m.runTime.WithLabelValues(j.Lane, j.Kind).Observe(float64(now-j.StartedAt) / 1000)
+}
+
+func (m *Metrics) slots(lane string, ready, busy int) {
+	m.slotsReady.WithLabelValues(lane).Set(float64(ready))
+	m.slotsBusy.WithLabelValues(lane).Set(float64(busy))
+}
+
+// sample counts the queue for the depth and age metrics.
+func (q *Queue) sample(ctx context.Context) error {
+	var rows []struct {
+		Lane   string `db:"lane"`
+		State  string `db:"state"`
+		Jobs   int64  `db:"jobs"`
+		Oldest int64  `db:"oldest"`
+	}
+	err := q.db.Select(ctx, &rows, `SELECT lane, state, count(*) AS jobs, min(created_at) AS oldest FROM jobs
+		WHERE state IN ('queued', 'waiting', 'running') GROUP BY lane, state`)
+	if err != nil {
+		return err
+	}
+	q.metrics.depth.Reset()
+	q.metrics.age.Reset()
+	for _, r := range rows {
+		q.metrics.depth.WithLabelValues(r.Lane, r.State).Set(float64(r.Jobs))
+		if r.State == string(Queued) {
+			q.metrics.age.WithLabelValues(r.Lane).Set(float64(q.clock.Millis()-r.Oldest) / 1000)
+		}
+	}
+	return nil
+}

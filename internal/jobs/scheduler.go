@@ -1,0 +1,218 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"zimage/internal/db"
+)
+
+// batch bounds what one pass of the scheduler changes in one transaction.
+const batch = 200
+
+// Scheduler mends the queue and makes schedules come round. Any number of them
+// may run at once.
+type Scheduler struct {
+	queue     *Queue
+	schedules []Schedule
+
+	failed  bool      // the last pass saw the database fail
+	patient time.Time // until then expired leases are left alone
+}
+
+// A Schedule adds a job of a kind once in every interval, counted from 1970.
+type Schedule struct {
+	Name  string
+	Every time.Duration
+	Kind  string
+}
+
+// NewScheduler makes a scheduler with its schedules.
+func (q *Queue) NewScheduler(schedules ...Schedule) *Scheduler {
+	return &Scheduler{queue: q, schedules: schedules}
+}
+
+// Run makes a pass every two seconds until ctx ends.
+func (s *Scheduler) Run(ctx context.Context) error {
+	t := time.NewTicker(reconcileEvery)
+	defer t.Stop()
+	var sampled time.Time
+	for {
+		if err := s.pass(ctx, &sampled); err != nil && ctx.Err() == nil {
+			s.queue.log.Warn("scheduler pass failed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err := s.Reconcile(ctx)
+	if err == nil {
+		err = s.Tick(ctx)
+	}
+	if err == nil && time.Since(*sampled) >= 10*time.Second {
+		*sampled = time.Now()
+		err = errors.Join(s.queue.sample(ctx), s.prune(ctx))
+	}
+	return err
+}
+
+// Reconcile requeues jobs whose lease has passed, queues those that have waited
+// long enough, and fails those that have no attempt left. It may be called by
+// anybody at any time.
+func (s *Scheduler) Reconcile(ctx context.Context) error {
+	q := s.queue
+	if err := q.db.Ping(ctx); err != nil {
+		s.failed = true
+		return err
+	}
+	if s.failed {
+		// The workers could not renew either: they get a lease's time to do so.
+		s.failed = false
+		s.patient = q.clock.Now().Add(Lease)
+	}
+	if !q.clock.Now().Before(s.patient) {
+		if err := s.repeat(ctx, s.requeueLost); err != nil {
+			return err
+		}
+	}
+	return s.repeat(ctx, s.queueDue)
+}
+
+// repeat runs a bounded batch until there is no more.
+func (s *Scheduler) repeat(ctx context.Context, one func(context.Context) (int, error)) error {
+	for {
+		n, err := one(ctx)
+		if err != nil {
+			s.failed = s.failed || db.IsAway(err)
+			return err
+		}
+		if n < batch {
+			return nil
+		}
+	}
+}
+
+func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
+	q := s.queue
+	var lost []Job
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		lost = lost[:0]
+		err := tx.Select(ctx, &lost, `SELECT `+columns+` FROM jobs WHERE state = 'running' AND lease_until < ?
+			ORDER BY lease_until LIMIT ?`+db.SkipLocked(tx), q.clock.Millis(), batch)
+		if err != nil {
+			return err
+		}
+		for _, j := range lost {
+			switch {
+			case j.CancelRequested:
+				err = q.end(ctx, tx, j, Canceled, "canceled")
+			case j.Attempt >= j.MaxAttempts:
+				err = q.end(ctx, tx, j, Failed, "worker_lost")
+			default:
+				_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
+				tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && len(lost) > 0 {
+		q.metrics.leasesLost.Add(float64(len(lost)))
+		q.log.Warn("jobs of silent workers are free again", "jobs", len(lost))
+	}
+	return len(lost), err
+}
+
+func (s *Scheduler) queueDue(ctx context.Context) (int, error) {
+	q := s.queue
+	var due []Job
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		due = due[:0]
+		err := tx.Select(ctx, &due, `SELECT `+columns+` FROM jobs WHERE state = 'waiting' AND run_after <= ?
+			ORDER BY run_after LIMIT ?`+db.SkipLocked(tx), q.clock.Millis(), batch)
+		if err != nil {
+			return err
+		}
+		for _, j := range due {
+			finish, err := takeTurn(ctx, tx, j.Lane, j.Party, j.Cost)
+			if err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', vstart = ? WHERE id = ?`, finish-j.Cost, j.ID); err != nil {
+				return err
+			}
+			tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+		}
+		return nil
+	})
+	return len(due), err
+}
+
+// Tick adds the jobs of schedules that have come round. The row of the tick
+// decides which of several schedulers does it.
+func (s *Scheduler) Tick(ctx context.Context) error {
+	q := s.queue
+	for _, schedule := range s.schedules {
+		tick := q.clock.Millis() / schedule.Every.Milliseconds()
+		var known int
+		err := q.db.Get(ctx, &known, `SELECT count(*) FROM schedule_ticks WHERE name = ? AND tick = ?`, schedule.Name, tick)
+		if err != nil {
+			return err
+		}
+		if known > 0 {
+			continue
+		}
+		err = q.db.Tx(ctx, func(tx *db.Tx) error {
+			n, err := tx.Exec(ctx, `INSERT INTO schedule_ticks (name, tick, at) VALUES (?, ?, ?) ON CONFLICT (name, tick) DO NOTHING`,
+				schedule.Name, tick, q.clock.Millis())
+			if err != nil || n == 0 {
+				return err
+			}
+			_, err = q.Add(ctx, tx, NewJob{Kind: schedule.Kind, Ref: schedule.Name})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RequeueAll frees every running job at once. Only a process that knows itself
+// to be alone, by holding the data folder's lock, may call it.
+func (q *Queue) RequeueAll(ctx context.Context) (int64, error) {
+	return q.db.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
+		WHERE state = 'running'`)
+}
+
+// prune removes the rows nobody needs any more: ended jobs, old ticks, silent
+// workers, and turns of parties that are behind everybody who waits.
+func (s *Scheduler) prune(ctx context.Context) error {
+	q, now := s.queue, s.queue.clock.Millis()
+	for _, old := range []struct {
+		sql  string
+		args []any
+	}{
+		{`DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'canceled') AND finished_at < ? LIMIT 1000)`,
+			[]any{now - keepEnded.Milliseconds()}},
+		{`DELETE FROM schedule_ticks WHERE at < ?`, []any{now - keepTicks.Milliseconds()}},
+		{`DELETE FROM workers WHERE seen_at < ?`, []any{now - 10*workerGone.Milliseconds()}},
+		{`DELETE FROM job_turns WHERE finish < (SELECT min(vstart) FROM jobs WHERE jobs.lane = job_turns.lane AND state = 'queued')
+			AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.party = job_turns.party AND state IN ('queued', 'waiting'))`, nil},
+	} {
+		if _, err := q.db.Exec(ctx, old.sql, old.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,556 @@
+package jobs
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"zimage/internal/db"
+)
+
+// Why a handler's context ended, as context.Cause says.
+var (
+	// ErrFenced means that this attempt is no longer the job's: a lease was lost
+	// and somebody else runs it, or has ended it. Nothing may be written.
+	ErrFenced = errors.New("jobs: this attempt no longer counts")
+	// ErrCanceled means that the job's owner asked it to stop.
+	ErrCanceled = errors.New("jobs: canceled")
+	// ErrShutdown means that the worker stops; the job is released and runs
+	// again elsewhere, without losing an attempt.
+	ErrShutdown = errors.New("jobs: the worker shuts down")
+)
+
+// A Failure is an error of a handler that says what becomes of its job. Any
+// other error is tried again with the kind's backoff.
+type Failure struct {
+	Code  string        // stable and safe to show
+	Final bool          // never tried again
+	After time.Duration // before the next attempt; 0: the kind's backoff
+	cause error
+}
+
+// Fail ends the job as failed.
+func Fail(code string, cause error) error { return &Failure{Code: code, Final: true, cause: cause} }
+
+// Retry runs the job again, after the kind's backoff, until its attempts are
+// used up; then code is why it failed.
+func Retry(code string, cause error) error { return &Failure{Code: code, cause: cause} }
+
+func (f *Failure) Error() string { return "job failed: " + f.Code }
+
+func (f *Failure) Unwrap() error { return f.cause }
+
+// A Slot is the right to run one job. Release may be called more than once.
+type Slot interface{ Release() }
+
+// Slots bound what runs at once in a lane: a fixed number, or the slots of a
+// fleet of engines.
+type Slots interface {
+	// Acquire waits for a free slot.
+	Acquire(ctx context.Context) (Slot, error)
+	// Size is how many there are at most.
+	Size() int
+	// Ready is how many could run a job now, busy ones included.
+	Ready() int
+}
+
+// Fixed is n slots that are always ready.
+type Fixed chan struct{}
+
+// NewFixed makes n slots.
+func NewFixed(n int) Fixed { return make(Fixed, n) }
+
+// Acquire waits for a free slot.
+func (f Fixed) Acquire(ctx context.Context) (Slot, error) {
+	select {
+	case f <- struct{}{}:
+		return &fixedSlot{slots: f}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Size is the number of slots.
+func (f Fixed) Size() int { return cap(f) }
+
+// Ready is the number of slots.
+func (f Fixed) Ready() int { return cap(f) }
+
+type fixedSlot struct {
+	slots Fixed
+	once  sync.Once
+}
+
+func (s *fixedSlot) Release() { s.once.Do(func() { <-s.slots }) }
+
+// Run is one attempt at a job, in the hands of its handler.
+type Run struct {
+	Job
+	// Slot is what the attempt runs on. It is released when the handler returns,
+	// unless the handler has released it before (the engine is free, the rest
+	// needs none) or keeps it (the engine goes on after a cancel).
+	Slot Slot
+
+	worker   *Worker
+	cancel   context.CancelCauseFunc
+	keep     atomic.Bool
+	ended    atomic.Bool
+	done     atomic.Int64
+	total    atomic.Int64
+	canceled atomic.Bool
+}
+
+// Progress is carried to the database by the next renewal of the lease.
+func (r *Run) Progress(done, total int64) {
+	r.done.Store(done)
+	r.total.Store(total)
+}
+
+// KeepSlot leaves the release of the slot to the caller, beyond the handler's
+// return.
+func (r *Run) KeepSlot() { r.keep.Store(true) }
+
+// Complete ends the job as succeeded and writes, in the same transaction, what
+// fn writes. It is fenced: when this attempt no longer counts it returns
+// ErrFenced and nothing is written. While the database is away it waits and
+// tries again until ctx ends, so a result is not lost. fn may run several times.
+func (r *Run) Complete(ctx context.Context, fn func(tx *db.Tx) error) error {
+	q := r.worker.queue
+	err := r.worker.persist(ctx, func() error {
+		err := q.db.Tx(ctx, func(tx *db.Tx) error {
+			if err := q.end(ctx, tx, r.Job, Succeeded, ""); err != nil {
+				return err
+			}
+			if fn == nil {
+				return nil
+			}
+			return fn(tx)
+		})
+		if errors.Is(err, ErrFenced) {
+			// A commit whose answer was lost looks like this too.
+			if j, found := Find(ctx, q.db, r.ID); found == nil && j.State == Succeeded && j.Attempt == r.Attempt {
+				return nil
+			} else if found != nil && !errors.Is(found, sql.ErrNoRows) {
+				return found
+			}
+		}
+		return err
+	})
+	if err == nil {
+		r.ended.Store(true)
+		q.metrics.ended(r.Job, Succeeded, q.clock.Millis())
+	}
+	return err
+}
+
+// A Lane is what a worker serves: a queue and the slots to run it on.
+type Lane struct {
+	Name  string
+	Slots Slots
+	// CheckInterval is how often asynq looks for a ring; default 250 ms. 10 ms
+	// picks up in 5 to 7 ms and costs about 1 % of a core.
+	CheckInterval time.Duration
+}
+
+// Worker runs the jobs of its lanes.
+type Worker struct {
+	queue    *Queue
+	id       string
+	lanes    []*lane
+	shutdown time.Duration
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	running map[string]*Run
+	work    sync.WaitGroup
+}
+
+// NewWorker makes a worker. shutdown is how long running jobs may take to
+// finish once its context has ended.
+func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
+	w := &Worker{
+		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown,
+		running: map[string]*Run{},
+	}
+	w.log = q.log.With("worker", w.id)
+	for _, l := range lanes {
+		if l.CheckInterval == 0 {
+			l.CheckInterval = 250 * time.Millisecond
+		}
+		w.lanes = append(w.lanes, &lane{
+			Lane: l, worker: w, wake: make(chan struct{}, 1),
+			// A result that cannot be stored yet waits in memory: this bounds how many.
+			inflight: make(chan struct{}, 3*l.Slots.Size()+2),
+		})
+	}
+	return w
+}
+
+// ID names the worker in the database and in logs.
+func (w *Worker) ID() string { return w.id }
+
+// Run serves the lanes until ctx ends. Then nothing new is claimed; what runs
+// may finish until the shutdown time is over, and is released after it. When
+// abort is closed it is released at once.
+func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
+	// Leases are renewed, and slots acquired, until the last job has ended.
+	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var background sync.WaitGroup
+	background.Go(func() { w.renew(alive) })
+
+	var bells []func()
+	for _, l := range w.lanes {
+		kinds := slices.Sorted(maps.Keys(w.queue.kinds))
+		hush, err := w.queue.bell.listen(l.Name, kinds, l.Slots.Size(), l.CheckInterval, func() { l.serve(ctx) }, w.log)
+		if err != nil {
+			return fmt.Errorf("jobs: listen on lane %s: %w", l.Name, err)
+		}
+		bells = append(bells, hush)
+		w.queue.bell.hear(l.Name, l.kick)
+		background.Go(func() { l.tick(ctx) })
+	}
+	w.log.Info("worker serves", "lanes", len(w.lanes))
+	<-ctx.Done()
+
+	finished := make(chan struct{})
+	go func() {
+		for _, hush := range bells {
+			hush()
+		}
+		for _, l := range w.lanes {
+			l.loops.Wait()
+		}
+		w.work.Wait()
+		close(finished)
+	}()
+	select {
+	case <-finished:
+	case <-abort:
+		w.stopAll()
+	case <-time.After(w.shutdown):
+		w.stopAll()
+	}
+	select {
+	case <-finished:
+	case <-time.After(5 * time.Second):
+		// A handler that does not end keeps its lease until the process is gone;
+		// the job then runs again elsewhere.
+		w.log.Warn("jobs did not stop", "jobs", w.busy())
+	}
+	stop()
+	background.Wait()
+	gone, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if _, err := w.queue.db.Exec(gone, `DELETE FROM workers WHERE id = ?`, w.id); err != nil {
+		return fmt.Errorf("jobs: sign off: %w", err)
+	}
+	return nil
+}
+
+func (w *Worker) stopAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.running {
+		r.cancel(ErrShutdown)
+	}
+}
+
+func (w *Worker) busy() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.running)
+}
+
+// lane is one lane as this worker serves it.
+type lane struct {
+	Lane
+	worker   *Worker
+	wake     chan struct{}
+	inflight chan struct{}
+	loops    sync.WaitGroup
+	active   atomic.Int64
+	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
+}
+
+// kick makes the lane look, without a ring.
+func (l *lane) kick() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tick looks when nobody rang, in case that a ring was lost.
+func (l *lane) tick(ctx context.Context) {
+	for {
+		jitter := time.Duration(rand.Int64N(int64(tick) / 4)) //nolint:gosec // spreads load, decides nothing
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+		case <-time.After(tick - jitter):
+		}
+		if l.active.Load() < int64(l.Slots.Size()) {
+			l.loops.Go(func() { l.serve(ctx) })
+		}
+	}
+}
+
+// serve runs jobs until a claim comes back empty.
+func (l *lane) serve(ctx context.Context) {
+	l.active.Add(1)
+	defer l.active.Add(-1)
+	for ctx.Err() == nil {
+		select {
+		case l.inflight <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		slot, err := l.Slots.Acquire(ctx)
+		if err != nil {
+			<-l.inflight
+			return
+		}
+		j, ok, err := l.worker.queue.claim(ctx, l.Name, l.worker.id)
+		if err != nil || !ok {
+			slot.Release()
+			<-l.inflight
+			if err != nil && ctx.Err() == nil {
+				l.worker.log.Warn("claim failed", "lane", l.Name, "error", err)
+			}
+			return
+		}
+		// There may be more: one loop brings the next, until every slot has one.
+		if l.active.Load() < int64(l.Slots.Size()) {
+			l.kick()
+		}
+		l.start(j, slot)
+	}
+}
+
+// start runs one claimed job in a goroutine of its own.
+func (l *lane) start(j Job, slot Slot) {
+	w := l.worker
+	ctx, cancel := context.WithCancelCause(context.Background())
+	r := &Run{Job: j, Slot: slot, worker: w, cancel: cancel}
+	w.mu.Lock()
+	w.running[j.ID] = r
+	w.mu.Unlock()
+	w.work.Go(func() {
+		defer func() {
+			w.mu.Lock()
+			delete(w.running, j.ID)
+			w.mu.Unlock()
+			cancel(nil)
+			if !r.keep.Load() {
+				slot.Release()
+			}
+			<-l.inflight
+		}()
+		started := time.Now()
+		err := w.call(ctx, r)
+		if err == nil && r.ended.Load() {
+			l.learn(time.Since(started), j.Cost)
+		}
+		w.settle(ctx, r, err)
+	})
+}
+
+// call runs the handler; a panic is an error, of which only the type is told.
+func (w *Worker) call(ctx context.Context, r *Run) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			frames := make([]byte, 8<<10)
+			frames = frames[:runtime.Stack(frames, false)]
+			w.log.Error("handler panicked", "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
+			err = Retry("internal", fmt.Errorf("panic of type %T", p))
+		}
+	}()
+	k := w.queue.kinds[r.Kind]
+	if k.Run == nil {
+		return Fail("unknown_kind", nil)
+	}
+	if k.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, k.Timeout)
+		defer cancel()
+	}
+	return k.Run(ctx, r)
+}
+
+// learn keeps the mean run time of one unit of cost, newer runs counting more.
+func (l *lane) learn(took time.Duration, cost int64) {
+	unit := took.Microseconds() / max(cost, 1)
+	old := l.unit.Load()
+	if old == 0 {
+		l.unit.Store(max(unit, 1))
+		return
+	}
+	l.unit.Store(max((old*7+unit)/8, 1))
+}
+
+// settle writes what became of an attempt, unless its handler has done so.
+func (w *Worker) settle(ctx context.Context, r *Run, err error) {
+	if r.ended.Load() {
+		return
+	}
+	cause := context.Cause(ctx)
+	if errors.Is(err, ErrFenced) || errors.Is(cause, ErrFenced) {
+		w.queue.metrics.leasesLost.Inc()
+		w.log.Warn("attempt no longer counts", "job", r.ID, "attempt", r.Attempt)
+		return
+	}
+	// The job's own context may have ended: what became of it is written all the
+	// same, for as long as a lease could live.
+	write, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	var settled error
+	switch {
+	case errors.Is(cause, ErrShutdown):
+		settled = w.persist(write, func() error { return w.queue.release(write, r.Job) })
+	case err == nil:
+		settled = r.Complete(write, nil)
+	default:
+		settled = w.persist(write, func() error { return w.queue.fail(write, r, err) })
+	}
+	if settled != nil {
+		w.log.Warn("could not settle a job; its lease will run out", "job", r.ID, "attempt", r.Attempt, "error", settled)
+	}
+}
+
+// release gives a job back as if it had not been claimed. The attempt's number
+// stays used, because it fences; one more is allowed instead.
+func (q *Queue) release(ctx context.Context, j Job) error {
+	return q.db.Tx(ctx, func(tx *db.Tx) error {
+		n, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
+			WHERE id = ? AND attempt = ? AND state = 'running'`, j.ID, j.Attempt)
+		if err == nil && n == 1 {
+			tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+		}
+		return err
+	})
+}
+
+// fail writes a failed attempt: canceled, waiting for the next one, or failed.
+func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
+	k, now := q.kinds[r.Kind], q.clock.Millis()
+	f := &Failure{Code: "internal"}
+	if !errors.As(cause, &f) {
+		q.log.Error("handler failed", "kind", r.Kind, "job", r.ID, "attempt", r.Attempt, "error", cause)
+	}
+	end := State("")
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		var j Job
+		err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`+db.ForUpdate(tx), r.ID)
+		if err != nil {
+			return err
+		}
+		if j.State != Running || j.Attempt != r.Attempt {
+			return ErrFenced
+		}
+		switch {
+		case j.CancelRequested:
+			end = Canceled
+			return q.end(ctx, tx, j, Canceled, "canceled")
+		case f.Final || j.Attempt >= j.MaxAttempts:
+			end = Failed
+			return q.end(ctx, tx, j, Failed, f.Code)
+		}
+		after := f.After
+		if after == 0 {
+			after = k.Backoff(j.Attempt)
+		}
+		_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ?, lease_until = 0, error_code = ?
+			WHERE id = ?`, now+after.Milliseconds(), f.Code, j.ID)
+		return err
+	})
+	if errors.Is(err, ErrFenced) || errors.Is(err, sql.ErrNoRows) {
+		return nil // ended by somebody, perhaps by us with a lost answer
+	}
+	if err == nil && end != "" {
+		q.metrics.ended(r.Job, end, now)
+	}
+	return err
+}
+
+// persist repeats write while the database is away.
+func (w *Worker) persist(ctx context.Context, write func() error) error {
+	for wait := 100 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
+		err := write()
+		if err == nil || !db.IsAway(err) || errors.Is(err, ErrFenced) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// renew tells the database every Renew that this worker lives and how far its
+// jobs are, and learns which of them are to stop.
+func (w *Worker) renew(ctx context.Context) {
+	t := time.NewTicker(Renew)
+	defer t.Stop()
+	w.present(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		w.mu.Lock()
+		running := slices.Collect(maps.Values(w.running))
+		w.mu.Unlock()
+		for _, r := range running {
+			w.renewOne(ctx, r)
+		}
+		w.present(ctx)
+	}
+}
+
+func (w *Worker) renewOne(ctx context.Context, r *Run) {
+	ctx, cancel := context.WithTimeout(ctx, Renew)
+	defer cancel()
+	var stop bool
+	err := w.queue.db.GetWrite(ctx, &stop, `UPDATE jobs SET lease_until = ?, progress_done = ?, progress_total = ?
+		WHERE id = ? AND attempt = ? AND state = 'running' RETURNING cancel_requested = 1`,
+		w.queue.clock.Millis()+Lease.Milliseconds(), r.done.Load(), r.total.Load(), r.ID, r.Attempt)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		if !r.ended.Load() {
+			r.cancel(ErrFenced)
+		}
+	case err != nil:
+		// The database is away: the job goes on and its result waits.
+	case stop && !r.canceled.Swap(true):
+		r.cancel(ErrCanceled)
+	}
+}
+
+// present writes which lanes this worker serves, with how many ready slots.
+func (w *Worker) present(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, Renew)
+	defer cancel()
+	for _, l := range w.lanes {
+		_, err := w.queue.db.Exec(ctx, `INSERT INTO workers (id, lane, slots, unit_micros, seen_at) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT (id, lane) DO UPDATE SET slots = excluded.slots, unit_micros = excluded.unit_micros, seen_at = excluded.seen_at`,
+			w.id, l.Name, l.Slots.Ready(), l.unit.Load(), w.queue.clock.Millis())
+		if err != nil && ctx.Err() == nil {
+			w.log.Warn("could not report to the database", "error", err)
+			return
+		}
+		w.queue.metrics.slots(l.Name, l.Slots.Ready(), w.busy())
+	}
+}
