@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"zimage/internal/testenv"
+)
+
+// build makes the launcher's binary.
+func build(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "parts")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+func TestLauncher(t *testing.T) {
+	t.Parallel()
+	launcher := build(t)
+
+	t.Run("exit code and environment", func(t *testing.T) {
+		t.Parallel()
+		script := fmt.Sprintf(`test -n "$%s" && test -n "$%s" && test -x "$%s" && exit 7`,
+			testenv.PostgresVariable, testenv.S3Variable, testenv.RedisVariable)
+		cmd := exec.CommandContext(t.Context(), launcher, "--", "sh", "-c", script)
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != 7 {
+			t.Errorf("exit code %d, want the command's 7\n%s", code, out)
+		}
+	})
+
+	t.Run("a signal reaches the command", func(t *testing.T) {
+		t.Parallel()
+		ready := filepath.Join(t.TempDir(), "ready")
+		cmd := exec.CommandContext(t.Context(), launcher, "--", "sh", "-c",
+			`trap 'exit 9' TERM; touch "$0"; while :; do sleep 0.05; done`, ready)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, time.Minute, func() bool { _, err := os.Stat(ready); return err == nil })
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 9 {
+			t.Errorf("exit code %d, want 9", code)
+		}
+	})
+
+	t.Run("parts die with a killed launcher", func(t *testing.T) {
+		t.Parallel()
+		ready := filepath.Join(t.TempDir(), "ready")
+		cmd := exec.CommandContext(t.Context(), launcher, "--", "sh", "-c", `touch "$0"; exec sleep 60`, ready)
+		cmd.Env = append(os.Environ(), "TMPDIR="+openTemp(t)) // a killed launcher cannot clean up
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, time.Minute, func() bool { _, err := os.Stat(ready); return err == nil })
+		children := childrenOf(t, cmd.Process.Pid)
+		if len(children) != 3 {
+			t.Errorf("%d children, want PostgreSQL, MinIO and the command", len(children))
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		testenv.Eventually(t, 10*time.Second, func() bool {
+			for _, pid := range children {
+				if alive(pid) {
+					return false
+				}
+			}
+			return true
+		})
+	})
+}
+
+// openTemp is a temporary folder that PostgreSQL's user may pass through, as it
+// may not through the test's own.
+func openTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "zimage-parts-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// childrenOf reads the processes whose parent is pid from /proc.
+func childrenOf(t *testing.T, pid int) []int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var children []int
+	for _, path := range stats {
+		id, parent, _ := stat(path)
+		if parent == pid {
+			children = append(children, id)
+		}
+	}
+	return children
+}
+
+// alive is false for a zombie: nobody may be there to collect it.
+func alive(pid int) bool {
+	id, _, state := stat(fmt.Sprintf("/proc/%d/stat", pid))
+	return id == pid && state != "Z" && state != "X"
+}
+
+func stat(path string) (pid, parent int, state string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, 0, ""
+	}
+	end := bytes.LastIndexByte(text, ')') // the name before it may hold spaces
+	fields := strings.Fields(string(text[end+1:]))
+	pid, _ = strconv.Atoi(string(text[:bytes.IndexByte(text, ' ')]))
+	parent, _ = strconv.Atoi(fields[1])
+	return pid, parent, fields[0]
+}

@@ -1,0 +1,219 @@
+package testenv
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"path/filepath"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"zimage/internal/db"
+)
+
+// Databases runs test twice, in parallel, on SQLite and on PostgreSQL, each
+// time on a migrated database that nobody else uses.
+func Databases(t *testing.T, test func(t *testing.T, d *db.DB)) {
+	t.Helper()
+	dialects(t, func(t *testing.T, dialect db.Dialect) {
+		d, _ := Database(t, dialect)
+		test(t, d)
+	})
+}
+
+// DatabaseURLs is Databases for tests that open and migrate for themselves.
+func DatabaseURLs(t *testing.T, test func(t *testing.T, url string)) {
+	t.Helper()
+	dialects(t, func(t *testing.T, dialect db.Dialect) { test(t, DatabaseURL(t, dialect)) })
+}
+
+func dialects(t *testing.T, test func(*testing.T, db.Dialect)) {
+	t.Helper()
+	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
+		t.Run(string(dialect), func(t *testing.T) {
+			t.Parallel()
+			test(t, dialect)
+		})
+	}
+}
+
+// Database is one migrated database of the test's own and its URL. Both are
+// gone when the test ends.
+func Database(t testing.TB, dialect db.Dialect) (*db.DB, string) {
+	t.Helper()
+	ctx := context.Background()
+	var address string
+	if dialect == db.Postgres {
+		address = freshPostgres(t, true)
+	} else {
+		address = DatabaseURL(t, dialect)
+	}
+	d, err := db.Open(ctx, address, db.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if dialect == db.SQLite {
+		if _, err := d.Migrate(ctx, db.Main()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d, address
+}
+
+// DatabaseURL is the address of one empty database of the test's own.
+func DatabaseURL(t testing.TB, dialect db.Dialect) string {
+	t.Helper()
+	if dialect == db.Postgres {
+		return freshPostgres(t, false)
+	}
+	return "sqlite:" + filepath.Join(t.TempDir(), "test.db")
+}
+
+// freshPostgres makes a database on the shared server, empty or with the main
+// schema, and drops it when the test ends.
+func freshPostgres(t testing.TB, migrated bool) string {
+	t.Helper()
+	s := postgresServer(variable(t, PostgresVariable))
+	name := uniqueName("zimage_test", "_")
+	ctx := context.Background()
+	create := "CREATE DATABASE " + name
+	if migrated {
+		template, err := s.template(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		create += " TEMPLATE " + template
+	}
+	if err := s.exec(ctx, create); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
+	address, err := s.database(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// postgresServer is the address of a server, on any of its databases.
+type postgresServer string
+
+func (s postgresServer) database(name string) (string, error) {
+	u, err := url.Parse(string(s))
+	if err != nil {
+		return "", err
+	}
+	u.Path = "/" + name
+	return u.String(), nil
+}
+
+func (s postgresServer) exec(ctx context.Context, statement string) error {
+	conn, err := pgx.Connect(ctx, string(s))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, statement)
+	return err
+}
+
+// template names a database with the main schema, from which others are
+// copied: 40 ms instead of a migration. Its name holds the migrations' hash, so
+// processes share it and a changed migration makes another one.
+func (s postgresServer) template(ctx context.Context) (string, error) {
+	sum, err := hashFiles(db.Main())
+	if err != nil {
+		return "", err
+	}
+	name := "zimage_template_" + sum
+	conn, err := pgx.Connect(ctx, string(s))
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close(ctx) }() // it ends the lock too
+	exists := func() (yes bool, err error) {
+		err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)", name).Scan(&yes)
+		return yes, err
+	}
+	if yes, err := exists(); yes || err != nil {
+		return name, err
+	}
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock(7164230716)"); err != nil {
+		return "", err
+	}
+	if yes, err := exists(); yes || err != nil {
+		return name, err
+	}
+	// It gets its name when it is complete: a process that dies on the way
+	// leaves nothing that others would take for the template.
+	draft := uniqueName("zimage_draft", "_")
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+draft); err != nil {
+		return "", err
+	}
+	if err := s.migrate(ctx, draft); err != nil {
+		return "", errors.Join(err, s.exec(ctx, "DROP DATABASE "+draft+" WITH (FORCE)"))
+	}
+	for _, statement := range []string{
+		"ALTER DATABASE " + draft + " ALLOW_CONNECTIONS false", // one connection to it would stop every copy
+		"ALTER DATABASE " + draft + " RENAME TO " + name,
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return "", fmt.Errorf("make the template: %w", err)
+		}
+	}
+	return name, nil
+}
+
+func (s postgresServer) migrate(ctx context.Context, name string) error {
+	address, err := s.database(name)
+	if err != nil {
+		return err
+	}
+	d, err := db.Open(ctx, address, db.Options{})
+	if err != nil {
+		return err
+	}
+	_, err = d.Migrate(ctx, db.Main())
+	return errors.Join(explain(err), d.Close())
+}
+
+// explain adds PostgreSQL's own words, which db keeps out of logs and the
+// author of a migration needs.
+func explain(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return fmt.Errorf("%w: %s", err, pg.Message)
+	}
+	return err
+}
+
+func hashFiles(files fs.FS) (string, error) {
+	h := sha256.New()
+	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := fs.ReadFile(files, path)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(h, "%s %d\n%s", path, len(text), text)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)[:8]), err
+}
