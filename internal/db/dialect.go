@@ -51,3 +51,11 @@ func NewID(prefix string, now time.Time) string {
 	}
 	return prefix + "_" + idAlphabet.EncodeToString(b[:])
 }
+
+// FloorID is the smallest id of the prefix that could have been made at t: ids
+// can be cut by time without another index.
+func FloorID(prefix string, t time.Time) string {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], uint64(t.UnixMilli())<<16) //nolint:gosec // after 1970
+	return prefix + "_" + idAlphabet.EncodeToString(b[:])
+}

@@ -256,7 +256,7 @@ func Unstarted(ctx context.Context, q db.Querier, party string, limit int) (n in
 
 // Outlook says where a job stands in its lane.
 type Outlook struct {
-	Position int            // 1 is the next; counted up to 10,000
+	Position int            // 1 is the next; counted up to 1,001
 	Served   bool           // a worker with a ready slot serves the lane now
 	Start    *time.Duration // expected until it starts; nil: nothing measured
 }
@@ -272,7 +272,7 @@ func (q *Queue) Outlook(ctx context.Context, r db.Querier, j Job) (Outlook, erro
 	}
 	err := r.Get(ctx, &ahead, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) AS cost FROM (
 		SELECT cost FROM jobs WHERE lane = ? AND state = 'queued' AND (vstart < ? OR (vstart = ? AND id < ?))
-		LIMIT 10000) AS ahead`, j.Lane, j.VStart, j.VStart, j.ID)
+		LIMIT 1000) AS ahead`, j.Lane, j.VStart, j.VStart, j.ID)
 	if err != nil {
 		return Outlook{}, err
 	}

@@ -207,7 +207,9 @@ func (s *Scheduler) prune(ctx context.Context) error {
 			[]any{now - keepEnded.Milliseconds()}},
 		{`DELETE FROM schedule_ticks WHERE at < ?`, []any{now - keepTicks.Milliseconds()}},
 		{`DELETE FROM workers WHERE seen_at < ?`, []any{now - 10*workerGone.Milliseconds()}},
-		{`DELETE FROM job_turns WHERE finish < (SELECT min(vstart) FROM jobs WHERE jobs.lane = job_turns.lane AND state = 'queued')
+		// Without a queued job in the lane nobody is ahead of anybody.
+		{`DELETE FROM job_turns WHERE finish <= coalesce(
+				(SELECT min(vstart) FROM jobs WHERE jobs.lane = job_turns.lane AND state = 'queued'), finish)
 			AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.party = job_turns.party AND state IN ('queued', 'waiting'))`, nil},
 	} {
 		if _, err := q.db.Exec(ctx, old.sql, old.args...); err != nil {

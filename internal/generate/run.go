@@ -1,0 +1,361 @@
+package generate
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/objects"
+	"zimage/internal/picture"
+	"zimage/internal/subject"
+)
+
+// stopGrace is how long a canceled call may take to stop its engine before the
+// generation is called canceled without it. The slot stays taken until the
+// engine really is free.
+const stopGrace = 1500 * time.Millisecond
+
+// errGone ends an attempt whose generation was removed meanwhile.
+var errGone = errors.New("generation removed")
+
+// run makes the images of one generation. The engine's slot is free again after
+// the last call; encoding, sealing and storing overlap with the next generation.
+func (s *Service) run(ctx context.Context, r *jobs.Run) error {
+	var g row
+	if err := s.DB.Get(ctx, &g, selectRow+`WHERE g.id = ?`, r.Ref); err != nil {
+		return jobs.Retry("internal", err)
+	}
+	now := s.Clock.Millis()
+	if g.RemovedAt > 0 || g.ExpiresAt <= now {
+		return jobs.Fail("removed", errGone)
+	}
+	if err := subject.May(ctx, s.DB, g.Owner, subject.Generate); err != nil {
+		return jobs.Fail("not_allowed", err)
+	}
+	plain, err := s.Vault.Unseal(ctx, g.Owner, g.Request, requestData(g.ID))
+	if err != nil {
+		return jobs.Retry("internal", err)
+	}
+	var q Request
+	if err := json.Unmarshal(plain, &q); err != nil {
+		return jobs.Fail("internal", err)
+	}
+	model, ok := s.models[q.Model]
+	if !ok {
+		return jobs.Fail("model_removed", nil)
+	}
+	slot, ok := r.Slot.(*engine.Slot)
+	if !ok {
+		return jobs.Retry("internal", fmt.Errorf("lane %s has slots without an engine", r.Lane))
+	}
+	s.bulletin.changed(g.ID, 2*int64(r.Attempt))
+
+	work := &attempt{service: s, run: r, generation: g, request: q, model: model, images: make([]stored, q.N)}
+	err = work.make(ctx, slot)
+	if err != nil {
+		// What this attempt stored is of no use to anybody.
+		work.discard()
+		return err
+	}
+	return nil
+}
+
+// attempt is one run of one generation.
+type attempt struct {
+	service    *Service
+	run        *jobs.Run
+	generation row
+	request    Request
+	model      engine.Model
+	images     []stored
+}
+
+// stored is one image that lies in object storage, before its row is written.
+type stored struct {
+	id            string
+	width, height int
+	format        string
+	bytes         int64
+	seed          int64
+	sha256        []byte // sealed
+}
+
+func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
+	s, q := a.service, a.request
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var rest sync.WaitGroup // encoding and storing of images that are made
+	for k := range q.N {
+		raw, err := a.call(ctx, slot, k)
+		if err != nil {
+			cancel(err)
+			rest.Wait()
+			return s.failure(ctx, err)
+		}
+		rest.Go(func() {
+			if err := a.store(ctx, k, raw); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	a.run.Slot.Release()
+	rest.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return s.failure(ctx, err)
+	}
+	err := a.run.Complete(ctx, func(tx *db.Tx) error { return a.finish(ctx, tx) })
+	switch {
+	case errors.Is(err, errGone):
+		return jobs.Fail("removed", err)
+	case err != nil:
+		return err
+	}
+	s.bulletin.changed(a.generation.ID, 2*int64(a.run.Attempt)+2)
+	return nil
+}
+
+// call makes image k on the engine. When ctx ends and the engine cannot stop, it
+// returns all the same and leaves the slot taken until the engine is free.
+func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, error) {
+	s, q := a.service, a.request
+	request := engine.Request{
+		ID: uuid.NewString(), Model: a.model,
+		Prompt: q.Prompt, NegativePrompt: q.NegativePrompt,
+		Width: q.Width, Height: q.Height, Steps: q.Steps, Guidance: *q.Guidance,
+		Seed: *q.Seed + int64(k),
+	}
+	total := int64(q.N * q.Steps)
+	progress := func(p engine.Progress) {
+		done := int64(k * q.Steps)
+		if p.Steps > 0 {
+			done += int64(q.Steps * min(p.Step, p.Steps) / p.Steps)
+		}
+		a.run.Progress(done, total)
+		s.bulletin.progress(a.generation.ID, 2*int64(a.run.Attempt), reckon(done, total, q.N, q.Steps, p.Estimated))
+	}
+	type outcome struct {
+		raw []byte
+		err error
+	}
+	done := make(chan outcome, 1)
+	started := time.Now()
+	go func() {
+		raw, err := slot.Generate(ctx, request, progress)
+		done <- outcome{raw, err}
+	}()
+	select {
+	case o := <-done:
+		if o.err == nil {
+			s.Metrics.engineTime.WithLabelValues(a.model.ID).Observe(time.Since(started).Seconds())
+		}
+		return o.raw, o.err
+	case <-ctx.Done():
+	}
+	select {
+	case o := <-done:
+		if o.err == nil && context.Cause(ctx) == nil {
+			return o.raw, nil
+		}
+	case <-time.After(stopGrace):
+		a.run.KeepSlot()
+		go func() {
+			<-done
+			slot.Release()
+		}()
+	}
+	return nil, context.Cause(ctx)
+}
+
+// store turns what the engine gave into a marked picture and its thumbnail,
+// seals both and puts them into object storage, waiting while that is away: the
+// same ciphertext each time, so that a PUT whose answer was lost is recognised.
+func (a *attempt) store(ctx context.Context, k int, raw []byte) error {
+	s, g, q := a.service, a.generation, a.request
+	options := picture.Options{Format: q.Format, MaxPixels: 4 * max(a.model.MaxPixels, q.Width*q.Height), SourceType: a.model.SourceType}
+	if q.EmbedPrompt {
+		options.Prompt = q.Prompt
+	}
+	p, err := picture.Finish(raw, options)
+	if err != nil {
+		return engine.NewError(engine.FaultEngine, engine.CodeBadImage, 0, err)
+	}
+	now := s.Clock.Now()
+	image := stored{id: db.NewID("img", now), width: p.Width, height: p.Height, format: p.Format,
+		bytes: int64(len(p.Data)), seed: *q.Seed + int64(k)}
+	sum := sha256.Sum256(p.Data)
+	if image.sha256, err = s.Vault.Seal(ctx, g.Owner, []byte(hex.EncodeToString(sum[:])), hashData(image.id)); err != nil {
+		return err
+	}
+	for _, o := range []struct {
+		key, what string
+		data      []byte
+	}{
+		{imageKey(g.Owner, g.ID, a.run.Attempt, k), "image", p.Data},
+		{thumbKey(g.Owner, g.ID, a.run.Attempt, k), "thumbnail", p.Thumbnail},
+	} {
+		var sealed bytes.Buffer
+		w, err := s.Vault.SealWriter(ctx, g.Owner, &sealed, objectData(g.Owner, g.ID, a.run.Attempt, k, o.what))
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(o.data); err != nil {
+			return err
+		}
+		if err := w.Close(); err != nil {
+			return err
+		}
+		if err := s.put(ctx, o.key, sealed.Bytes()); err != nil {
+			return err
+		}
+	}
+	a.images[k] = image
+	return nil
+}
+
+// put repeats an upload until object storage has taken it or ctx ends. How many
+// results can wait here is bounded by the worker.
+func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
+	waiting := false
+	defer func() {
+		if waiting {
+			s.Metrics.resultsWaiting.Dec()
+		}
+	}()
+	for wait := 200 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			return s.Objects.Put(ctx, key, bytes.NewReader(sealed), int64(len(sealed)))
+		}()
+		if err == nil || errors.Is(err, objects.ErrExists) || errors.Is(err, objects.ErrBadKey) || ctx.Err() != nil {
+			return err
+		}
+		s.Metrics.objectFailures.Inc()
+		if !waiting {
+			waiting = true
+			s.Metrics.resultsWaiting.Inc()
+			s.Log.Warn("object storage does not take a result; it waits", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// finish writes the result in the transaction that ends the job.
+func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
+	s, g := a.service, a.generation
+	now := s.Clock.Now()
+	n, err := tx.Exec(ctx, `UPDATE generations SET status = 'succeeded', attempts = ?, started_at = ?, finished_at = ?, unswept = ?
+		WHERE id = ? AND removed_at = 0`, a.run.Attempt, a.run.StartedAt, now.UnixMilli(), flag(a.run.Attempt > 1), g.ID)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return errGone
+	}
+	for k, i := range a.images {
+		_, err := tx.Exec(ctx, `INSERT INTO images (id, generation_id, owner, n, attempt, width, height, format, bytes, seed, sha256,
+				created_at, expires_at, removed_at, removed_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')`,
+			i.id, g.ID, g.Owner, k, a.run.Attempt, i.width, i.height, i.format, i.bytes, i.seed, i.sha256, now.UnixMilli(), g.ExpiresAt)
+		if err != nil {
+			return err
+		}
+	}
+	if a.run.Attempt > 1 {
+		if err := s.addSweep(ctx, tx, g.Owner, jobs.Lease); err != nil {
+			return err
+		}
+	}
+	return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationSucceeded, Subject: g.Owner, Ref: g.ID, At: now})
+}
+
+// discard deletes what this attempt stored. What it misses, the sweep finds.
+func (a *attempt) discard() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var keys []string
+	for k := range a.images {
+		keys = append(keys, imageKey(a.generation.Owner, a.generation.ID, a.run.Attempt, k),
+			thumbKey(a.generation.Owner, a.generation.ID, a.run.Attempt, k))
+	}
+	if err := a.service.Objects.Delete(ctx, keys...); err != nil {
+		a.service.Log.Warn("could not delete what an attempt left; the sweep will", "job", a.run.ID, "error", err)
+	}
+}
+
+// failure says what becomes of the job: whose fault it is decides.
+func (s *Service) failure(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, jobs.ErrFenced) || errors.Is(cause, jobs.ErrCanceled) || errors.Is(cause, jobs.ErrShutdown) {
+		return cause
+	}
+	code := engine.CodeOf(err)
+	var e *engine.Error
+	if !errors.As(err, &e) {
+		code = "internal"
+	}
+	s.Metrics.failures.WithLabelValues(string(engine.FaultOf(err)), code).Inc()
+	if engine.FaultOf(err) == engine.FaultUser {
+		return jobs.Fail(code, err)
+	}
+	return jobs.Retry(code, err)
+}
+
+// ended is told when a generation's job failed for good or was canceled.
+func (s *Service) ended(ctx context.Context, tx *db.Tx, j jobs.Job, end jobs.State, code string) error {
+	status, event := Failed, events.GenerationFailed
+	if end == jobs.Canceled {
+		status, event = Canceled, events.GenerationCanceled
+	}
+	now := s.Clock.Now()
+	n, err := tx.Exec(ctx, `UPDATE generations SET status = ?, error_code = ?, attempts = ?, started_at = ?, finished_at = ?, unswept = ?
+		WHERE id = ? AND status = '' AND removed_at = 0`, status, code, j.Attempt, j.StartedAt, now.UnixMilli(), flag(j.Attempt > 0), j.Ref)
+	if err != nil {
+		return err
+	}
+	if j.Attempt > 0 {
+		if err := s.addSweep(ctx, tx, j.Party, jobs.Lease); err != nil {
+			return err
+		}
+	}
+	if n == 0 { // removed while it ran
+		return nil
+	}
+	tx.AfterCommit(func() { s.bulletin.changed(j.Ref, 2*int64(j.Attempt)+2) })
+	return s.Events.Append(ctx, tx, events.Event{Type: event, Subject: j.Party, Ref: j.Ref, At: now})
+}
+
+func flag(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// reckon spreads finished steps over the images.
+func reckon(done, total int64, images, steps int, estimated bool) Progress {
+	p := Progress{Images: images, Steps: steps, Estimated: estimated}
+	if total > 0 && steps > 0 {
+		p.Image = min(int(done)/steps, images)
+		p.Step = int(done) % steps
+		if p.Image == images {
+			p.Step = steps
+		}
+		p.Fraction = min(float64(done)/float64(total), 1)
+	}
+	return p
+}

@@ -1,0 +1,241 @@
+package generate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+)
+
+// maxSeed is the largest seed every engine takes.
+const maxSeed = 1<<32 - 1
+
+// idempotentFor is how long an Idempotency-Key is remembered.
+const idempotentFor = 24 * time.Hour
+
+// Submit accepts a request: checked against the model's and the owner's limits,
+// sealed, and written with its job and event in one transaction. With an
+// idempotency key that was used before for the same body it returns what that
+// made, and replayed is true.
+func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempotency) (g Generation, replayed bool, err error) {
+	model, err := s.complete(&r)
+	if err != nil {
+		return Generation{}, false, err
+	}
+	if err := errors.Join(s.Rules.Check("body.prompt", r.Prompt), s.Rules.Check("body.negative_prompt", r.NegativePrompt)); err != nil {
+		s.Metrics.refused.Inc()
+		return Generation{}, false, err
+	}
+	now := s.Clock.Now()
+	id := db.NewID("gen", now)
+	plain, err := json.Marshal(r)
+	if err != nil {
+		return Generation{}, false, err
+	}
+	sealed, err := s.Vault.Seal(ctx, owner, plain, requestData(id))
+	if err != nil {
+		return Generation{}, false, away(err)
+	}
+	var first string // of an earlier request with the same key
+	var job string
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if err := subject.May(ctx, tx, owner, subject.Generate); err != nil {
+			return err
+		}
+		if i != nil {
+			var err error
+			if first, err = s.remember(ctx, tx, owner, id, i); err != nil || first != "" {
+				return err
+			}
+		}
+		var err error
+		job, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindRun, Lane: model.Lane, Party: owner, Ref: id, Cost: cost(r)})
+		if err != nil {
+			return err
+		}
+		// The turn just taken holds the owner's row: nobody counts beside us.
+		if err := s.checkLimits(ctx, tx, owner, now); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO generations (id, owner, job_id, model, seed, request, status, error_code, attempts,
+				created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)
+			VALUES (?, ?, ?, ?, ?, ?, '', '', 0, ?, 0, 0, ?, 0, '', 0)`,
+			id, owner, job, model.ID, *r.Seed, sealed, now.UnixMilli(), now.AddDate(0, 0, r.RetentionDays).UnixMilli())
+		if err != nil {
+			return err
+		}
+		return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationQueued, Subject: owner, Ref: id, At: now})
+	})
+	if err != nil {
+		return Generation{}, false, away(err)
+	}
+	if first != "" {
+		g, err := s.Get(ctx, owner, first)
+		return g, true, err
+	}
+	g, err = s.Get(ctx, owner, id)
+	return g, false, err
+}
+
+// remember keeps which generation a key makes; it returns the earlier one when
+// the key is known.
+func (s *Service) remember(ctx context.Context, tx *db.Tx, owner, id string, i *Idempotency) (string, error) {
+	key, body := s.Vault.Lookup("idempotency-key", owner+"\x00"+i.Key), s.Vault.Lookup("idempotency-body", string(i.Body))
+	now := s.Clock.Millis()
+	// A key that has outlived its day is free again; the upsert takes it over.
+	n, err := tx.Exec(ctx, `INSERT INTO idempotency_keys (owner, key_lookup, body_lookup, generation_id, created_at) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (owner, key_lookup) DO UPDATE SET body_lookup = excluded.body_lookup, generation_id = excluded.generation_id,
+			created_at = excluded.created_at WHERE idempotency_keys.created_at < ?`,
+		owner, key, body, id, now, now-idempotentFor.Milliseconds())
+	if err != nil || n == 1 {
+		return "", err
+	}
+	var known struct {
+		Body       string `db:"body_lookup"`
+		Generation string `db:"generation_id"`
+	}
+	if err := tx.Get(ctx, &known, `SELECT body_lookup, generation_id FROM idempotency_keys WHERE owner = ? AND key_lookup = ?`, owner, key); err != nil {
+		return "", err
+	}
+	if known.Body != body {
+		return "", problem.New(problem.IdempotencyMismatch, "This Idempotency-Key was used with another body.")
+	}
+	return known.Generation, nil
+}
+
+func (s *Service) checkLimits(ctx context.Context, tx *db.Tx, owner string, now time.Time) error {
+	queued, err := jobs.Unstarted(ctx, tx, owner, s.QueuedLimit+1)
+	if err != nil {
+		return err
+	}
+	if queued > s.QueuedLimit {
+		return problem.New(problem.QueueFull,
+			fmt.Sprintf("You have %d generations waiting, which is the limit. Wait for one, or cancel one.", s.QueuedLimit)).After(10 * time.Second)
+	}
+	midnight := now.Truncate(24 * time.Hour)
+	var today int
+	err = tx.Get(ctx, &today, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS some`,
+		owner, db.FloorID("gen", midnight), s.DailyLimit)
+	if err != nil {
+		return err
+	}
+	if today >= s.DailyLimit {
+		return problem.New(problem.DailyLimit,
+			fmt.Sprintf("You have asked for %d generations today, which is the limit.", s.DailyLimit)).After(midnight.Add(24 * time.Hour).Sub(now))
+	}
+	return nil
+}
+
+// cost is what a turn is charged: steps × megapixels × images, in thousandths.
+func cost(r Request) int64 {
+	return max(int64(r.Steps)*int64(r.Width)*int64(r.Height)/1000*int64(r.N), 1000) / 1000
+}
+
+// complete fills in the model's defaults and checks every limit. It names all
+// that is wrong at once.
+func (s *Service) complete(r *Request) (engine.Model, error) {
+	var wrong []problem.Field
+	bad := func(field, format string, args ...any) {
+		wrong = append(wrong, problem.Field{Location: "body." + field, Message: fmt.Sprintf(format, args...)})
+	}
+	if r.Model == "" && len(s.Engines.Models) > 0 {
+		r.Model = s.Engines.Models[0].ID
+	}
+	m, known := s.models[r.Model]
+	if !known {
+		bad("model", "is not a model of this service; GET /v1/models lists them")
+		return engine.Model{}, problem.Invalid(wrong...)
+	}
+	checkText(bad, "prompt", r.Prompt, m.MaxPromptChars, true)
+	checkText(bad, "negative_prompt", r.NegativePrompt, m.MaxPromptChars, false)
+	if r.NegativePrompt != "" && !m.NegativePrompt {
+		bad("negative_prompt", "has no effect with this model; leave it out")
+	}
+	within := func(field string, value *int, standard, low, high int) {
+		if *value == 0 {
+			*value = standard
+		}
+		if *value < low || *value > high {
+			bad(field, "must be from %d to %d", low, high)
+		}
+	}
+	within("n", &r.N, 1, 1, m.MaxImages)
+	within("width", &r.Width, m.DefaultWidth, m.MinSide, m.MaxSide)
+	within("height", &r.Height, m.DefaultHeight, m.MinSide, m.MaxSide)
+	for _, side := range []struct {
+		field string
+		value int
+	}{{"width", r.Width}, {"height", r.Height}} {
+		if m.SideMultiple > 1 && side.value%m.SideMultiple != 0 {
+			bad(side.field, "must be a multiple of %d", m.SideMultiple)
+		}
+	}
+	if len(wrong) == 0 && m.MaxPixels > 0 && r.Width*r.Height > m.MaxPixels {
+		bad("width", "times height must be at most %d pixels", m.MaxPixels)
+	}
+	within("steps", &r.Steps, m.DefaultSteps, 1, m.MaxSteps)
+	if r.Guidance == nil {
+		r.Guidance = &m.DefaultGuidance
+	}
+	if g := *r.Guidance; g != m.DefaultGuidance && (!(g >= 0) || g > m.MaxGuidance) { // the negation also finds NaN
+		bad("guidance", "must be from 0 to %g", m.MaxGuidance)
+	}
+	if r.Seed == nil {
+		seed := rand.Int64N(maxSeed - int64(max(r.N, 1)) + 2) //nolint:gosec // a seed is no secret
+		r.Seed = &seed
+	}
+	if *r.Seed < 0 || *r.Seed > maxSeed-int64(max(r.N, 1)-1) {
+		bad("seed", "must be from 0 to %d, less the number of further images", int64(maxSeed))
+	}
+	if r.Format == "" {
+		r.Format = "png"
+	}
+	if r.Format != "png" && r.Format != "jpeg" {
+		bad("format", "must be png or jpeg")
+	}
+	within("retention_days", &r.RetentionDays, s.RetentionDays, 1, s.RetentionDays)
+	if len(r.Metadata) > 16 {
+		bad("metadata", "must have at most 16 entries")
+	}
+	for k, v := range r.Metadata {
+		if k == "" || utf8.RuneCountInString(k) > 64 || utf8.RuneCountInString(v) > 512 || !clean(k) || !clean(v) {
+			bad("metadata", "has keys of 1 to 64 and values of at most 512 characters, without control characters")
+			break
+		}
+	}
+	if len(wrong) > 0 {
+		return engine.Model{}, problem.Invalid(wrong...)
+	}
+	return m, nil
+}
+
+func checkText(bad func(string, string, ...any), field, text string, limit int, needed bool) {
+	switch {
+	case !clean(text):
+		bad(field, "must be valid UTF-8 without NUL and without replacement characters")
+	case needed && strings.TrimFunc(text, invisible) == "":
+		bad(field, "must not be blank")
+	case utf8.RuneCountInString(text) > limit:
+		bad(field, "must have at most %d characters", limit)
+	}
+}
+
+func clean(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsAny(s, "\x00\uFFFD")
+}
+
+func invisible(r rune) bool {
+	return unicode.IsSpace(r) || unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
+}
