@@ -1,0 +1,115 @@
+package subject_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+	"zimage/internal/testenv"
+)
+
+var now = time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+
+func add(t *testing.T, d *db.DB, id string) {
+	t.Helper()
+	if err := d.Tx(context.Background(), func(tx *db.Tx) error { return subject.New(context.Background(), tx, id, now) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMay(t *testing.T) {
+	t.Parallel()
+	const ok = problem.Code("")
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		add(t, d, "sub_other") // stays active
+		for _, c := range []struct {
+			state                   subject.State
+			generate, read, unknown problem.Code
+		}{
+			{subject.Active, ok, ok, problem.Forbidden},
+			{subject.Restricted, problem.Forbidden, ok, problem.Forbidden},
+			{subject.Suspended, problem.Forbidden, ok, problem.Forbidden},
+			{subject.Closing, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
+			{subject.Erased, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
+			{"newer than this program", problem.Forbidden, problem.Forbidden, problem.Forbidden},
+		} {
+			if c.state != subject.Active { // New makes it so
+				if _, err := d.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = 'sub_a'`, c.state); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for purpose, want := range map[subject.Purpose]problem.Code{subject.Generate: c.generate, subject.Read: c.read, "sell": c.unknown} {
+				expect(t, string(c.state)+" "+string(purpose), subject.May(ctx, d, "sub_a", purpose), want)
+			}
+		}
+		expect(t, "unknown", subject.May(ctx, d, "sub_none", subject.Read), problem.Unauthorized)
+		expect(t, "another", subject.May(ctx, d, "sub_other", subject.Generate), ok)
+	})
+}
+
+func expect(t *testing.T, what string, err error, want problem.Code) {
+	t.Helper()
+	if err == nil && want == "" {
+		return
+	}
+	var p *problem.Error
+	if !errors.As(err, &p) || p.Code != want || p.Message == "" {
+		t.Errorf("%s: %v, want %q", what, err, want)
+	}
+}
+
+func TestNewTakesAnIDOnce(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		add(t, d, "sub_a")
+		err := d.Tx(context.Background(), func(tx *db.Tx) error { return subject.New(context.Background(), tx, "sub_a", now) })
+		if !db.IsUnique(err) {
+			t.Errorf("a second time: %v", err)
+		}
+	})
+}
+
+func TestHeld(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		held := func(table, id string) bool {
+			t.Helper()
+			yes, err := subject.Held(ctx, d, table, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return yes
+		}
+		for _, id := range []string{"hold_1", "hold_2"} {
+			if _, err := d.Exec(ctx, `INSERT INTO holds (id, subject, table_name, row_id, reason_ref, created_at)
+				VALUES (?, 'sub_a', 'images', 'img_1', 'case 7', 1)`, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !held("images", "img_1") {
+			t.Error("a hold does not hold")
+		}
+		if held("images", "img_2") || held("generations", "img_1") {
+			t.Error("a hold holds more than its record")
+		}
+		release := func(id string) {
+			t.Helper()
+			if _, err := d.Exec(ctx, `UPDATE holds SET released_at = 2 WHERE id = ?`, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if release("hold_1"); !held("images", "img_1") {
+			t.Error("releasing one of two holds freed the record")
+		}
+		if release("hold_2"); held("images", "img_1") {
+			t.Error("released, and still held")
+		}
+	})
+}
