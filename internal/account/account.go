@@ -1,0 +1,164 @@
+// Package account is the room of accounts: people's mail addresses and
+// passwords, and the API keys by which programs act for them.
+//
+// It never stores a token or a readable address: both are found by a keyed hash
+// and the address lies sealed with its owner's key. It knows nothing of what the
+// keys are used for.
+package account
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+	"zimage/internal/vault"
+)
+
+// A Service is safe for concurrent use.
+type Service struct {
+	db      *db.DB
+	vault   *vault.Vault
+	clock   *clock.Clock
+	hashing chan struct{} // a place each: a hash takes 19 MiB
+	known   *known
+	uses    *uses
+}
+
+// New makes the room. Run must run beside it for last uses to be written.
+func New(d *db.DB, v *vault.Vault, c *clock.Clock) *Service {
+	return &Service{
+		db: d, vault: v, clock: c,
+		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		known:   newKnown(),
+		uses:    newUses(),
+	}
+}
+
+// CreateUser makes an account and returns its subject id. It returns
+// InvalidRequest for what is no mail address or no password, and Conflict when
+// the address has an account.
+func (s *Service) CreateUser(ctx context.Context, email, password string) (string, error) {
+	email, canonical, err := normalise(email)
+	if err != nil {
+		return "", err
+	}
+	if err := checkPassword(password); err != nil {
+		return "", err
+	}
+	lookup := s.emailLookup(canonical)
+	// Looked at first only to spare the work; the unique column decides.
+	switch _, err := s.findUser(ctx, lookup); {
+	case err == nil:
+		return "", taken()
+	case problem.CodeOf(err) != problem.NotFound:
+		return "", err
+	}
+	hash, err := s.hash(ctx, password)
+	if err != nil {
+		return "", err
+	}
+
+	// The key first, the account second: what breaks off in between leaves a key
+	// without an account, which vault.SweepUnowned removes, and never an account
+	// whose key is missing.
+	now := s.clock.Now()
+	id := db.NewID("sub", now)
+	if err := s.vault.Create(ctx, id); err != nil {
+		return "", away(fmt.Errorf("create a user: %w", err))
+	}
+	sealed, err := s.vault.Seal(ctx, id, []byte(email), emailData(id))
+	if err != nil {
+		return "", away(fmt.Errorf("create a user: %w", err))
+	}
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		if err := subject.New(ctx, tx, id, now); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO users (id, email_lookup, email, password, created_at) VALUES (?, ?, ?, ?, ?)`,
+			id, lookup, sealed, hash, now.UnixMilli())
+		return err
+	})
+	if db.IsUnique(err) {
+		// Certain to be unused; if this fails, the sweep does it.
+		_ = s.vault.Destroy(ctx, id)
+		return "", taken()
+	}
+	if err != nil {
+		return "", away(fmt.Errorf("create a user: %w", err))
+	}
+	return id, nil
+}
+
+func taken() error {
+	return problem.New(problem.Conflict, "There is an account with this mail address already.")
+}
+
+// FindUser returns the subject id of the account with this mail address, or
+// NotFound.
+func (s *Service) FindUser(ctx context.Context, email string) (string, error) {
+	_, canonical, err := normalise(email)
+	if err != nil {
+		return "", err
+	}
+	return s.findUser(ctx, s.emailLookup(canonical))
+}
+
+func (s *Service) findUser(ctx context.Context, lookup string) (string, error) {
+	var id string
+	err := s.db.Get(ctx, &id, `SELECT id FROM users WHERE email_lookup = ?`, lookup)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", problem.New(problem.NotFound, "There is no account with this mail address.")
+	}
+	if err != nil {
+		return "", away(fmt.Errorf("find a user: %w", err))
+	}
+	return id, nil
+}
+
+// Owned says which of the subjects have an account, for vault.SweepUnowned.
+func (s *Service) Owned(ctx context.Context, subjects []string) (map[string]bool, error) {
+	owned := make(map[string]bool, len(subjects))
+	if len(subjects) == 0 {
+		return owned, nil
+	}
+	args := make([]any, len(subjects))
+	for i, id := range subjects {
+		args[i] = id
+	}
+	var ids []string
+	if err := s.db.Select(ctx, &ids, `SELECT id FROM users WHERE id IN (`+db.Marks(len(args))+`)`, args...); err != nil {
+		return nil, fmt.Errorf("look for accounts: %w", err)
+	}
+	for _, id := range ids {
+		owned[id] = true
+	}
+	return owned, nil
+}
+
+func (s *Service) emailLookup(canonical string) string { return s.vault.Lookup("email", canonical) }
+
+func emailData(subject string) []byte { return vault.Data("users", "email", subject) }
+
+// away marks a database that cannot be reached as Unavailable, so that callers
+// try again. Neither the end of the caller's own context nor a key that is
+// missing or damaged gets better by that.
+func away(err error) error {
+	var p *problem.Error
+	var r *vault.RootError
+	switch {
+	case errors.As(err, &p), errors.As(err, &r),
+		errors.Is(err, vault.ErrNoKey), errors.Is(err, vault.ErrExists), errors.Is(err, vault.ErrDestroyed), errors.Is(err, vault.ErrCorrupt),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case db.IsAway(err):
+		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
+	}
+	return err
+}
