@@ -1,0 +1,189 @@
+package config
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/redis/go-redis/v9"
+)
+
+// A Hop is one way that data takes between processes. Every hop that leaves the
+// machine needs TLS 1.3 with a verified name, or the operator's named exception.
+type Hop string
+
+// The hops.
+const (
+	HopListen   Hop = "listen"
+	HopMetrics  Hop = "metrics"
+	HopDatabase Hop = "database"
+	HopKeys     Hop = "keys"
+	HopRedis    Hop = "redis"
+	HopS3       Hop = "s3"
+	HopSMTP     Hop = "smtp"
+)
+
+var hops = []Hop{HopListen, HopMetrics, HopDatabase, HopKeys, HopRedis, HopS3, HopSMTP}
+
+func hopNames() string {
+	names := make([]string, len(hops))
+	for i, h := range hops {
+		names[i] = string(h)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Exceptions are the hops that the operator accepts without verified TLS. They
+// are shown to users, so they are worth a line in the log as well.
+func (c Config) Exceptions() []Hop {
+	var named []Hop
+	for _, h := range hops {
+		if c.excepted(h) {
+			named = append(named, h)
+		}
+	}
+	return named
+}
+
+func (c Config) excepted(h Hop) bool { return slices.Contains(c.TLSExceptions, string(h)) }
+
+func orException(h Hop) string {
+	return ", unless " + Prefix + "TLS_EXCEPTIONS names " + string(h)
+}
+
+// isLocal reports whether a host is this machine: loopback, or the folder of a
+// socket. A name other than localhost may point anywhere, also tomorrow.
+func isLocal(host string) bool {
+	if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") || strings.EqualFold(host, "localhost") {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
+}
+
+// checkListen refuses to serve plain HTTP to the network.
+func (c Config) checkListen(problems *Problems) {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return // said by checkValues
+	}
+	if !isLocal(host) && c.TLSCert == "" && !c.excepted(HopListen) {
+		problems.add("LISTEN", "is not loopback: set "+Prefix+"TLS_CERT and "+Prefix+"TLS_KEY, or listen on loopback behind a proxy on this machine"+orException(HopListen))
+	}
+	if address, err := netip.ParseAddr(host); (host == "" || err == nil && address.IsUnspecified()) && !c.isSet("PUBLIC_URL") {
+		problems.add("PUBLIC_URL", "is missing: "+Prefix+"LISTEN takes every address, which is none that a user can type")
+	}
+	if u, err := url.Parse(c.PublicURL); err == nil && c.isSet("PUBLIC_URL") && u.Scheme == "http" && !isLocal(u.Hostname()) && !c.excepted(HopListen) {
+		problems.add("PUBLIC_URL", "must be https:// off loopback"+orException(HopListen))
+	}
+}
+
+func (c Config) checkMetricsListen(problems *Problems) {
+	if host, _, err := net.SplitHostPort(c.MetricsListen); err == nil && !isLocal(host) && !c.excepted(HopMetrics) {
+		problems.add("METRICS_LISTEN", "is not loopback and never speaks TLS: listen on loopback"+orException(HopMetrics))
+	}
+}
+
+// checkDatabase checks one database's address and returns what identifies the
+// database, empty when the address is unusable.
+func (c Config) checkDatabase(problems *Problems, variable, address string, hop Hop) string {
+	if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
+		if path == "" {
+			problems.add(variable, "needs a path after sqlite:")
+			return ""
+		}
+		return "sqlite:" + resolved(path)
+	}
+	if !isPostgres(address) {
+		problems.add(variable, "must be sqlite:PATH or postgres://user@host:5432/name")
+		return ""
+	}
+	// The driver's own reading counts, not ours: it also reads PGSSLMODE, PGHOST
+	// and the like, and several hosts.
+	parsed, err := pgconn.ParseConfig(address)
+	if err != nil { // its text may quote the password
+		problems.add(variable, "does not parse as postgres://user@host:5432/name?sslmode=verify-full, or a file that it names cannot be read")
+		return ""
+	}
+	ways := []struct {
+		host string
+		tls  *tls.Config
+	}{{parsed.Host, parsed.TLSConfig}}
+	for _, f := range parsed.Fallbacks {
+		ways = append(ways, struct {
+			host string
+			tls  *tls.Config
+		}{f.Host, f.TLSConfig})
+	}
+	for _, way := range ways {
+		// sslmode=require and verify-ca skip the check of the name; prefer and
+		// allow fall back to plain text.
+		verified := way.tls != nil && !way.tls.InsecureSkipVerify
+		if !verified && !isLocal(way.host) && !c.excepted(hop) {
+			problems.add(variable, "is not loopback: add sslmode=verify-full (and sslrootcert=FILE for a private authority)"+orException(hop))
+			break
+		}
+	}
+	host := strings.ToLower(parsed.Host)
+	if isLocal(host) && !filepath.IsAbs(host) {
+		host = "localhost"
+	}
+	return "postgres:" + net.JoinHostPort(host, strconv.Itoa(int(parsed.Port))) + "/" + parsed.Database
+}
+
+func isPostgres(address string) bool {
+	return strings.HasPrefix(address, "postgres://") || strings.HasPrefix(address, "postgresql://")
+}
+
+func (c Config) checkRedis(problems *Problems) {
+	if c.RedisURL == "" {
+		return
+	}
+	o, err := RedisOptions(c.RedisURL)
+	if err != nil {
+		problems.add("REDIS_URL", "must be redis://, rediss:// or unix://, such as rediss://user:password@host:6379/0")
+		return
+	}
+	if o.Network == "unix" {
+		return
+	}
+	host, _, _ := net.SplitHostPort(o.Addr)
+	verified := o.TLSConfig != nil && !o.TLSConfig.InsecureSkipVerify
+	if !verified && !isLocal(host) && !c.excepted(HopRedis) {
+		problems.add("REDIS_URL", "is not loopback: use rediss:// without skip_verify"+orException(HopRedis))
+	}
+}
+
+// RedisOptions reads a Redis address; a rediss:// hop speaks TLS 1.3 or nothing.
+// The error never quotes the address.
+func RedisOptions(address string) (*redis.Options, error) {
+	o, err := redis.ParseURL(address)
+	if err != nil {
+		return nil, errors.New("the Redis address does not parse")
+	}
+	if o.TLSConfig != nil {
+		o.TLSConfig.MinVersion = tls.VersionTLS13
+	}
+	return o, nil
+}
+
+// ServerTLS is what the API serves with; nil without a certificate. TLS 1.3 is
+// the least.
+func (c Config) ServerTLS() (*tls.Config, error) {
+	if c.TLSCert == "" {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("%sTLS_CERT: %w", Prefix, err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}, nil
+}
