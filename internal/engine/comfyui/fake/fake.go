@@ -14,6 +14,7 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -41,6 +42,9 @@ type Options struct {
 	NoImage      bool          // the image frame is not sent
 	HalfFrame    bool          // the image is cut off
 	HugeFrame    bool          // the image frame goes on for 3 GB
+	WrongSize    bool          // the image is larger than asked for
+	NotImage     bool          // the image frame holds something else
+	Status       int           // of every answer to /prompt, instead of queueing
 	KeepFile     bool          // the output node writes a file, whatever its class
 	KeepHistory  int           // so many deletions from the history are answered and not done
 	LoseReply    bool          // the answer to /prompt is lost after the prompt was queued
@@ -59,7 +63,9 @@ func (l Leftovers) Empty() bool { return len(l.History)+len(l.Files)+len(l.Queue
 type Server struct {
 	mux  *http.ServeMux
 	stop context.CancelFunc
-	done chan struct{}
+	done chan struct{} // the executor ended
+
+	closing <-chan struct{}
 
 	mu          sync.Mutex
 	wake        *sync.Cond
@@ -74,6 +80,7 @@ type Server struct {
 	files       map[string][]byte
 	sockets     map[string]*websocket.Conn
 	graphs      []json.RawMessage
+	flooded     int64
 }
 
 type job struct {
@@ -93,7 +100,7 @@ type node struct {
 func New(o Options) *Server {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Server{
-		mux: http.NewServeMux(), stop: stop, done: make(chan struct{}), options: o,
+		mux: http.NewServeMux(), stop: stop, done: make(chan struct{}), closing: ctx.Done(), options: o,
 		history: map[string]any{}, files: map[string][]byte{}, sockets: map[string]*websocket.Conn{},
 	}
 	s.wake = sync.NewCond(&s.mu)
@@ -126,7 +133,11 @@ func New(o Options) *Server {
 // ServeHTTP answers with and without the /api prefix, like the real one.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.now().HangRequests {
-		<-r.Context().Done()
+		_, _ = io.Copy(io.Discard, r.Body) // a server sees who goes away only after the body
+		select {
+		case <-r.Context().Done():
+		case <-s.closing:
+		}
 		return
 	}
 	if path, ok := strings.CutPrefix(r.URL.Path, "/api"); ok && !strings.HasPrefix(path, "/jobs") {
@@ -191,6 +202,13 @@ func (s *Server) Interrupted() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.interrupted)
+}
+
+// Flooded is how many bytes of a huge frame were taken.
+func (s *Server) Flooded() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flooded
 }
 
 // Graphs lists the graphs that were sent, in their order.
@@ -275,6 +293,11 @@ func (s *Server) prompt(w http.ResponseWriter, r *http.Request) {
 				map[string]any{"type": o.Refuse, "message": "bad", "details": string(body.Prompt)},
 			}}},
 		})
+		return
+	}
+	if o.Status != 0 {
+		s.mu.Unlock()
+		http.Error(w, string(body.Prompt), o.Status)
 		return
 	}
 	s.number++
@@ -500,7 +523,13 @@ func (s *Server) run(ctx context.Context, j *job, o Options) (outputs map[string
 			s.others(j.client, sampler, output, steps)
 		}
 	}
+	if o.WrongSize {
+		width, height = 2*width, 2*height
+	}
 	picture := draw(seed, width, height)
+	if o.NotImage {
+		picture = []byte("<!doctype html> no picture of " + string(j.raw))
+	}
 	s.send(j.client, "executing", map[string]any{"node": output, "display_node": output, "prompt_id": j.id})
 	outputs = map[string]any{}
 	if class := j.graph[output].Class; class != "SaveImageWebsocket" || o.KeepFile {
@@ -586,6 +615,9 @@ func (s *Server) flood(ctx context.Context, client string) {
 		if _, err := w.Write(chunk); err != nil {
 			return
 		}
+		s.mu.Lock()
+		s.flooded += int64(len(chunk))
+		s.mu.Unlock()
 	}
 	_ = w.Close()
 }
