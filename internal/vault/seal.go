@@ -22,6 +22,13 @@ func SealedSize(plain int64) int64 {
 	return headerSize + plain + segments*tagSize
 }
 
+// PlainSize is the inverse of SealedSize; 0 for what is too short to be sealed.
+func PlainSize(sealed int64) int64 {
+	body := sealed - headerSize
+	segments := (sealed + segmentSize - 1) / segmentSize
+	return max(body-segments*tagSize, 0)
+}
+
 // Seal seals a field with the subject's key, bound to data. It costs 33 bytes.
 func (v *Vault) Seal(ctx context.Context, subject string, plain, data []byte) ([]byte, error) {
 	k, err := v.open(ctx, subject)
@@ -141,9 +148,9 @@ func (u *unsealReader) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := u.r.Read(p)
-	switch {
-	case err == nil:
-	case err == io.EOF: // io.EOF itself: a source's error that wraps it is not an end
+	switch err { // io.EOF itself: a source's error that wraps it is not an end
+	case nil:
+	case io.EOF:
 		u.err = io.EOF
 	default:
 		u.err = u.fail()

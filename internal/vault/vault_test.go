@@ -376,11 +376,8 @@ func TestTheStoreHoldsNoKey(t *testing.T) {
 
 func rawKey(t *testing.T, h *keyset.Handle, into proto.Message) {
 	t.Helper()
-	m := &keyset.MemReaderWriter{}
-	if err := insecurecleartextkeyset.Write(h, m); err != nil {
-		t.Fatal(err)
-	}
-	if err := proto.Unmarshal(m.Keyset.GetKey()[0].GetKeyData().GetValue(), into); err != nil {
+	keys := insecurecleartextkeyset.KeysetMaterial(h)
+	if err := proto.Unmarshal(keys.GetKey()[0].GetKeyData().GetValue(), into); err != nil {
 		t.Fatal(err)
 	}
 }
