@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -61,6 +62,7 @@ type Service struct {
 	models    map[string]engine.Model
 	estimated map[string]bool // lanes whose engines tell no steps
 	bulletin  *bulletin
+	waiting   atomic.Int64 // results in memory that wait for object storage
 }
 
 // New makes the room and registers its kinds of job.

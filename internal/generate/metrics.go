@@ -33,3 +33,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	return m
 }
+
+// ResultsWaiting is how many results of this process wait in memory for object
+// storage.
+func (s *Service) ResultsWaiting() int { return int(s.waiting.Load()) }

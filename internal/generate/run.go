@@ -230,7 +230,7 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 	waiting := false
 	defer func() {
 		if waiting {
-			s.Metrics.resultsWaiting.Dec()
+			s.Metrics.resultsWaiting.Set(float64(s.waiting.Add(-1)))
 		}
 	}()
 	for wait := 200 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
@@ -245,7 +245,7 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 		s.Metrics.objectFailures.Inc()
 		if !waiting {
 			waiting = true
-			s.Metrics.resultsWaiting.Inc()
+			s.Metrics.resultsWaiting.Set(float64(s.waiting.Add(1)))
 			s.Log.Warn("object storage does not take a result; it waits", "error", err)
 		}
 		select {

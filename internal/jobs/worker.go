@@ -217,6 +217,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 		}
 		bells = append(bells, hush)
 		w.queue.bell.hear(l.Name, l.kick)
+		l.kick() // for what was queued before
 		background.Go(func() { l.tick(ctx) })
 	}
 	w.log.Info("worker serves", "lanes", len(w.lanes))

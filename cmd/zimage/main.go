@@ -1,0 +1,75 @@
+// Command zimage is all roles in one process on embedded parts (up), the
+// operator's tools, and a client for people.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"zimage/internal/app"
+	"zimage/internal/problem"
+)
+
+type cli struct {
+	Up       upCommand       `cmd:"" help:"Start everything in one process: API, worker and scheduler, on embedded parts."`
+	Generate generateCommand `cmd:"" help:"Make a picture of a prompt, with progress, and write it to a file."`
+	User     struct {
+		Create userCreate `cmd:"" help:"Create a user; the password is read from standard input."`
+	} `cmd:"" help:"Manage users."`
+	Key struct {
+		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once."`
+		List   keyList   `cmd:"" help:"List a user's API keys."`
+		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds."`
+	} `cmd:"" help:"Manage API keys."`
+	Engines struct {
+		List    enginesList   `cmd:"" help:"List the engines of all living workers."`
+		Drain   enginesDrain  `cmd:"" help:"Give an engine no new work; what runs may finish."`
+		Resume  enginesResume `cmd:"" help:"Give a drained engine work again."`
+		Example engineExample `cmd:"" help:"Print a commented engines file to start from."`
+	} `cmd:"" help:"Look after image engines."`
+	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
+	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+func main() {
+	var c cli
+	parser := kong.Must(&c,
+		kong.Name("zimage"),
+		kong.Description("An image generation service whose privacy policy runs as code.\n\nSettings are environment variables (ZIMAGE_…); `zimage settings` prints them."),
+		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Vars{"version": app.Version()},
+	)
+	ctx, abort, stop := app.Signals()
+	defer stop()
+	command, err := parser.Parse(os.Args[1:])
+	parser.FatalIfErrorf(err)
+	command.BindTo(ctx, (*context.Context)(nil))
+	command.Bind(aborted(abort))
+	if err := command.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "zimage: "+words(err))
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has run
+	}
+}
+
+// aborted is closed at the second signal.
+type aborted <-chan struct{}
+
+// words prefers the message that is meant for people.
+func words(err error) string {
+	var p *problem.Error
+	if !errors.As(err, &p) {
+		return err.Error()
+	}
+	text := p.Message
+	for _, f := range p.Fields {
+		text += "\n  " + f.Location + " " + f.Message
+	}
+	return text
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"zimage/internal/app"
+	"zimage/internal/config"
+	"zimage/internal/engine"
+)
+
+// open opens the installation that the settings name, for one command beside
+// the running processes.
+func open(ctx context.Context) (*app.App, error) {
+	c, err := config.Load(nil)
+	if err != nil {
+		return nil, err
+	}
+	if c.RedisURL == "" {
+		c.RedisURL = "redis://127.0.0.1:1/0" // commands ring nobody; workers look every two seconds
+	}
+	if _, err := os.Stat(c.RootKeys); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no installation here yet: %s is missing. Start `zimage up` first, or set %sDATA and %sROOT_KEYS",
+			c.RootKeys, config.Prefix, config.Prefix)
+	}
+	c.LogLevel = "error"
+	return app.Open(ctx, c, "cli", app.Version(), app.NewLog(c, os.Stderr))
+}
+
+// with runs f on the opened installation.
+func with(ctx context.Context, f func(a *app.App) error) error {
+	a, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(a), a.Close())
+}
+
+type userCreate struct {
+	Email string `required:"" help:"Mail address of the user."`
+}
+
+func (u userCreate) Run(ctx context.Context) error {
+	password, err := readPassword(os.Stdin)
+	if err != nil {
+		return err
+	}
+	return with(ctx, func(a *app.App) error {
+		subject, err := a.Accounts.CreateUser(ctx, u.Email, password)
+		if err != nil {
+			return err
+		}
+		fmt.Println(subject)
+		return nil
+	})
+}
+
+func readPassword(r io.Reader) (string, error) {
+	if f, ok := r.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			fmt.Fprintln(os.Stderr, "Password (shown as you type; pipe it in to avoid that):")
+		}
+	}
+	line, err := bufio.NewReader(io.LimitReader(r, 4096)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	line = strings.TrimRight(line, "\r\n")
+	if line == "" {
+		return "", errors.New("no password came on standard input")
+	}
+	return line, nil
+}
+
+type keyCreate struct {
+	Email   string        `required:"" help:"Mail address of the user."`
+	Name    string        `default:"command line" help:"What the key is for."`
+	Scope   []string      `default:"generate,read" help:"What it may do: ${enum}." enum:"generate,read,webhooks,account,admin"`
+	Expires time.Duration `help:"Valid for this long, such as 720h; without it the key does not expire."`
+}
+
+func (k keyCreate) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error {
+		subject, err := a.Accounts.FindUser(ctx, k.Email)
+		if err != nil {
+			return err
+		}
+		var expires time.Time
+		if k.Expires != 0 {
+			expires = time.Now().Add(k.Expires)
+		}
+		token, _, err := a.Accounts.CreateKey(ctx, subject, k.Name, k.Scope, expires)
+		if err != nil {
+			return err
+		}
+		fmt.Println(token)
+		return nil
+	})
+}
+
+type keyList struct {
+	Email string `required:"" help:"Mail address of the user."`
+}
+
+func (k keyList) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error {
+		subject, err := a.Accounts.FindUser(ctx, k.Email)
+		if err != nil {
+			return err
+		}
+		keys, err := a.Accounts.Keys(ctx, subject)
+		if err != nil {
+			return err
+		}
+		w := table("ID", "PREFIX", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USED", "REVOKED")
+		for _, key := range keys {
+			row(w, key.ID, key.Prefix, key.Name, strings.Join(key.Scopes, ","), when(key.CreatedAt), when(key.ExpiresAt), when(key.LastUsedAt), when(key.RevokedAt))
+		}
+		return w.Flush()
+	})
+}
+
+type keyRevoke struct {
+	Email string `required:"" help:"Mail address of the user."`
+	ID    string `arg:"" help:"The key's id, from zimage key list."`
+}
+
+func (k keyRevoke) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error {
+		subject, err := a.Accounts.FindUser(ctx, k.Email)
+		if err != nil {
+			return err
+		}
+		return a.Accounts.RevokeKey(ctx, subject, k.ID)
+	})
+}
+
+type enginesList struct{}
+
+func (enginesList) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error {
+		engines, err := a.Generate.ListEngines(ctx)
+		if err != nil {
+			return err
+		}
+		if len(engines) == 0 {
+			fmt.Println("No worker is running.")
+			return nil
+		}
+		w := table("LANE", "ENGINE", "KIND", "STATE", "BUSY", "SLOTS", "FAILURES", "LAST ERROR", "WORKER")
+		for _, e := range engines {
+			state := e.State
+			if e.Drained && state == engine.StateReady {
+				state = "ready (drain asked for)"
+			}
+			row(w, e.Lane, e.Name, e.Kind, state, fmt.Sprint(e.Busy), fmt.Sprint(e.Slots), fmt.Sprint(e.Failures), e.ErrorCode, e.Worker)
+		}
+		return w.Flush()
+	})
+}
+
+type enginesDrain struct {
+	Name string `arg:"" help:"The engine's name in the engines file."`
+}
+
+func (e enginesDrain) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error { return a.Generate.DrainEngine(ctx, e.Name, true) })
+}
+
+type enginesResume struct {
+	Name string `arg:"" help:"The engine's name in the engines file."`
+}
+
+func (e enginesResume) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error { return a.Generate.DrainEngine(ctx, e.Name, false) })
+}
+
+type engineExample struct{}
+
+func (engineExample) Run() error {
+	fmt.Print(engine.Example)
+	return nil
+}
+
+type settingsCommand struct{}
+
+func (settingsCommand) Run() error {
+	c, err := config.Load(nil)
+	w := table("SETTING", "VALUE", "FROM")
+	for _, l := range c.Redacted() {
+		row(w, l.Name, l.Value, l.Source)
+	}
+	return errors.Join(w.Flush(), err)
+}
+
+func table(head ...string) *tabwriter.Writer {
+	w := tabwriter.NewWriter(os.Stdout, 2, 4, 2, ' ', 0)
+	row(w, head...)
+	return w
+}
+
+func row(w io.Writer, cells ...string) {
+	for i, c := range cells {
+		if c == "" {
+			cells[i] = "-"
+		}
+	}
+	_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02 15:04")
+}

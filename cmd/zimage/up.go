@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"zimage/internal/account"
+	"zimage/internal/app"
+	"zimage/internal/config"
+	"zimage/internal/embedded"
+)
+
+// firstUser is who a new installation belongs to until others are made.
+const firstUser = "you@localhost.localdomain"
+
+type upCommand struct{}
+
+func (upCommand) Run(ctx context.Context, abort aborted) error {
+	c, err := config.ForRole(nil, config.RoleUp)
+	if err != nil {
+		return fmt.Errorf("up does not start:\n%w", err)
+	}
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+	}
+	unlock, err := embedded.Lock(c.LockFile())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unlock() }()
+	newRoots, err := app.CreateRoots(c)
+	if err != nil {
+		return fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
+	}
+	if c.RedisURL == "" {
+		address, stop, err := embedded.Redis()
+		if err != nil {
+			return fmt.Errorf("start the in-process Redis: %w", err)
+		}
+		defer stop()
+		c.RedisURL = address
+	}
+	log := app.NewLog(c, os.Stderr)
+	a, err := app.Open(ctx, c, "up", app.Version(), log)
+	if err != nil {
+		return err
+	}
+	if err := a.RequeueAll(ctx); err != nil {
+		return errors.Join(err, a.Close())
+	}
+	if err := firstKey(ctx, a, c); err != nil {
+		return errors.Join(err, a.Close())
+	}
+	welcome(os.Stdout, c, newRoots)
+	return errors.Join(a.Run(ctx, abort, config.RoleAPI, config.RoleWorker, config.RoleScheduler), a.Close())
+}
+
+// keyFile holds the first user's key, so that zimage generate finds it.
+func keyFile(c config.Config) string { return filepath.Join(c.Data, "first-key") }
+
+// firstKey makes the first user and a key on the first start; later it finds
+// the file.
+func firstKey(ctx context.Context, a *app.App, c config.Config) error {
+	if _, err := os.Stat(keyFile(c)); err == nil {
+		return nil
+	}
+	subject, err := a.Accounts.FindUser(ctx, firstUser)
+	if err != nil {
+		// Nobody knows this password: the account is used by its keys.
+		if subject, err = a.Accounts.CreateUser(ctx, firstUser, rand.Text()); err != nil {
+			return fmt.Errorf("make the first user: %w", err)
+		}
+	}
+	token, _, err := a.Accounts.CreateKey(ctx, subject, "first key", []string{account.ScopeGenerate, account.ScopeRead}, time.Time{})
+	if err != nil {
+		return fmt.Errorf("make the first key: %w", err)
+	}
+	return os.WriteFile(keyFile(c), []byte(token+"\n"), 0o600)
+}
+
+func welcome(w io.Writer, c config.Config, newRoots bool) {
+	_, _ = fmt.Fprintf(w, `
+Z Image Generator %s is at %s  (docs: %s/docs)
+Data: %s   Keys: %s
+
+Try next, in another terminal:
+
+  go run ./cmd/zimage generate "a lighthouse in a storm at night" -o out.png
+
+  curl -s %s/v1/generations -H "Authorization: Bearer $(cat %s)" \
+    -H "Content-Type: application/json" -H "Prefer: wait=30" \
+    -d '{"prompt":"a lighthouse in a storm at night"}'
+
+`, app.Version(), c.PublicURL, c.PublicURL, c.Data, c.RootKeys, c.PublicURL, quote(keyFile(c)))
+	if newRoots {
+		_, _ = fmt.Fprintf(w, "New root keys were made in %s. Without them nothing stored here can be opened:\nkeep a copy offline.\n\n", c.RootKeys)
+	}
+}
+
+// quote makes a path safe to paste into a shell.
+func quote(path string) string {
+	if strings.ContainsAny(path, " '\"$`\\!*?[](){}<>|&;") {
+		return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	}
+	return path
+}

@@ -1,0 +1,264 @@
+// Package app wires the house: it opens the parts that the settings name, builds
+// rooms and doors on them and runs roles. Nothing below it ever sees it.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/redis/go-redis/v9"
+
+	"zimage/internal/account"
+	"zimage/internal/clock"
+	"zimage/internal/config"
+	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/events"
+	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/objects"
+	"zimage/internal/vault"
+)
+
+// retentionDays is how long generated content is kept: what the privacy policy
+// says.
+const retentionDays = 90
+
+// App is one process with its parts open. Close it.
+type App struct {
+	config   config.Config
+	version  string
+	log      *slog.Logger
+	clock    *clock.Clock
+	db       *db.DB
+	keys     *db.DB
+	redis    redis.UniversalClient
+	objects  objects.Store
+	engines  engine.Config
+	registry *prometheus.Registry
+	queue    *jobs.Queue
+	bell     *jobs.Bell
+
+	Accounts *account.Service
+	Generate *generate.Service
+
+	closers []func() error
+}
+
+// Open opens every part that a role needs and brings the schemas forward. name
+// is the process in logs and in the database's list of clients.
+func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (a *App, err error) {
+	a = &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, hop := range c.Exceptions() {
+		a.log.Warn("this hop is accepted without verified TLS", "hop", hop)
+	}
+	if a.engines, err = readEngines(c); err != nil {
+		return nil, err
+	}
+	rules, err := readRules(c)
+	if err != nil {
+		return nil, err
+	}
+	if a.db, err = a.openDatabase(ctx, "DATABASE_URL", c.DatabaseURL, name, db.Main()); err != nil {
+		return nil, err
+	}
+	if a.keys, err = a.openDatabase(ctx, "KEYS_DATABASE_URL", c.KeysDatabaseURL, name, vault.Migrations()); err != nil {
+		return nil, err
+	}
+	if _, err := a.clock.Sync(ctx, a.db.Now); err != nil {
+		return nil, fmt.Errorf("measure the clock: %w", err)
+	}
+	roots, err := readRoots(c)
+	if err != nil {
+		return nil, err
+	}
+	v, err := vault.Open(ctx, a.keys, roots, a.clock)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.openObjects(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openRedis(); err != nil {
+		return nil, err
+	}
+	metrics := jobs.NewMetrics(a.registry)
+	a.bell = jobs.NewBell(a.redis, metrics)
+	a.closing(func() error { a.bell.Close(); return nil })
+	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
+	a.Accounts = account.New(a.db, v, a.clock)
+	a.Generate = generate.New(generate.Options{
+		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: events.New(), Clock: a.clock, Log: a.log,
+		Redis: a.redis, Metrics: generate.NewMetrics(a.registry), Engines: a.engines, Rules: rules,
+		RetentionDays: retentionDays, QueuedLimit: c.QueuedPerOwner, DailyLimit: c.DailyPerOwner,
+	})
+	a.closing(func() error { a.Generate.Close(); return nil })
+	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "zimage_database_failures_total", Help: "Statements that failed because the database was away or broken.",
+	}, func() float64 { return float64(a.db.Failures()) }))
+	return a, nil
+}
+
+// Close closes the parts, the last opened first.
+func (a *App) Close() error {
+	var errs []error
+	for _, closer := range slices.Backward(a.closers) {
+		errs = append(errs, closer())
+	}
+	a.closers = nil
+	return errors.Join(errs...)
+}
+
+func (a *App) closing(f func() error) { a.closers = append(a.closers, f) }
+
+func (a *App) openDatabase(ctx context.Context, variable, address, name string, migrations fs.FS) (*db.DB, error) {
+	d, err := db.Open(ctx, address, db.Options{Name: "zimage-" + name})
+	if err != nil {
+		return nil, fmt.Errorf("%s%s: %w", config.Prefix, variable, err)
+	}
+	a.closing(d.Close)
+	done, err := d.Migrate(ctx, migrations)
+	if err != nil {
+		return nil, fmt.Errorf("%s%s: %w", config.Prefix, variable, err)
+	}
+	if done > 0 {
+		a.log.Info("database migrated", "setting", config.Prefix+variable, "steps", done)
+	}
+	return d, nil
+}
+
+func (a *App) openObjects(ctx context.Context) error {
+	c := a.config
+	if !c.UsesS3() {
+		d, err := objects.OpenDirectory(c.ObjectsFolder())
+		if err != nil {
+			return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+		}
+		a.objects = d
+		a.closing(d.Close)
+		return nil
+	}
+	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
+		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS})
+	if err != nil {
+		return fmt.Errorf("%sS3_ENDPOINT: %w", config.Prefix, err)
+	}
+	a.objects = s
+	return nil
+}
+
+func (a *App) openRedis() error {
+	o, err := config.RedisOptions(a.config.RedisURL)
+	if err != nil {
+		return fmt.Errorf("%sREDIS_URL: %w", config.Prefix, err)
+	}
+	o.DialTimeout, o.MaxRetries = time.Second, 1
+	client := redis.NewClient(o)
+	a.redis = client
+	a.closing(client.Close)
+	return nil
+}
+
+func readEngines(c config.Config) (engine.Config, error) {
+	if c.Engines == "" {
+		return engine.DefaultConfig(), nil
+	}
+	text, err := os.ReadFile(c.Engines)
+	if err != nil {
+		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
+	}
+	e, err := engine.ParseConfig(text)
+	if err != nil {
+		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
+	}
+	for _, lane := range c.Lanes {
+		if lane != jobs.Housekeeping && !slices.Contains(e.Lanes(), lane) {
+			return engine.Config{}, fmt.Errorf("%sLANES: there is no lane %q; there are %s and %s",
+				config.Prefix, lane, strings.Join(e.Lanes(), ", "), jobs.Housekeeping)
+		}
+	}
+	return e, nil
+}
+
+func readRules(c config.Config) (*generate.Rules, error) {
+	if c.PromptRules == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(c.PromptRules)
+	if err != nil {
+		return nil, fmt.Errorf("%sPROMPT_RULES: %w", config.Prefix, err)
+	}
+	r, err := generate.ParseRules(text)
+	if err != nil {
+		return nil, fmt.Errorf("%sPROMPT_RULES: %w", config.Prefix, err)
+	}
+	return r, nil
+}
+
+func readRoots(c config.Config) (*vault.Roots, error) {
+	r, err := vault.ReadRoots(c.RootKeys)
+	if err != nil {
+		return nil, fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
+	}
+	return r, nil
+}
+
+// CreateRoots makes the key ring of a new installation, unless there is one.
+func CreateRoots(c config.Config) (created bool, err error) {
+	if _, err := os.Stat(c.RootKeys); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	if err := os.MkdirAll(filepath.Dir(c.RootKeys), 0o700); err != nil {
+		return false, err
+	}
+	_, err = vault.CreateRoots(c.RootKeys)
+	return err == nil, err
+}
+
+// NewLog makes the process's log, as the settings say.
+func NewLog(c config.Config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// RequeueAll gives the jobs of this installation's last run back, for a process
+// that knows itself to be the only one.
+func (a *App) RequeueAll(ctx context.Context) error {
+	n, err := a.queue.RequeueAll(ctx)
+	if n > 0 {
+		a.log.Info("jobs of the last run go on", "jobs", n)
+	}
+	return err
+}
+
+// lanes are those this worker takes.
+func (a *App) lanes() []string {
+	if len(a.config.Lanes) > 0 {
+		return a.config.Lanes
+	}
+	return append(a.engines.Lanes(), jobs.Housekeeping)
+}

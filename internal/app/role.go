@@ -1,0 +1,154 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"zimage/internal/config"
+)
+
+// Main runs one role as a process of its own and returns its exit code. It is
+// all that cmd/api, cmd/worker and cmd/scheduler do.
+func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet(string(role), flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	version := flags.Bool("version", false, "print the version and exit")
+	health := flags.Bool("healthcheck", false, "ask the running process whether it is alive, and exit with 0 or 1")
+	flags.Usage = func() {
+		_, _ = fmt.Fprintf(stderr, "Usage of %s: all settings are environment variables; see README.md.\n", role)
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if *version {
+		_, _ = fmt.Fprintln(stdout, Version())
+		return 0
+	}
+	c, err := config.ForRole(nil, role)
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "%s does not start:\n%s\n", role, err)
+		return 2
+	}
+	if *health {
+		if err := healthcheck(c); err != nil {
+			_, _ = fmt.Fprintln(stderr, err)
+			return 1
+		}
+		return 0
+	}
+	ctx, abort, stop := Signals()
+	defer stop()
+	log := NewLog(c, stderr)
+	a, err := Open(ctx, c, string(role), Version(), log)
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "%s does not start: %s\n", role, err)
+		return 1
+	}
+	err = errors.Join(a.Run(ctx, abort, role), a.Close())
+	if err != nil {
+		log.Error("stopped", "error", err)
+		return 1
+	}
+	log.Info("stopped")
+	return 0
+}
+
+// Run runs the roles, with metrics and probes beside them, until ctx ends or
+// one of them fails.
+func (a *App) Run(ctx context.Context, abort <-chan struct{}, roles ...config.Role) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.RunOperations(ctx) })
+	g.Go(func() error {
+		a.clock.Keep(ctx, 10*time.Second, a.db.Now, func(err error) { a.log.Debug("could not measure the clock", "error", err) })
+		return nil
+	})
+	for _, role := range roles {
+		switch role {
+		case config.RoleAPI:
+			g.Go(func() error { return a.RunAPI(ctx) })
+		case config.RoleWorker:
+			g.Go(func() error { return a.RunWorker(ctx, abort) })
+		case config.RoleScheduler:
+			g.Go(func() error { return a.RunScheduler(ctx) })
+		}
+	}
+	return g.Wait()
+}
+
+// Signals ends ctx at the first SIGTERM or SIGINT, which drains, and closes
+// abort at the second.
+func Signals() (ctx context.Context, abort <-chan struct{}, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	aborted := make(chan struct{})
+	go func() {
+		if _, ok := <-signals; !ok {
+			return
+		}
+		cancel()
+		if _, ok := <-signals; ok {
+			close(aborted)
+		}
+	}()
+	return ctx, aborted, func() { signal.Stop(signals); cancel(); close(signals) }
+}
+
+// version is set when a release is built.
+var version string
+
+// Version of this build.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return "devel-" + s.Value[:min(len(s.Value), 12)]
+			}
+		}
+	}
+	return "devel"
+}
+
+// healthcheck asks this container's own process, for images without a shell.
+func healthcheck(c config.Config) error {
+	if c.MetricsListen == "off" {
+		return errors.New("healthcheck needs " + config.Prefix + "METRICS_LISTEN")
+	}
+	host, port, err := net.SplitHostPort(c.MetricsListen)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "127.0.0.1"
+	}
+	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{Proxy: nil}}
+	res, err := client.Get("http://" + net.JoinHostPort(host, port) + "/healthz")
+	if err != nil {
+		return errors.New("the process does not answer")
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return errors.New("the process answers " + strings.ToLower(http.StatusText(res.StatusCode)))
+	}
+	return nil
+}
