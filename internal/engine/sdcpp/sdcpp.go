@@ -14,6 +14,7 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
+	"strings"
 	"time"
 
 	"zimage/internal/engine"
@@ -139,24 +140,27 @@ func newOrder(r engine.Request) order {
 	}
 }
 
+const settingsWord = "sd_cpp_extra_args"
+
 var (
-	settingsBlock = regexp.MustCompile(`(?is)<\s*sd_cpp_extra_args[^>]*>.*?<\s*/\s*sd_cpp_extra_args\s*>`)
-	settingsTag   = regexp.MustCompile(`(?i)<?\s*/?\s*sd_cpp_extra_args\s*>?`)
+	settingsBlock = regexp.MustCompile(`(?is)<\s*` + settingsWord + `[^>]*>.*?<\s*/\s*` + settingsWord + `\s*>`)
+	settingsTag   = regexp.MustCompile(`(?i)<?\s*/?\s*` + settingsWord + `\s*>?`)
 )
 
-// plain takes out what sd-server could read as settings, and goes on until
-// nothing is left that taking out put together.
+// plain takes out what sd-server could read as settings: whole blocks, single
+// tags, and then, in one pass, every word that taking out put together. Doing
+// the first two over and over takes seconds for a prompt of nested tags.
 func plain(prompt string) string {
-	for {
-		cut := settingsBlock.ReplaceAllLiteralString(prompt, "")
-		if cut == prompt { // no whole block is left
-			cut = settingsTag.ReplaceAllLiteralString(prompt, "")
+	prompt = settingsBlock.ReplaceAllLiteralString(prompt, "")
+	prompt = settingsTag.ReplaceAllLiteralString(prompt, "")
+	kept := make([]byte, 0, len(prompt))
+	for i := range len(prompt) {
+		kept = append(kept, prompt[i])
+		if start := len(kept) - len(settingsWord); start >= 0 && strings.EqualFold(string(kept[start:]), settingsWord) {
+			kept = kept[:start]
 		}
-		if cut == prompt {
-			return prompt
-		}
-		prompt = cut
 	}
+	return string(kept)
 }
 
 // jobID is the shape of an id, which becomes part of our paths.

@@ -86,13 +86,25 @@ func TestPromptsCarryNoSettings(t *testing.T) {
 		{"a cat <sd_cpp_extra_args>", "a cat "},
 		{"a cat <sd_cpp_extra_args", "a cat "},
 		{"</sd_cpp_extra_args>a cat", "a cat"},
-		{"<sd_cpp_<sd_cpp_extra_args>{}</sd_cpp_extra_args>extra_args>{}</sd_cpp_extra_args>a cat", "a cat"},
-		{"<sd_cpp_sd_cpp_extra_argsextra_args>a cat", "a cat"},
+		{"<sd_cpp_<sd_cpp_extra_args>{}</sd_cpp_extra_args>extra_args>{}</sd_cpp_extra_args>a cat", "{}a cat"},
+		{"<sd_cpp_sd_cpp_extra_argsextra_args>a cat", "<>a cat"},
 		{"<ſd_cpp_extra_args>a cat", "a cat"},
 	} {
 		if got := plain(tt.in); got != tt.want {
 			t.Errorf("%q became %q, want %q", tt.in, got, tt.want)
 		}
+	}
+}
+
+func TestNestedTagsCostNoSeconds(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	got := plain(strings.Repeat("<sd_cpp_", 5000) + strings.Repeat("extra_args>", 5000))
+	if strings.Contains(got, "sd_cpp_extra_args") {
+		t.Error("a tag is left")
+	}
+	if took := time.Since(began); took > 5*time.Second { // over and over, it takes minutes
+		t.Errorf("took %v", took)
 	}
 }
 
