@@ -1,0 +1,169 @@
+package objects_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// below names all that is in a folder, with each mode.
+func below(t *testing.T, folder string) map[string]fs.FileMode {
+	t.Helper()
+	all := make(map[string]fs.FileMode)
+	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(folder, path)
+		all[name] = info.Mode().Perm()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestDirectoryIsForItsOwnerAlone(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "made", "here")
+	s := openDirectory(t, folder)
+	put(t, s, key, []byte("x"))
+	for name, mode := range below(t, folder) {
+		want := fs.FileMode(0o700)
+		if strings.HasSuffix(name, ".bin") {
+			want = 0o600
+		}
+		if mode != want {
+			t.Errorf("%s has mode %o, want %o", name, mode, want)
+		}
+	}
+}
+
+func TestDirectoryDeleteLeavesNoFolders(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	s := openDirectory(t, folder)
+	put(t, s, key, []byte("x"))
+	put(t, s, "images/sub_b/g/1/0.bin", []byte("x"))
+	if err := os.MkdirAll(filepath.Join(folder, "images/sub_c/g/1"), 0o700); err != nil { // an interrupted Delete
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), key, "images/sub_c/g/1/0.bin"); err != nil {
+		t.Fatal(err)
+	}
+	for name := range below(t, folder) {
+		if strings.Contains(name, "sub_7k3") || strings.Contains(name, "sub_c") {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if get(t, s, "images/sub_b/g/1/0.bin") == nil {
+		t.Error("somebody else's object is gone")
+	}
+}
+
+func TestDirectorySweepsOldDrafts(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	openDirectory(t, folder)
+	drafts := filepath.Join(folder, ".drafts")
+	for name, age := range map[string]time.Duration{"old": 25 * time.Hour, "young": 23 * time.Hour} {
+		path := filepath.Join(drafts, name)
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		written := time.Now().Add(-age)
+		if err := os.Chtimes(path, written, written); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openDirectory(t, folder)
+	if _, err := os.Stat(filepath.Join(drafts, "old")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old one: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(drafts, "young")); err != nil {
+		t.Errorf("the young one, which may be being written: %v", err)
+	}
+	if got := keysOf(t, s, ""); len(got) != 0 {
+		t.Errorf("drafts are listed: %q", got)
+	}
+}
+
+func TestDirectoryFailedPutLeavesNoDraft(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	s := openDirectory(t, folder)
+	data := noise(100_000)
+	tells(t, s.Put(t.Context(), key, &broken{Reader: bytes.NewReader(data), readings: 1}, 100_000), errBroken)
+	if got := below(t, folder); len(got) != 2 { // itself and the folder of drafts
+		t.Errorf("there is %v", got)
+	}
+}
+
+func TestDirectoryDoesNotFollowLinksOut(t *testing.T) {
+	t.Parallel()
+	folder, outside := t.TempDir(), t.TempDir()
+	s := openDirectory(t, folder)
+	if err := os.WriteFile(filepath.Join(outside, "0.bin"), []byte("outside"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(folder, "images")); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := s.Get(t.Context(), "images/0.bin")
+	silent(t, err)
+	silent(t, s.Put(t.Context(), "images/1.bin", strings.NewReader("x"), 1))
+	silent(t, s.Delete(t.Context(), "images/0.bin"))
+	if got := below(t, outside); len(got) != 2 {
+		t.Errorf("outside there is %v", got)
+	}
+	if got := keysOf(t, s, ""); len(got) != 0 {
+		t.Errorf("listed: %q", got)
+	}
+}
+
+// A Delete removes folders that a Put has just made; both must succeed.
+func TestDirectoryPutAgainstDelete(t *testing.T) {
+	t.Parallel()
+	s := openDirectory(t, t.TempDir())
+	var wait sync.WaitGroup
+	for _, name := range []string{"0.bin", "1.bin", "2.bin"} {
+		wait.Go(func() {
+			key := "images/sub_a/g/1/" + name
+			for range 100 {
+				if err := s.Put(t.Context(), key, strings.NewReader("x"), 1); err != nil {
+					t.Errorf("put: %v", err)
+				}
+				if err := s.Delete(t.Context(), key); err != nil {
+					t.Errorf("delete: %v", err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	if got := keysOf(t, s, ""); !slices.Equal(got, nil) {
+		t.Errorf("left: %q", got)
+	}
+}
+
+func TestDirectoryThatIsGone(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "images")
+	s := openDirectory(t, folder)
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	silent(t, s.Check(t.Context()))
+	silent(t, s.Put(t.Context(), key, strings.NewReader("x"), 1))
+}
