@@ -466,6 +466,7 @@ func TestUsualEstimatesProgress(t *testing.T) {
 	var seen []Progress
 	note := func(p Progress) { mu.Lock(); defer mu.Unlock(); seen = append(seen, p) }
 	count := func() int { mu.Lock(); defer mu.Unlock(); return len(seen) }
+	u.Watch(r, nil)()
 	u.Watch(r, note)()
 	if len(seen) != 1 || seen[0] != (Progress{Steps: 4, Estimated: true}) {
 		t.Fatalf("without knowledge: %v", seen)

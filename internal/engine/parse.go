@@ -303,6 +303,10 @@ func (e Settings) check(path string, models map[string]Model, f *faults) {
 		f.unless(model.DefaultSteps+served.StepsOffset >= 1 && served.StepsOffset <= 10 && served.StepsOffset >= -10, path+".steps_offset", "wants -10 to 10, and at least 1 step in all")
 		f.unless(served.Guidance == nil || finite(*served.Guidance) && *served.Guidance >= 0, path+".guidance", "wants 0 or more")
 		f.unless(e.Kind == KindComfyUI || served.Workflow == "", path+".workflow", "is for comfyui alone")
+		if e.Kind == KindSDCPP { // it rounds other sizes up, and holds itself to 64 to 4096
+			f.unless(model.SideMultiple%8 == 0, path, "the server wants sides that are multiples of 8")
+			f.unless(model.MinSide >= 64 && model.MaxSide <= 4096, path, "the server takes sides of 64 to 4096")
+		}
 		if e.Kind != KindOpenAI {
 			f.unless(served.Dialect == "", path+".dialect", "is for openai alone")
 			continue

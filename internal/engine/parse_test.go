@@ -71,6 +71,8 @@ func TestParseConfigNamesWhatIsWrong(t *testing.T) {
 		{"workflow elsewhere", edit("{dialect: sglang}", "{dialect: sglang, workflow: a.json}"), []string{"engines[0].models.z.workflow: "}},
 		{"steps beyond the server", edit("default_steps: 8", "default_steps: 8, max_steps: 201"), []string{"engines[0].models.z: "}},
 		{"offset below one step", edit("{dialect: sglang}", "{dialect: sglang, steps_offset: -8}"), []string{"engines[0].models.z.steps_offset: "}},
+		{"sides that sd-server rounds", strings.NewReplacer("kind: openai", "kind: sdcpp", "{dialect: sglang}", "{}", "default_steps: 8", "default_steps: 8, side_multiple: 4, min_side: 32").Replace(minimal),
+			[]string{"engines[0].models.z: the server wants sides that are multiples", "engines[0].models.z: the server takes sides of 64"}},
 		{"unknown model", edit("{z: {dialect: sglang}}", "{z: {dialect: sglang}, y: {dialect: sglang}}"), []string{"engines[0].models.y: "}},
 		{"model not served", minimal + "  - {id: y, default_steps: 1}\n", []string{"engines[0].models: every engine of lane"}},
 		{"model of an empty lane", minimal + "  - {id: y, default_steps: 1, lane: other}\n", []string{"models[1]: no engine"}},

@@ -56,9 +56,12 @@ func (u *Usual) PerUnit() map[string]float64 {
 
 // Watch tells estimated progress from now on, for engines that tell no steps.
 // It never tells the last step: that is the image itself. While nothing is
-// known of the model, it tells step 0 alone. After stop returns, progress is
-// not called again.
+// known of the model, it tells step 0 alone. After stop returns, progress, which
+// may be nil, is not called again.
 func (u *Usual) Watch(r Request, progress func(Progress)) (stop func()) {
+	if progress == nil {
+		return func() {}
+	}
 	progress(Progress{Steps: r.Steps, Estimated: true})
 	step := u.Of(r) / time.Duration(max(r.Steps, 1))
 	if step <= 0 {
