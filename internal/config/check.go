@@ -38,8 +38,8 @@ func (c Config) checkValues() Problems {
 	if c.ShutdownTimeout < time.Second || c.ShutdownTimeout > time.Hour {
 		problems.add("SHUTDOWN_TIMEOUT", "must be from 1s to 1h")
 	}
-	if !isAddress(c.Listen) {
-		problems.add("LISTEN", "must be host:port, such as 127.0.0.1:8080")
+	if !isSocket(c.Listen) && !isAddress(c.Listen) {
+		problems.add("LISTEN", "must be host:port, such as 127.0.0.1:8080, or unix:PATH")
 	}
 	if c.MetricsListen != off && !isAddress(c.MetricsListen) {
 		problems.add("METRICS_LISTEN", "must be host:port, such as 127.0.0.1:9464, or off")
@@ -68,6 +68,12 @@ func (c Config) checkValues() Problems {
 		}
 	}
 	return problems
+}
+
+// isSocket accepts the path of a socket, for a proxy on this machine.
+func isSocket(address string) bool {
+	path, ok := strings.CutPrefix(address, "unix:")
+	return ok && path != ""
 }
 
 // isAddress accepts host:port; port 0 asks the system for a free one.

@@ -27,6 +27,7 @@ const Prefix = "ZIMAGE_"
 const (
 	fileSuffix = "_FILE"
 	testPrefix = Prefix + "TEST_" // the test launcher's, which never reach a setting
+	clientKey  = Prefix + "KEY"   // the API key of `zimage generate`, in a user's shell
 	off        = "off"
 
 	// maxSecretFile bounds a secret's file: a wrong path must not fill the memory.
@@ -36,7 +37,7 @@ const (
 // Config is every setting. Its tags are the documentation: the README's table
 // and the help text are made from them.
 type Config struct {
-	Listen         string   `env:"LISTEN" envDefault:"127.0.0.1:8080" doc:"Address of the API, as host:port. Off loopback it needs a TLS certificate."`
+	Listen         string   `env:"LISTEN" envDefault:"127.0.0.1:8080" doc:"Address of the API, as host:port or unix:PATH. Off loopback it needs a TLS certificate."`
 	MetricsListen  string   `env:"METRICS_LISTEN" envDefault:"127.0.0.1:9464" doc:"Address of metrics and probes, one for each process; off: none. It never speaks TLS."`
 	PublicURL      string   `env:"PUBLIC_URL" without:"from LISTEN" doc:"The address that users type, without a path."`
 	TLSCert        string   `env:"TLS_CERT" doc:"PEM file with the certificate chain of the API. Read at start."`
@@ -272,6 +273,9 @@ func (c *Config) fillDefaults() {
 			scheme = "https://"
 		}
 		c.PublicURL = scheme + c.Listen
+		if isSocket(c.Listen) {
+			c.PublicURL = scheme + "localhost"
+		}
 	}
 	c.PublicURL = strings.TrimSuffix(c.PublicURL, "/")
 	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes} {

@@ -104,6 +104,7 @@ func TestRefusals(t *testing.T) {
 		{name: "file of what is no secret", set: m("ZIMAGE_LISTEN_FILE", "x"), at: "ZIMAGE_LISTEN_FILE", says: "is no setting"},
 		{name: "variables of Kubernetes", set: m("ZIMAGE_API_PORT_8080_TCP_ADDR", "10.0.0.1", "ZIMAGE_PORT", "tcp://10.0.0.1:80", "ZIMAGE_SERVICE_HOST", "10.0.0.1")},
 		{name: "a port of its own", set: m("ZIMAGE_PORT", "8080"), at: "ZIMAGE_PORT", says: "is no setting"},
+		{name: "the key of the command line", set: m("ZIMAGE_KEY", canary)},
 		{name: "variables of the tests", set: m("ZIMAGE_TEST_POSTGRES", "x")},
 
 		{name: "listen without port", set: m("ZIMAGE_LISTEN", "localhost"), at: "ZIMAGE_LISTEN", says: "host:port"},
@@ -115,6 +116,9 @@ func TestRefusals(t *testing.T) {
 		{name: "listen accepted by exception", set: m("ZIMAGE_LISTEN", "0.0.0.0:8080", "ZIMAGE_TLS_EXCEPTIONS", "listen", "ZIMAGE_PUBLIC_URL", "https://zimage.example")},
 		{name: "listen with a certificate", set: m("ZIMAGE_LISTEN", "192.0.2.1:8443", "ZIMAGE_TLS_CERT", cert, "ZIMAGE_TLS_KEY", key)},
 		{name: "listen on IPv6 loopback", set: m("ZIMAGE_LISTEN", "[::1]:8080")},
+		{name: "listen on a socket", set: m("ZIMAGE_LISTEN", "unix:/run/zimage.sock", "ZIMAGE_PUBLIC_URL", "https://zimage.example")},
+		{name: "a socket without a public address", set: m("ZIMAGE_LISTEN", "unix:/run/zimage.sock"), at: "ZIMAGE_PUBLIC_URL", says: "is missing"},
+		{name: "a socket nowhere", set: m("ZIMAGE_LISTEN", "unix:"), at: "ZIMAGE_LISTEN", says: "unix:PATH"},
 		{name: "a worker does not listen", role: RoleWorker, set: m("ZIMAGE_LISTEN", "0.0.0.0:8080")},
 		{name: "metrics to the network", role: RoleWorker, set: m("ZIMAGE_METRICS_LISTEN", "0.0.0.0:9464"), at: "ZIMAGE_METRICS_LISTEN", says: "TLS_EXCEPTIONS names metrics"},
 		{name: "metrics by exception", role: RoleWorker, set: m("ZIMAGE_METRICS_LISTEN", "0.0.0.0:9464", "ZIMAGE_TLS_EXCEPTIONS", "metrics")},

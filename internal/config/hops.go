@@ -72,14 +72,17 @@ func isLocal(host string) bool {
 // checkListen refuses to serve plain HTTP to the network.
 func (c Config) checkListen(problems *Problems) {
 	host, _, err := net.SplitHostPort(c.Listen)
+	if isSocket(c.Listen) {
+		host, err = "localhost", nil
+	}
 	if err != nil {
 		return // said by checkValues
 	}
 	if !isLocal(host) && c.TLSCert == "" && !c.excepted(HopListen) {
 		problems.add("LISTEN", "is not loopback: set "+Prefix+"TLS_CERT and "+Prefix+"TLS_KEY, or listen on loopback behind a proxy on this machine"+orException(HopListen))
 	}
-	if address, err := netip.ParseAddr(host); (host == "" || err == nil && address.IsUnspecified()) && !c.isSet("PUBLIC_URL") {
-		problems.add("PUBLIC_URL", "is missing: "+Prefix+"LISTEN takes every address, which is none that a user can type")
+	if address, err := netip.ParseAddr(host); (host == "" || isSocket(c.Listen) || err == nil && address.IsUnspecified()) && !c.isSet("PUBLIC_URL") {
+		problems.add("PUBLIC_URL", "is missing: "+Prefix+"LISTEN is no address that a user can type")
 	}
 	if u, err := url.Parse(c.PublicURL); err == nil && c.isSet("PUBLIC_URL") && u.Scheme == "http" && !isLocal(u.Hostname()) && !c.excepted(HopListen) {
 		problems.add("PUBLIC_URL", "must be https:// off loopback"+orException(HopListen))

@@ -119,7 +119,7 @@ var serviceLink = regexp.MustCompile(`^ZIMAGE_(.+_)?(SERVICE_(HOST|PORT(_.+)?)|P
 
 // foreign reports whether a variable has our prefix without being meant for us.
 func foreign(name, value string) bool {
-	if strings.HasPrefix(name, testPrefix) {
+	if name == clientKey || strings.HasPrefix(name, testPrefix) {
 		return true
 	}
 	if !serviceLink.MatchString(name) {
