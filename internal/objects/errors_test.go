@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -49,5 +50,23 @@ func TestErrorsKeepReasonsAndDropNames(t *testing.T) {
 	// A bucket that is not there says nothing about the object.
 	if err := s3Error("get", minio.ErrorResponse{StatusCode: 404, Code: "NoSuchBucket"}); errors.Is(err, ErrNotExist) {
 		t.Error("a missing bucket counts as a missing object")
+	}
+}
+
+func TestLentReaderIsNotReadAfterwards(t *testing.T) {
+	t.Parallel()
+	r := strings.NewReader("the caller's")
+	l := &lent{r: r}
+	if _, err := l.Read(make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.take(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.Read(make([]byte, 4)); n != 0 || err == nil {
+		t.Errorf("Read = %d, %v after the request", n, err)
+	}
+	if r.Len() != len("caller's") {
+		t.Errorf("%d bytes are left, some were taken from the caller", r.Len())
 	}
 }

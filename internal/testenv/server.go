@@ -208,7 +208,10 @@ func Binary(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
-	places := []string{filepath.Join(GoBin(), name)}
+	var places []string
+	if bin := GoBin(); bin != "" {
+		places = append(places, filepath.Join(bin, name))
+	}
 	versions, err := filepath.Glob(filepath.Join("/usr/lib/postgresql/*/bin", name))
 	if err != nil {
 		return "", err

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"zimage/internal/testenv"
 )
@@ -43,6 +44,7 @@ func run(args []string) (int, error) {
 	// Before the first part starts, so that no signal can leave one behind.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	go followParent(signals)
 	if err := install(signals); err != nil {
 		return 1, err
 	}
@@ -68,6 +70,16 @@ func run(args []string) (int, error) {
 		testenv.S3Variable+"="+minio.URL(),
 		testenv.RedisVariable+"="+redis)
 	return supervise(cmd, signals)
+}
+
+// followParent asks us to end when our parent has: a go run that gets SIGTERM
+// ends without a word to the program it runs.
+func followParent(signals chan<- os.Signal) {
+	parent := os.Getppid()
+	for os.Getppid() == parent {
+		time.Sleep(500 * time.Millisecond)
+	}
+	signals <- syscall.SIGTERM
 }
 
 func stop(s *testenv.Server) {

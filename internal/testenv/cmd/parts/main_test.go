@@ -58,6 +58,33 @@ func TestLauncher(t *testing.T) {
 		}
 	})
 
+	t.Run("it ends with its parent", func(t *testing.T) {
+		t.Parallel()
+		written := filepath.Join(t.TempDir(), "pids")
+		// As go run: a parent that ends without handing on its signal.
+		cmd := exec.CommandContext(t.Context(), "sh", "-c",
+			`"$0" -- sh -c 'echo "$PPID $$" > "$0.new"; mv "$0.new" "$0"; exec sleep 60' "$1" & wait`, launcher, written)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, time.Minute, func() bool { _, err := os.Stat(written); return err == nil })
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		text, err := os.ReadFile(written)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, field := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, 20*time.Second, func() bool { return !alive(pid) })
+		}
+	})
+
 	t.Run("parts die with a killed launcher", func(t *testing.T) {
 		t.Parallel()
 		ready := filepath.Join(t.TempDir(), "ready")
