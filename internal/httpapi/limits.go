@@ -1,0 +1,155 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"zimage/internal/clock"
+)
+
+// gcra is the generic cell rate algorithm: one number a key, the theoretical
+// arrival time of the next request, in microseconds since 1970.
+type gcra struct {
+	limit    int64
+	interval int64 // microseconds that one request costs
+}
+
+func perMinute(n int) gcra {
+	return gcra{limit: int64(n), interval: int64(time.Minute/time.Microsecond) / int64(n)}
+}
+
+// allowance is what a key has left.
+type allowance struct {
+	ok        bool
+	limit     int64
+	remaining int64
+	reset     time.Duration // until all of it is back
+	retry     time.Duration // until the next request passes; only when not ok
+}
+
+// take counts one request and returns the arrival time to remember.
+func (g gcra) take(arrival, now int64) (int64, allowance) {
+	next := max(arrival, now) + g.interval
+	room := now + g.limit*g.interval - next
+	if room < 0 {
+		return arrival, g.allowance(false, room, arrival-now)
+	}
+	return next, g.allowance(true, room, next-now)
+}
+
+func (g gcra) allowance(ok bool, room, full int64) allowance {
+	l := allowance{ok: ok, limit: g.limit, reset: time.Duration(full) * time.Microsecond}
+	if ok {
+		l.remaining = room / g.interval
+	} else {
+		l.retry = time.Duration(-room) * time.Microsecond
+	}
+	return l
+}
+
+func (l allowance) show(h http.Header) {
+	h.Set("RateLimit-Limit", strconv.FormatInt(l.limit, 10))
+	h.Set("RateLimit-Remaining", strconv.FormatInt(l.remaining, 10))
+	h.Set("RateLimit-Reset", seconds(l.reset))
+}
+
+// takeScript is gcra.take where all processes share the number. It returns
+// whether it passed, the room, and the time until all is back, in microseconds.
+// The key forgets itself when the allowance is whole again.
+var takeScript = redis.NewScript(`
+local now, interval, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local arrival = tonumber(redis.call('GET', KEYS[1]) or '0')
+local next = math.max(arrival, now) + interval
+local room = now + limit * interval - next
+if room < 0 then return {0, room, arrival - now} end
+redis.call('SET', KEYS[1], string.format('%.0f', next), 'PX', math.ceil((next - now) / 1000))
+return {1, room, next - now}
+`)
+
+const (
+	// redisTime is what a request waits at most for its count.
+	redisTime = 50 * time.Millisecond
+	// redisRest is how long Redis is left alone after it failed.
+	redisRest = time.Second
+)
+
+// keyLimiter counts the requests of keys, in Redis where it answers, otherwise
+// in this process. Only ids of keys go to Redis.
+type keyLimiter struct {
+	redis redis.UniversalClient
+	most  time.Duration // redisTime
+	clock *clock.Clock
+	rate  gcra
+	rest  atomic.Int64 // milliseconds: not before
+
+	mu      sync.Mutex
+	arrival map[string]int64
+}
+
+func newKeyLimiter(r redis.UniversalClient, c *clock.Clock, perMin int) *keyLimiter {
+	return &keyLimiter{redis: r, most: redisTime, clock: c, rate: perMinute(perMin), arrival: map[string]int64{}}
+}
+
+func (l *keyLimiter) take(ctx context.Context, keyID string) allowance {
+	if l.redis != nil && l.clock.Millis() >= l.rest.Load() {
+		if left, err := l.shared(ctx, keyID); err == nil {
+			return left
+		}
+		l.rest.Store(l.clock.Millis() + redisRest.Milliseconds())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Millis() * 1000
+	if len(l.arrival) >= mostMemory {
+		prune(l.arrival, now)
+	}
+	next, left := l.rate.take(l.arrival[keyID], now)
+	l.arrival[keyID] = next
+	return left
+}
+
+// shared asks Redis, for l.most whatever the client's own timeouts
+// are: a question that takes longer is left to end by itself.
+func (l *keyLimiter) shared(ctx context.Context, keyID string) (allowance, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.most)
+	type reply struct {
+		numbers []int64
+		err     error
+	}
+	done := make(chan reply, 1)
+	go func() {
+		numbers, err := takeScript.Run(ctx, l.redis, []string{"zimage:rate:" + keyID},
+			l.clock.Millis()*1000, l.rate.interval, l.rate.limit).Int64Slice()
+		done <- reply{numbers, err}
+		cancel()
+	}()
+	select {
+	case <-ctx.Done():
+		// It may also be done: both can be ready at once.
+		select {
+		case r := <-done:
+			return l.read(r.numbers, r.err)
+		default:
+			return allowance{}, ctx.Err()
+		}
+	case r := <-done:
+		return l.read(r.numbers, r.err)
+	}
+}
+
+func (l *keyLimiter) read(numbers []int64, err error) (allowance, error) {
+	if err != nil {
+		return allowance{}, err
+	}
+	if len(numbers) != 3 {
+		return allowance{}, errors.New("the rate script answered something else")
+	}
+	return l.rate.allowance(numbers[0] == 1, numbers[1], numbers[2]), nil
+}

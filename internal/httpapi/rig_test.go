@@ -1,0 +1,144 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"image"
+	"image/color"
+	"image/png"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"zimage/internal/account"
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/events"
+	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/objects"
+	"zimage/internal/testenv"
+	"zimage/internal/vault"
+)
+
+// gated is an engine that makes a grey picture when the test lets it.
+type gated struct{ gate chan struct{} }
+
+func (g gated) Check(context.Context) error { return nil }
+
+func (g gated) Generate(ctx context.Context, r engine.Request, progress func(engine.Progress)) ([]byte, error) {
+	progress(engine.Progress{Step: 1, Steps: r.Steps})
+	select {
+	case <-ctx.Done():
+		return nil, engine.NewError(engine.FaultOurs, engine.CodeCanceled, 0, ctx.Err())
+	case <-g.gate:
+	}
+	m := image.NewGray(image.Rect(0, 0, r.Width, r.Height))
+	m.SetGray(1, 1, color.Gray{Y: uint8(r.Seed)})
+	var b bytes.Buffer
+	if err := png.Encode(&b, m); err != nil {
+		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, 0, err)
+	}
+	return b.Bytes(), nil
+}
+
+// bothDatabases runs test on SQLite and PostgreSQL, each with real rooms, a
+// worker, a directory for objects and a Redis of its own.
+func bothDatabases(t *testing.T, test func(t *testing.T, r *rig)) {
+	t.Helper()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) { test(t, newRig(t, d)) })
+}
+
+func newRig(t *testing.T, d *db.DB) *rig {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, r, c := context.Background(), &rig{t: t}, clock.New()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(r.log.String())
+		}
+	})
+	log := slog.New(LogRequestID(slog.NewJSONHandler(&r.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	dir := t.TempDir()
+
+	keys, err := db.Open(ctx, "sqlite:"+filepath.Join(dir, "keys.db"), db.Options{})
+	must(err)
+	t.Cleanup(func() { _ = keys.Close() })
+	_, err = keys.Migrate(ctx, vault.Migrations())
+	must(err)
+	roots, err := vault.CreateRoots(filepath.Join(dir, "roots"))
+	must(err)
+	v, err := vault.Open(ctx, keys, roots, c)
+	must(err)
+	store, err := objects.OpenDirectory(filepath.Join(dir, "objects"))
+	must(err)
+	t.Cleanup(func() { _ = store.Close() })
+	client := redisClient(t, testenv.Redis(t))
+
+	measured := jobs.NewMetrics(nil)
+	bell := jobs.NewBell(client, measured)
+	t.Cleanup(bell.Close)
+	queue := jobs.New(d, c, bell, measured, log)
+	cfg := engine.DefaultConfig()
+	rooms := generate.New(generate.Options{
+		DB: d, Vault: v, Objects: store, Queue: queue, Events: events.New(), Clock: c, Log: log, Redis: client,
+		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
+	})
+	t.Cleanup(rooms.Close)
+	accounts := account.New(d, v, c)
+	watchers := rooms.NewWatchers()
+
+	gate := make(chan struct{})
+	fleet, err := engine.NewFleet(cfg, []string{"generation"}, func(engine.Settings) (engine.Engine, error) { return gated{gate}, nil },
+		engine.FleetOptions{Clock: c, Log: log})
+	must(err)
+	worker := queue.NewWorker([]jobs.Lane{
+		{Name: "generation", Slots: generate.LaneSlots{Fleet: fleet, Lane: "generation"}, CheckInterval: 10 * time.Millisecond},
+		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
+	}, time.Second)
+	running, stop := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	work.Go(func() { fleet.Run(running) })
+	work.Go(func() { watchers.Run(running) })
+	work.Go(func() {
+		if err := worker.Run(running, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		work.Wait()
+	})
+
+	owners := map[string][2]string{} // by token: owner and key
+	key := func(owner string, scopes ...string) string {
+		token, k, err := accounts.CreateKey(ctx, owner, "test", scopes, time.Time{})
+		must(err)
+		owners[token] = [2]string{owner, k.ID}
+		return token
+	}
+	ada, err := accounts.CreateUser(ctx, "ada@example.org", "a long password of ada")
+	must(err)
+	ben, err := accounts.CreateUser(ctx, "ben@example.org", "a long password of ben")
+	must(err)
+	r.ada, r.ben = key(ada, account.ScopeGenerate, account.ScopeRead), key(ben, account.ScopeGenerate, account.ScopeRead)
+	r.readOnly = key(ada, account.ScopeRead)
+	r.pass = func() {
+		select {
+		case gate <- struct{}{}:
+		case <-time.After(30 * time.Second):
+			t.Error("no engine waits")
+		}
+	}
+	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
+	return r
+}

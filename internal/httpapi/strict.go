@@ -1,0 +1,164 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"zimage/internal/problem"
+)
+
+const (
+	maxBody  = 256 << 10
+	maxDepth = 16
+	// bodyTime is how long a client may take to send its body.
+	bodyTime = 10 * time.Second
+)
+
+// readStrict reads the body under its limits and refuses what encoding/json
+// would let through or mend in silence.
+func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
+	c := humagin.Unwrap(hc)
+	r := c.Request
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	charset, named := params["charset"]
+	if err != nil || kind != "application/json" || named && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
+		a.fail(c, unsupported())
+		return
+	}
+	if r.ContentLength > maxBody {
+		a.fail(c, tooLarge())
+		return
+	}
+	rc := http.NewResponseController(c.Writer)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, maxBody))
+	// A read deadline that passes later would end the request's context in the
+	// middle of a long poll.
+	_ = rc.SetReadDeadline(time.Time{})
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		a.fail(c, tooLarge())
+		return
+	case err != nil:
+		a.fail(c, problem.Invalid(problem.Field{Location: "body", Message: "did not arrive whole or in time"}))
+		return
+	}
+	if f := checkJSON(data); f != nil {
+		a.fail(c, problem.Invalid(*f))
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(data))
+	r.Header.Set("Content-Type", "application/json")
+	next(hc)
+}
+
+// checkJSON says what is wrong with a JSON text beyond its schema: its form,
+// invalid UTF-8, lone surrogates, U+FFFD (which is what broken text looks like
+// after somebody mended it), NUL, a key given twice, too deep.
+func checkJSON(data []byte) *problem.Field {
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return &problem.Field{Location: "body", Message: "is empty: a JSON object is required"}
+	case !utf8.Valid(data):
+		return &problem.Field{Location: "body", Message: "is not valid UTF-8"}
+	case !json.Valid(data):
+		return &problem.Field{Location: "body", Message: "is not one valid JSON value"}
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	w := walker{d: d}
+	return w.value("body", 0)
+}
+
+type walker struct{ d *json.Decoder }
+
+// value checks the next value. The text is valid JSON: Token cannot fail.
+func (w walker) value(location string, depth int) *problem.Field {
+	if depth > maxDepth {
+		return &problem.Field{Location: locate(location), Message: "is nested too deeply"}
+	}
+	t, err := w.d.Token()
+	if err != nil {
+		return &problem.Field{Location: "body", Message: "is not one valid JSON value"}
+	}
+	switch v := t.(type) {
+	case string:
+		return text(location, v)
+	case json.Number:
+		if f, err := strconv.ParseFloat(v.String(), 64); err != nil || math.IsInf(f, 0) {
+			return &problem.Field{Location: locate(location), Message: "is a number out of range"}
+		}
+	case json.Delim:
+		if v == '{' {
+			return w.object(location, depth)
+		}
+		for w.d.More() {
+			if f := w.value(location, depth+1); f != nil {
+				return f
+			}
+		}
+		_, _ = w.d.Token() // the closing bracket
+	}
+	return nil
+}
+
+func (w walker) object(location string, depth int) *problem.Field {
+	seen := map[string]bool{}
+	for w.d.More() {
+		t, err := w.d.Token()
+		key, ok := t.(string)
+		if err != nil || !ok {
+			return &problem.Field{Location: "body", Message: "is not one valid JSON value"}
+		}
+		if f := text(location, key); f != nil {
+			return f
+		}
+		if seen[key] {
+			return &problem.Field{Location: locate(location), Message: "has the same field twice"}
+		}
+		seen[key] = true
+		if f := w.value(location+"."+key, depth+1); f != nil {
+			return f
+		}
+	}
+	_, _ = w.d.Token() // the closing brace
+	return nil
+}
+
+func text(location, s string) *problem.Field {
+	switch {
+	case strings.ContainsRune(s, utf8.RuneError):
+		return &problem.Field{Location: locate(location), Message: "has broken text: a lone surrogate or U+FFFD"}
+	case strings.ContainsRune(s, 0):
+		return &problem.Field{Location: locate(location), Message: "has a NUL character"}
+	}
+	return nil
+}
+
+// decodeJSON is huma's way to our structs, of a body that checkJSON passed. Its
+// errors name the field, never the value.
+func decodeJSON(data []byte, v any) error {
+	err := json.Unmarshal(data, v)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && knownNames["body."+wrong.Field] {
+		return errors.New("expected another type, or an integer without fraction and exponent, in " + wrong.Field)
+	}
+	if err != nil {
+		return errors.New("expected a JSON object")
+	}
+	return nil
+}
