@@ -188,6 +188,9 @@ func readEngines(c config.Config) (engine.Config, error) {
 	if err != nil {
 		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
 	}
+	if slices.Contains(e.Lanes(), jobs.Housekeeping) {
+		return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, jobs.Housekeeping)
+	}
 	for _, lane := range c.Lanes {
 		if lane != jobs.Housekeeping && !slices.Contains(e.Lanes(), lane) {
 			return engine.Config{}, fmt.Errorf("%sLANES: there is no lane %q; there are %s and %s",

@@ -8,8 +8,11 @@ package db
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -330,14 +333,16 @@ func IsUnique(err error) bool {
 
 // IsAway reports whether err says that the database could not be reached, was
 // restarted, has no room or took too long: trying again later may help. The
-// statement may have happened.
+// statement may have happened. An error that is not known to be the database's
+// is never one of these: a loop that waits for the database must not wait for
+// something that no waiting mends.
 func IsAway(err error) bool {
-	if err == nil || errors.Is(err, sql.ErrNoRows) || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, context.Canceled) {
 		return false
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		switch pg.Code[:2] {
+		switch pg.Code[:min(2, len(pg.Code))] {
 		case "08", "53", "57", "58", "25", "40": // connection, resources, shutdown, system, idle transaction ended, deadlock
 			return true
 		}
@@ -351,8 +356,19 @@ func IsAway(err error) bool {
 		}
 		return false
 	}
-	var known *Error
-	return !errors.As(err, &known)
+	var connect *pgconn.ConnectError
+	var network net.Error
+	if errors.As(err, &connect) || errors.As(err, &network) || pgconn.SafeToRetry(err) {
+		return true
+	}
+	for _, lost := range []error{
+		driver.ErrBadConn, sql.ErrConnDone, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, lost) {
+			return true
+		}
+	}
+	return false
 }
 
 // bind turns ? into $1, $2… for PostgreSQL. No statement of ours holds a

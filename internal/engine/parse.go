@@ -267,6 +267,7 @@ func (e Settings) check(path string, models map[string]Model, f *faults) {
 	f.unless(e.Slots >= 1 && e.Slots <= 1000, path+".slots", "wants 1 to 1000")
 	f.unless(e.Timeout >= time.Second && e.Timeout <= 24*time.Hour, path+".timeout", "wants 1s to 24h")
 	f.unless(slices.Contains(kinds, e.Kind), path+".kind", "is one of %s", strings.Join(kinds, ", "))
+	f.unless(e.Kind != KindComfyUI || e.Keeps != "nothing", path+".keeps", "must be memory or disk: ComfyUI keeps the last graph until the next one runs")
 	f.unless(slices.Contains(keepings, e.Keeps), path+".keeps", "must say what the engine keeps of a request: %s", strings.Join(keepings, ", "))
 
 	if e.Kind == KindIllustrator {

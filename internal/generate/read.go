@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"zimage/internal/db"
+	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/problem"
 	"zimage/internal/vault"
@@ -27,7 +28,7 @@ func (s *Service) Get(ctx context.Context, owner, id string) (Generation, error)
 	}
 	g := list[0]
 	if g.Status == Queued {
-		g.Queue, err = s.queue(ctx, r)
+		g.Queue, err = s.queue(ctx, r.job())
 	}
 	return g, away(err)
 }
@@ -48,8 +49,8 @@ func (s *Service) find(ctx context.Context, q db.Querier, owner, id string) (row
 	return r, nil
 }
 
-func (s *Service) queue(ctx context.Context, r row) (*Queue, error) {
-	o, err := s.Queue.Outlook(ctx, s.DB, r.job())
+func (s *Service) queue(ctx context.Context, j jobs.Job) (*Queue, error) {
+	o, err := s.Queue.Outlook(ctx, s.DB, j)
 	if err != nil {
 		return nil, err
 	}

@@ -65,8 +65,9 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	work := &attempt{service: s, run: r, generation: g, request: q, model: model, images: make([]stored, q.N)}
 	err = work.make(ctx, slot)
 	if err != nil {
-		// What this attempt stored is of no use to anybody.
-		work.discard()
+		if !work.unsure {
+			work.discard() // what this attempt stored is of no use to anybody
+		}
 		return err
 	}
 	return nil
@@ -80,6 +81,7 @@ type attempt struct {
 	request    Request
 	model      engine.Model
 	images     []stored
+	unsure     bool // whether the result was committed: then nothing may be deleted
 }
 
 // stored is one image that lies in object storage, before its row is written.
@@ -120,6 +122,7 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 	case errors.Is(err, errGone):
 		return jobs.Fail("removed", err)
 	case err != nil:
+		a.unsure = !errors.Is(err, jobs.ErrFenced)
 		return err
 	}
 	s.bulletin.changed(a.generation.ID, 2*int64(a.run.Attempt)+2)
@@ -149,6 +152,11 @@ func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, e
 		raw []byte
 		err error
 	}
+	// The fleet ends a call at the engine's timeout; an engine that cannot stop
+	// keeps its slot beyond that, and we do not wait for it.
+	ctx, cancel := context.WithTimeoutCause(ctx, slot.Timeout()+stopGrace,
+		engine.NewError(engine.FaultEngine, engine.CodeTimeout, 0, context.DeadlineExceeded))
+	defer cancel()
 	done := make(chan outcome, 1)
 	started := time.Now()
 	go func() {
@@ -164,10 +172,7 @@ func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, e
 	case <-ctx.Done():
 	}
 	select {
-	case o := <-done:
-		if o.err == nil && context.Cause(ctx) == nil {
-			return o.raw, nil
-		}
+	case <-done:
 	case <-time.After(stopGrace):
 		a.run.KeepSlot()
 		go func() {

@@ -39,7 +39,7 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		return Generation{}, false, err
 	}
 	now := s.Clock.Now()
-	id := db.NewID("gen", now)
+	id, expires := db.NewID("gen", now), now.AddDate(0, 0, r.RetentionDays)
 	plain, err := json.Marshal(r)
 	if err != nil {
 		return Generation{}, false, err
@@ -49,7 +49,7 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		return Generation{}, false, away(err)
 	}
 	var first string // of an earlier request with the same key
-	var job string
+	var job jobs.Job
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		if err := subject.May(ctx, tx, owner, subject.Generate); err != nil {
 			return err
@@ -72,7 +72,7 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		_, err = tx.Exec(ctx, `INSERT INTO generations (id, owner, job_id, model, seed, request, status, error_code, attempts,
 				created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)
 			VALUES (?, ?, ?, ?, ?, ?, '', '', 0, ?, 0, 0, ?, 0, '', 0)`,
-			id, owner, job, model.ID, *r.Seed, sealed, now.UnixMilli(), now.AddDate(0, 0, r.RetentionDays).UnixMilli())
+			id, owner, job.ID, model.ID, *r.Seed, sealed, now.UnixMilli(), expires.UnixMilli())
 		if err != nil {
 			return err
 		}
@@ -85,7 +85,13 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		g, err := s.Get(ctx, owner, first)
 		return g, true, err
 	}
-	g, err = s.Get(ctx, owner, id)
+	// All of it is known: only its place in the queue is asked for.
+	g = Generation{ID: id, Status: Queued, Request: r, Seed: *r.Seed, CreatedAt: now, ExpiresAt: expires,
+		Sequence: row{}.sequence(), Progress: Progress{Images: r.N, Steps: r.Steps}}
+	if g.Queue, err = s.queue(ctx, job); err != nil {
+		s.Log.Warn("could not tell a generation's place in the queue", "error", err)
+		err = nil // it is accepted
+	}
 	return g, false, err
 }
 

@@ -21,6 +21,9 @@ const (
 	// maxPending rings in a lane are enough to wake every worker; with a backlog
 	// more of them would only fill Redis.
 	maxPending = 256
+	// pendingFor is how long a lane found full is not asked again. In that time
+	// no fleet of workers answers so many rings with no job left over.
+	pendingFor = 20 * time.Millisecond
 )
 
 // A Bell wakes workers through asynq. What it says can be lost: it names no
@@ -73,33 +76,42 @@ func (b *Bell) Close() {
 
 func (b *Bell) run() {
 	defer b.done.Done()
+	full := map[string]time.Time{} // lanes with rings enough, until then
 	for {
 		select {
 		case <-b.quit:
 			return
 		case r := <-b.rings:
-			if b.ring(r) != nil {
+			if time.Now().Before(full[r.lane]) {
+				continue
+			}
+			enough, err := b.ring(r)
+			if err != nil {
 				b.metrics.doorbellFailures.Inc()
+			}
+			if enough {
+				full[r.lane] = time.Now().Add(pendingFor)
 			}
 		}
 	}
 }
 
-func (b *Bell) ring(r ring) error {
+// ring rings once; enough is true when so many rings wait that it need not.
+func (b *Bell) ring(r ring) (enough bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), ringTimeout)
 	defer cancel()
 	// asynq keeps a queue's pending tasks in this list; there is no cheaper way
 	// to ask it how many there are.
 	pending, err := b.redis.LLen(ctx, "asynq:{"+r.lane+"}:pending").Result()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if pending >= maxPending {
-		return nil
+		return true, nil
 	}
 	_, err = b.client.EnqueueContext(ctx, asynq.NewTask(r.kind, nil),
 		asynq.Queue(r.lane), asynq.TaskID(rand.Text()), asynq.MaxRetry(0), asynq.Timeout(ringTask))
-	return err
+	return false, err
 }
 
 // listen answers rings of a lane with serve, slots at a time, until stop is

@@ -138,7 +138,16 @@ func BenchmarkNoOpJobs(b *testing.B) {
 		stop := r.worker()
 		started := time.Now()
 		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-		<-all
+		select {
+		case <-all:
+		case <-time.After(time.Minute):
+			var states []struct {
+				State string `db:"state"`
+				Jobs  int    `db:"jobs"`
+			}
+			err := r.db.Select(context.Background(), &states, `SELECT state, count(*) AS jobs FROM jobs GROUP BY state`)
+			b.Fatalf("%d of %d jobs were done; the queue holds %v (%v)", done.Load(), n, states, err)
+		}
 		rate := n / time.Since(started).Seconds()
 		stop()
 		floor := (before + r.commits(b, n)) / 2
@@ -169,8 +178,9 @@ func BenchmarkPickUp(b *testing.B) {
 			}
 			commits = append(commits, time.Since(started))
 			var id string
-			err = r.db.Tx(context.Background(), func(tx *db.Tx) (err error) {
-				id, err = r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: "bench:run"})
+			err = r.db.Tx(context.Background(), func(tx *db.Tx) error {
+				j, err := r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: "bench:run"})
+				id = j.ID
 				return err
 			})
 			if err != nil {

@@ -8,6 +8,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -142,7 +143,7 @@ func (q *Queue) Register(k Kind) {
 	q.kinds[k.Name] = k
 }
 
-// New describes a job to add.
+// NewJob describes a job to add.
 type NewJob struct {
 	Kind     string
 	Party    string    // default System
@@ -153,41 +154,37 @@ type NewJob struct {
 }
 
 // Add adds a job in the caller's transaction and rings the lane once that is
-// committed. It returns the job's id.
-func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (string, error) {
+// committed.
+func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (Job, error) {
 	k, ok := q.kinds[n.Kind]
 	if !ok {
-		return "", fmt.Errorf("jobs: unknown kind %q", n.Kind)
+		return Job{}, fmt.Errorf("jobs: unknown kind %q", n.Kind)
 	}
-	if n.Lane == "" {
-		n.Lane = k.Lane
-	}
-	if n.Party == "" {
-		n.Party = System
-	}
-	n.Cost = max(n.Cost, 1)
 	now := q.clock.Now()
-	id := db.NewID("job", now)
-	state, vstart, runAfter := Queued, int64(0), now.UnixMilli()
+	j := Job{
+		ID: db.NewID("job", now), Kind: n.Kind, Ref: n.Ref, State: Queued, MaxAttempts: k.MaxAttempts,
+		Lane: cmp.Or(n.Lane, k.Lane), Party: cmp.Or(n.Party, System), Cost: max(n.Cost, 1),
+		CreatedAt: now.UnixMilli(), RunAfter: now.UnixMilli(),
+	}
 	if n.RunAfter.After(now) {
-		state, runAfter = Waiting, n.RunAfter.UnixMilli() // it takes its turn when it is due
+		j.State, j.RunAfter = Waiting, n.RunAfter.UnixMilli() // it takes its turn when it is due
 	} else {
-		finish, err := takeTurn(ctx, tx, n.Lane, n.Party, n.Cost)
+		finish, err := takeTurn(ctx, tx, j.Lane, j.Party, j.Cost)
 		if err != nil {
-			return "", err
+			return Job{}, err
 		}
-		vstart = finish - n.Cost
+		j.VStart = finish - j.Cost
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (`+columns+`, lease_until, worker)
 		VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, 0, 0, '', ?, ?, 0, 0, 0, '')`,
-		id, n.Lane, n.Kind, n.Party, n.Ref, state, k.MaxAttempts, vstart, n.Cost, now.UnixMilli(), runAfter)
+		j.ID, j.Lane, j.Kind, j.Party, j.Ref, j.State, j.MaxAttempts, j.VStart, j.Cost, j.CreatedAt, j.RunAfter)
 	if err != nil {
-		return "", err
+		return Job{}, err
 	}
-	if state == Queued {
-		tx.AfterCommit(func() { q.bell.Ring(n.Lane, n.Kind) })
+	if j.State == Queued {
+		tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
 	}
-	return id, nil
+	return j, nil
 }
 
 // takeTurn charges a party for a job and returns its new finish tag: start-time
@@ -231,17 +228,22 @@ func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id string) (State, error)
 	}
 }
 
-// end writes a final state for a job whose row the caller has locked or fenced.
-func (q *Queue) end(ctx context.Context, tx *db.Tx, j Job, end State, code string) error {
-	n, err := tx.Exec(ctx, `UPDATE jobs SET state = ?, error_code = ?, finished_at = ?, lease_until = 0
+// mark writes a final state, unless the attempt no longer counts: ErrFenced.
+func (q *Queue) mark(ctx context.Context, w db.Querier, j Job, end State, code string) error {
+	n, err := w.Exec(ctx, `UPDATE jobs SET state = ?, error_code = ?, finished_at = ?, lease_until = 0
 		WHERE id = ? AND attempt = ? AND state = ?`, end, code, q.clock.Millis(), j.ID, j.Attempt, j.State)
-	if err != nil {
-		return err
-	}
-	if n == 0 {
+	if err == nil && n == 0 {
 		return ErrFenced
 	}
-	if k := q.kinds[j.Kind]; k.Ended != nil && end != Succeeded {
+	return err
+}
+
+// end marks a job that failed for good or was canceled, and tells its room.
+func (q *Queue) end(ctx context.Context, tx *db.Tx, j Job, end State, code string) error {
+	if err := q.mark(ctx, tx, j, end, code); err != nil {
+		return err
+	}
+	if k := q.kinds[j.Kind]; k.Ended != nil {
 		return k.Ended(ctx, tx, j, end, code)
 	}
 	return nil

@@ -68,8 +68,9 @@ func (b *bench) work(slots int, shutdown time.Duration, lanes ...string) (stop f
 func (b *bench) add(n jobs.NewJob) string {
 	b.t.Helper()
 	var id string
-	err := b.db.Tx(context.Background(), func(tx *db.Tx) (err error) {
-		id, err = b.queue.Add(context.Background(), tx, n)
+	err := b.db.Tx(context.Background(), func(tx *db.Tx) error {
+		j, err := b.queue.Add(context.Background(), tx, n)
+		id = j.ID
 		return err
 	})
 	if err != nil {
@@ -110,11 +111,12 @@ func TestJobRunsOnceAndFollowsItsTransaction(t *testing.T) {
 		}
 		rolledBack := errors.New("no")
 		var never string
-		err := d.Tx(context.Background(), func(tx *db.Tx) (err error) {
-			never, err = b.queue.Add(context.Background(), tx, jobs.NewJob{Kind: "test:run"})
+		err := d.Tx(context.Background(), func(tx *db.Tx) error {
+			j, err := b.queue.Add(context.Background(), tx, jobs.NewJob{Kind: "test:run"})
 			if err != nil {
 				return err
 			}
+			never = j.ID
 			return rolledBack
 		})
 		if !errors.Is(err, rolledBack) {

@@ -100,13 +100,14 @@ type Run struct {
 	// needs none) or keeps it (the engine goes on after a cancel).
 	Slot Slot
 
-	worker   *Worker
-	cancel   context.CancelCauseFunc
-	keep     atomic.Bool
-	ended    atomic.Bool
-	done     atomic.Int64
-	total    atomic.Int64
-	canceled atomic.Bool
+	worker     *Worker
+	cancel     context.CancelCauseFunc
+	keep       atomic.Bool
+	ended      atomic.Bool // as succeeded
+	completing atomic.Bool
+	done       atomic.Int64
+	total      atomic.Int64
+	canceled   atomic.Bool
 }
 
 // Progress is carried to the database by the next renewal of the lease.
@@ -122,26 +123,36 @@ func (r *Run) KeepSlot() { r.keep.Store(true) }
 // Complete ends the job as succeeded and writes, in the same transaction, what
 // fn writes. It is fenced: when this attempt no longer counts it returns
 // ErrFenced and nothing is written. While the database is away it waits and
-// tries again until ctx ends, so a result is not lost. fn may run several times.
+// tries again until ctx ends, so a result is not lost; fn may run several times.
+// After any error but ErrFenced and fn's own, the commit may have happened.
 func (r *Run) Complete(ctx context.Context, fn func(tx *db.Tx) error) error {
 	q := r.worker.queue
+	r.completing.Store(true) // a renewal that finds the job ended must not end us
 	err := r.worker.persist(ctx, func() error {
-		err := q.db.Tx(ctx, func(tx *db.Tx) error {
-			if err := q.end(ctx, tx, r.Job, Succeeded, ""); err != nil {
-				return err
-			}
-			if fn == nil {
-				return nil
-			}
-			return fn(tx)
-		})
-		if errors.Is(err, ErrFenced) {
-			// A commit whose answer was lost looks like this too.
-			if j, found := Find(ctx, q.db, r.ID); found == nil && j.State == Succeeded && j.Attempt == r.Attempt {
-				return nil
-			} else if found != nil && !errors.Is(found, sql.ErrNoRows) {
-				return found
-			}
+		// Not ctx: ended in the middle of a commit, it would hide what came of it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), completeTimeout)
+		defer cancel()
+		var err error
+		if fn == nil {
+			err = q.mark(ctx, q.db, r.Job, Succeeded, "") // one statement is its own transaction
+		} else {
+			err = q.db.Tx(ctx, func(tx *db.Tx) error {
+				if err := q.mark(ctx, tx, r.Job, Succeeded, ""); err != nil {
+					return err
+				}
+				return fn(tx)
+			})
+		}
+		if !errors.Is(err, ErrFenced) {
+			return err
+		}
+		// A commit whose answer was lost looks like this too.
+		j, unknown := Find(ctx, q.db, r.ID)
+		switch {
+		case unknown != nil && !errors.Is(unknown, sql.ErrNoRows):
+			return unknown
+		case unknown == nil && j.State == Succeeded && j.Attempt == r.Attempt:
+			return nil
 		}
 		return err
 	})
@@ -151,6 +162,10 @@ func (r *Run) Complete(ctx context.Context, fn func(tx *db.Tx) error) error {
 	}
 	return err
 }
+
+// completeTimeout bounds one try of a completion, so that a database that hangs
+// is tried again.
+const completeTimeout = 30 * time.Second
 
 // A Lane is what a worker serves: a queue and the slots to run it on.
 type Lane struct {
@@ -530,7 +545,7 @@ func (w *Worker) renewOne(ctx context.Context, r *Run) {
 		w.queue.clock.Millis()+Lease.Milliseconds(), r.done.Load(), r.total.Load(), r.ID, r.Attempt)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		if !r.ended.Load() {
+		if !r.completing.Load() {
 			r.cancel(ErrFenced)
 		}
 	case err != nil:

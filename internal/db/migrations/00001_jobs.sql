@@ -29,7 +29,6 @@ CREATE INDEX jobs_queued ON jobs (lane, vstart, id) WHERE state = 'queued';
 CREATE INDEX jobs_waiting ON jobs (run_after) WHERE state = 'waiting';
 CREATE INDEX jobs_running ON jobs (lease_until) WHERE state = 'running';
 CREATE INDEX jobs_unstarted ON jobs (party) WHERE state IN ('queued', 'waiting');
-CREATE INDEX jobs_ended ON jobs (finished_at) WHERE state IN ('succeeded', 'failed', 'canceled');
 
 -- How far each party has got in each lane, in units of cost.
 CREATE TABLE job_turns (
