@@ -135,7 +135,7 @@ func TestEveryErrorOfAKilledPostgresIsAway(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = d.Close() })
 	ctx := t.Context()
-	if _, err := d.Exec(ctx, `CREATE TABLE some (n INTEGER)`); err != nil {
+	if _, err := d.Exec(ctx, `CREATE TABLE marks (n INTEGER)`); err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
@@ -146,7 +146,7 @@ func TestEveryErrorOfAKilledPostgresIsAway(t *testing.T) {
 		work.Go(func() {
 			for done.Err() == nil {
 				err := d.Tx(ctx, func(tx *db.Tx) error {
-					if _, err := tx.Exec(ctx, `INSERT INTO some VALUES (1)`); err != nil {
+					if _, err := tx.Exec(ctx, `INSERT INTO marks VALUES (1)`); err != nil {
 						return err
 					}
 					var n int
