@@ -49,6 +49,7 @@ type App struct {
 	registry *prometheus.Registry
 	queue    *jobs.Queue
 	bell     *jobs.Bell
+	open     func(engine.Settings) (engine.Engine, error) // the adapter of an engine
 
 	Accounts *account.Service
 	Generate *generate.Service
@@ -59,7 +60,7 @@ type App struct {
 // Open opens every part that a role needs and brings the schemas forward. name
 // is the process in logs and in the database's list of clients.
 func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (a *App, err error) {
-	a = &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry()}
+	a = &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())

@@ -17,7 +17,7 @@ const housekeepingSlots = 4
 // RunWorker serves this process's lanes until ctx ends, then drains: it
 // finishes, within the shutdown time or until abort is closed, or releases.
 func (a *App) RunWorker(ctx context.Context, abort <-chan struct{}) error {
-	fleet, err := engine.NewFleet(a.engines, a.lanes(), openEngine, engine.FleetOptions{Clock: a.clock, Log: a.log})
+	fleet, err := engine.NewFleet(a.engines, a.lanes(), a.open, engine.FleetOptions{Clock: a.clock, Log: a.log})
 	if err != nil {
 		return err
 	}
