@@ -1,0 +1,14 @@
+#!/bin/bash
+# Runs once, on an empty data folder: a role and a database for the service, and
+# another pair for the key store. Neither role may connect to the other's.
+set -euo pipefail
+
+psql --set ON_ERROR_STOP=1 --no-psqlrc --username "${POSTGRES_USER:-postgres}" --dbname postgres <<SQL
+\set zimage_password \`cat "${SECRETS:-/run/secrets}/zimage_password"\`
+\set keys_password \`cat "${SECRETS:-/run/secrets}/keys_password"\`
+CREATE ROLE zimage LOGIN PASSWORD :'zimage_password';
+CREATE ROLE keys LOGIN PASSWORD :'keys_password';
+CREATE DATABASE zimage OWNER zimage;
+CREATE DATABASE keys OWNER keys;
+REVOKE CONNECT, TEMPORARY ON DATABASE zimage, keys, postgres FROM PUBLIC;
+SQL
