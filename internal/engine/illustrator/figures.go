@@ -53,8 +53,14 @@ func (p *painter) figure(d *dice, f figure, x, scale, index float32) {
 		y = p.horizon*d.in(0.42, 0.6) + size/2 + u*0.06*index
 		tilt = d.in(-0.08, 0.08)
 	case f.where == floating || f.where == swimming:
+		if p.place == coast { // off the rocks
+			x -= p.headSide() * 0.16 * u
+		}
 		if p.water < float32(p.h) {
 			y = p.water + (float32(p.h)-p.water)*0.42
+			if p.place == coast && !p.storm {
+				y = p.water + (float32(p.h)-p.water)*0.32
+			}
 			if p.place == mountains || p.place == river || p.place == city {
 				y = p.water + (p.ground-p.water)*0.52
 			}
@@ -96,6 +102,11 @@ func (p *painter) figure(d *dice, f figure, x, scale, index float32) {
 		return
 	case "windmill":
 		p.windmill(d, x, y, size)
+		return
+	case "great-tree":
+		p.shade(x, y-size*0.01, size*0.34, size*0.045, rgb{0.02, 0.02, 0.06}, 0.5)
+		p.greatTree(d, f, x, y, size)
+		p.blades(d, x, y, size*0.4)
 		return
 	case "hot-air-balloon":
 		p.hotAirBalloon(d, f, x, y, size)
@@ -308,7 +319,14 @@ func (p *painter) afloat(d *dice, f figure, x, y, size float32) {
 	case "dolphin":
 		sink = size * 0.24
 	}
-	p.rows(int(y), int(y+size*0.8), func(py int) {
+	deepest, clear := y+size*0.8, float32(0.62)
+	if p.storm || p.rain {
+		clear = 0.2 // rough water mirrors little
+	}
+	if p.place == coast && !p.storm { // not on the sand
+		deepest = min(deepest, float32(p.h)*0.795)
+	}
+	p.rows(int(y), int(deepest), func(py int) {
 		down := float32(py) - y
 		for px := max(0, int(x-size*0.6)); px < min(p.w, int(x+size*0.6)); px++ {
 			sway := n.at(float32(px)/p.unit*14, down/p.unit*60) * size * 0.045 * (0.4 + 2*down/size)
@@ -317,7 +335,7 @@ func (p *painter) afloat(d *dice, f figure, x, y, size float32) {
 				u = float32(side) - 1 - u
 			}
 			c, a := sample(img.Pix, img.Stride, side, u, size-sink-down*1.25)
-			p.over(px, py, c.mul(light.times(0.72)).mix(p.light.mid, 0.3), a*0.62*smooth(size*0.75, 0, down))
+			p.over(px, py, c.mul(light.times(0.72)).mix(p.light.mid, 0.3), a*clear*smooth(deepest-y, 0, down))
 		}
 	})
 	p.rows(int(y-size), int(y+size*0.03), func(py int) {
@@ -425,7 +443,7 @@ func (p *painter) lighthouse(x, y, high float32) {
 	p.fill(flat(glass, 1), false, box(x-room, roomTop, x+room, head-high*0.01))
 	if dark {
 		p.fill(flat(hex(0xffffff), 1), false, ellipse(lampX, lampY, room*0.5, room*0.62))
-		p.lamps = append(p.lamps, lamp{lampX, lampY, high * 0.5, hex(0xffe3a0), 0.55}, lamp{lampX, lampY, high * 0.16, hex(0xfff4d6), 0.9})
+		p.lamps = append(p.lamps, lamp{lampX, lampY, high * 0.46, hex(0xffd98a), 0.3}, lamp{lampX, lampY, high * 0.13, hex(0xffe9b8), 0.34})
 	}
 	for i := range 4 {
 		bx := x - room + 2*room*float32(i)/3
@@ -468,6 +486,45 @@ func (p *painter) beams(x, y float32) {
 			}
 		}
 	})
+}
+
+// greatTree stands alone: roots, boughs, and a crown of many leaves.
+func (p *painter) greatTree(d *dice, f figure, x, y, high float32) {
+	leaf := p.leaf(d)
+	if f.color != nil {
+		leaf = *f.color
+	}
+	lit := float32(1)
+	if p.light.sunX < 0.5 {
+		lit = -1
+	}
+	bark := p.air(hex(0x5b4332), 0)
+	trunk := append([]point{{x - high*0.12, y}}, curve(point{x - high*0.12, y}, point{x - high*0.035, y - high*0.03}, point{x - high*0.05, y - high*0.2}, point{x - high*0.03, y - high*0.46}, 10)...)
+	trunk = append(trunk, point{x + high*0.03, y - high*0.46})
+	trunk = append(trunk, curve(point{x + high*0.03, y - high*0.46}, point{x + high*0.05, y - high*0.2}, point{x + high*0.035, y - high*0.03}, point{x + high*0.12, y}, 10)...)
+	p.fill(func(px, _ int) (rgb, float32) {
+		return bark.times(0.85 + 0.35*smooth(-0.06, 0.06, (float32(px)-x)/high*lit)), 1
+	}, false, trunk)
+	for range 6 {
+		p.branch(d, point{x, y - high*0.36}, -1.57+d.in(-0.9, 0.9), high*d.in(0.14, 0.22), high*0.035, bark, 2)
+	}
+	crownY := y - high*0.66
+	for i := range p.many(420) {
+		t := float32(i) / 420 // from the dark inside to the lit outside
+		a, r := d.in(0, 6.2832), sqrt(d.float())
+		lx, ly := x+sin(a)*r*high*0.4, crownY+sin(a+1.5708)*r*high*0.29
+		toward := (lx-x)/(high*0.4)*lit*0.5 - (ly-crownY)/(high*0.29)*0.6
+		tone := 0.62 + 0.24*t + 0.3*t*toward + d.in(-0.06, 0.06)
+		c := p.air(leaf.times(tone), 0)
+		if p.snow && toward > 0.1 && t > 0.5 {
+			c = p.air(hex(0xf3f7fc), 0)
+		}
+		size := high * d.in(0.026, 0.062) * (1.25 - 0.6*t)
+		p.fill(flat(c, 0.96), false, ellipse(lx, ly, size, size*0.86))
+		if i%64 == 0 && p.gone() {
+			return
+		}
+	}
 }
 
 func (p *painter) windmill(d *dice, x, y, high float32) {

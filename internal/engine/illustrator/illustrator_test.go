@@ -126,8 +126,11 @@ func TestGenerateEveryPlace(t *testing.T) {
 func TestGenerateEverySize(t *testing.T) {
 	t.Parallel()
 	e := open(t)
-	for _, size := range []image.Point{{16, 16}, {16, 1024}, {1024, 16}, {17, 101}} {
-		for _, prompt := range prompts {
+	for i, size := range []image.Point{{16, 16}, {16, 1024}, {1024, 16}, {17, 101}} {
+		for k, prompt := range prompts {
+			if (i+k)%2 == 0 && size.X*size.Y > 10_000 {
+				continue // the other long size has it
+			}
 			file := paint(t, e, engine.Request{Prompt: prompt, Width: size.X, Height: size.Y, Steps: 1, Seed: 7})
 			if got := decode(t, file).Rect.Size(); got != size {
 				t.Errorf("%q: %v, want %v", prompt, got, size)

@@ -474,7 +474,7 @@ func (p *painter) cloudSea() {
 			v := float32(0)
 			for o := range 3 {
 				k := n.at(fx*float32(int(1)<<o)+float32(o)*9, 0.5)
-				v += (1 - max(k, -k)*1.6) / float32(int(1)<<o)
+				v += (max(k, -k)*2.4 - 0.3) / float32(int(1)<<o) // round above, sharp between
 			}
 			top[x] = base - p.unit*(0.05+0.02*t)*v
 		}

@@ -153,8 +153,8 @@ func (p *painter) starfield(n int, bottom float32) {
 		tone := rgb{1, 1, 1}.mix([]rgb{hex(0x9fc4ff), hex(0xffd9a0), hex(0xffffff)}[d.below(3)], 0.6)
 		r := p.unit * (0.0009 + 0.0016*size)
 		p.fill(flat(tone, min(1, bright)), true, ellipse(x, y, max(r, 0.6), max(r, 0.6)))
-		if size > 0.55 {
-			p.glow(x, y, r*9, tone, 0.35*bright)
+		if size > 0.62 {
+			p.glow(x, y, r*7, tone, 0.28*bright)
 		}
 	}
 }
@@ -273,7 +273,7 @@ func (p *painter) northernLights() {
 		for x := range p.w {
 			for i, tone := range tones {
 				fx := float32(x) / p.unit
-				foot := p.horizon * (0.62 - 0.13*float32(i) + 0.16*n.at(fx*1.3+float32(i)*7, 1))
+				foot := p.horizon * (0.56 - 0.13*float32(i) + 0.16*n.at(fx*1.3+float32(i)*7, 1))
 				up := (foot - float32(y)) / p.horizon
 				if up < -0.04 {
 					continue

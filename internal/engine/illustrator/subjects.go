@@ -36,6 +36,7 @@ var known = []struct {
 }{
 	{subject{"lighthouse", built, 0.54, coast, nil}, "lighthouse light_house beacon"},
 	{subject{"hot-air-balloon", flying, 0.36, mountains, nil}, "hot_air_balloon air_balloon"},
+	{subject{"great-tree", built, 0.6, field, nil}, "lone_tree lonely_tree big_tree old_tree ancient_tree giant_tree single_tree oak oak_tree maple maple_tree willow tree_of_life treehouse"},
 	{subject{"windmill", built, 0.5, field, nil}, "windmill mill"},
 
 	{subject{"fox", standing, 0.32, forest, &body{hex(0xff822d), hex(0xfff1e0), hex(0xff822d), false}}, "fox vixen"},
@@ -95,7 +96,7 @@ var known = []struct {
 
 	{subject{"owl", flying, 0.24, forest, nil}, "owl"},
 	{subject{"eagle", flying, 0.26, mountains, nil}, "eagle hawk falcon bird_of_prey"},
-	{subject{"dove", flying, 0.2, heavens, nil}, "dove pigeon bird seagull gull"},
+	{subject{"dove", flying, 0.26, heavens, nil}, "dove pigeon bird seagull gull"},
 	{subject{"parrot", flying, 0.24, forest, nil}, "parrot macaw"},
 	{subject{"bat", flying, 0.2, forest, nil}, "bat vampire"},
 	{subject{"butterfly", flying, 0.2, field, nil}, "butterfly moth"},

@@ -98,7 +98,8 @@ func (p *painter) waves() {
 			down := deep / tall
 			v := crest.mix(body, smooth(0, 2.2, down))
 			up := clamp((base-top[x])/tall, -0.4, 1.6)
-			grain := n.layers(fx*16+t*30, deep/p.unit*34+t*11, 4)
+			warp := n.layers(fx*7+t*5, deep/p.unit*9, 2)
+			grain := n.layers(fx*11+t*30+warp*2.2, deep/p.unit*30+t*11+warp*3, 4)
 			white := smooth(0.12, 0.5, grain+0.55*up-0.85*down-0.05)
 			if p.storm {
 				white = max(white, smooth(0.05, 0.35, grain-0.05)*smooth(5, 0.4, down)*0.5)
@@ -158,7 +159,11 @@ func (p *painter) headland() {
 		fx, fy := float32(x)/p.unit, float32(y)/p.unit
 		crack := n.layers(fx*7+n.at(fx*3, fy*3)*1.2, fy*11, p.octaves(5))
 		facet := n.layers(fx*4-fy*3, fy*4+fx*2, 2)
-		v := rock.mix(light, smooth(-0.2, 0.4, facet+0.6*crack)).mix(dark, 0.6*smooth(0.1, -0.5, crack+0.4*facet))
+		// Flat faces with clear edges, as cut with a knife.
+		tone := (facet+0.7*crack)*2.6 + 2
+		step := float32(int(tone+10)) - 10
+		tone = (step + smooth(0.42, 0.58, tone-step)) / 4
+		v := dark.mix(rock, smooth(0, 0.5, tone)).mix(light, smooth(0.5, 1, tone))
 		v = v.times(1 - 0.3*smooth(0, 0.2, deep/p.unit))
 		v = v.mix(green, smooth(0.035, 0.012, deep/p.unit+0.014*crack)*0.9)
 		c := v.mul(ambient).mix(p.light.haze, 0.05)
