@@ -59,7 +59,7 @@ func openHouse(b *testing.B, owners int) *house {
 		S3AccessKey: bucket.AccessKey, S3SecretKey: bucket.SecretKey, Data: b.TempDir(),
 		QueuedPerOwner: 1_000_000, DailyPerOwner: 1_000_000, RequestsPerMinute: 10_000_000, ShutdownTimeout: 5 * time.Second,
 	}
-	a, err := Open(ctx, c, "bench", "bench", slog.New(slog.NewTextHandler(io.Discard, nil)))
+	a, err := Open(ctx, c, "bench", "bench", slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -200,8 +200,8 @@ func (h *house) statements(b *testing.B, n int) float64 {
 					cancel_requested, progress_done, progress_total, error_code, created_at, started_at, finished_at)
 				VALUES (?, 'generation', 'generation:run', ?, ?, 'queued', 0, 5, 0, 0, '', ?, 8, 0, 0, 0, '', ?, 0, 0)`,
 				job, owner, gen, finish-8, now.UnixMilli())
-			get(&count, `SELECT count(*) FROM (SELECT 1 FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') LIMIT ?) AS some`, owner, h.config.QueuedPerOwner+1)
-			get(&count, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS some`,
+			get(&count, `SELECT count(*) FROM (SELECT 1 FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') LIMIT ?) AS counted`, owner, h.config.QueuedPerOwner+1)
+			get(&count, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS counted`,
 				owner, db.FloorID("gen", now.Truncate(24*time.Hour)), h.config.DailyPerOwner)
 			run(`INSERT INTO generations (id, owner, job_id, model, seed, request, status, error_code, attempts,
 					created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)

@@ -46,12 +46,16 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 	}
 	sealed, err := s.Vault.Seal(ctx, owner, plain, requestData(id))
 	if err != nil {
+		if refused := subject.May(ctx, s.DB, owner, subject.Generate); refused != nil {
+			err = refused // that there is no key any more has this reason
+		}
 		return Generation{}, false, away(err)
 	}
 	var first string // of an earlier request with the same key
 	var job jobs.Job
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.May(ctx, tx, owner, subject.Generate); err != nil {
+		// It also keeps the owner's row, so that nobody counts beside us.
+		if err := subject.Enter(ctx, tx, owner, subject.Generate); err != nil {
 			return err
 		}
 		if i != nil {
@@ -65,7 +69,6 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		if err != nil {
 			return err
 		}
-		// The turn just taken holds the owner's row: nobody counts beside us.
 		if err := s.checkLimits(ctx, tx, owner, now); err != nil {
 			return err
 		}
@@ -122,7 +125,7 @@ func (s *Service) remember(ctx context.Context, tx *db.Tx, owner, id string, i *
 }
 
 func (s *Service) checkLimits(ctx context.Context, tx *db.Tx, owner string, now time.Time) error {
-	queued, err := jobs.Unstarted(ctx, tx, owner, s.QueuedLimit+1)
+	queued, err := jobs.Unstarted(ctx, tx, KindRun, owner, s.QueuedLimit+1)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (s *Service) checkLimits(ctx context.Context, tx *db.Tx, owner string, now 
 	}
 	midnight := now.Truncate(24 * time.Hour)
 	var today int
-	err = tx.Get(ctx, &today, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS some`,
+	err = tx.Get(ctx, &today, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS counted`,
 		owner, db.FloorID("gen", midnight), s.DailyLimit)
 	if err != nil {
 		return err
@@ -180,6 +183,7 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 	within("n", &r.N, 1, 1, m.MaxImages)
 	within("width", &r.Width, m.DefaultWidth, m.MinSide, m.MaxSide)
 	within("height", &r.Height, m.DefaultHeight, m.MinSide, m.MaxSide)
+	bounded := r.Width <= m.MaxSide && r.Height <= m.MaxSide
 	for _, side := range []struct {
 		field string
 		value int
@@ -188,7 +192,7 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 			bad(side.field, "must be a multiple of %d", m.SideMultiple)
 		}
 	}
-	if len(wrong) == 0 && m.MaxPixels > 0 && r.Width*r.Height > m.MaxPixels {
+	if bounded && m.MaxPixels > 0 && r.Width*r.Height > m.MaxPixels {
 		bad("width", "times height must be at most %d pixels", m.MaxPixels)
 	}
 	within("steps", &r.Steps, m.DefaultSteps, 1, m.MaxSteps)
@@ -198,11 +202,12 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 	if g := *r.Guidance; g != m.DefaultGuidance && (!(g >= 0) || g > m.MaxGuidance) { // the negation also finds NaN
 		bad("guidance", "must be from 0 to %g", m.MaxGuidance)
 	}
+	further := int64(min(max(r.N, 1), m.MaxImages) - 1) // images, each with the next seed
 	if r.Seed == nil {
-		seed := rand.Int64N(maxSeed - int64(max(r.N, 1)) + 2) //nolint:gosec // a seed is no secret
+		seed := rand.Int64N(maxSeed - further + 1) //nolint:gosec // a seed is no secret
 		r.Seed = &seed
 	}
-	if *r.Seed < 0 || *r.Seed > maxSeed-int64(max(r.N, 1)-1) {
+	if *r.Seed < 0 || *r.Seed > maxSeed-further {
 		bad("seed", "must be from 0 to %d, less the number of further images", int64(maxSeed))
 	}
 	if r.Format == "" {
@@ -216,7 +221,8 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 		bad("metadata", "must have at most 16 entries")
 	}
 	for k, v := range r.Metadata {
-		if k == "" || utf8.RuneCountInString(k) > 64 || utf8.RuneCountInString(v) > 512 || !clean(k) || !clean(v) {
+		if k == "" || utf8.RuneCountInString(k) > 64 || utf8.RuneCountInString(v) > 512 ||
+			!clean(k) || !clean(v) || strings.ContainsFunc(k+v, unicode.IsControl) {
 			bad("metadata", "has keys of 1 to 64 and values of at most 512 characters, without control characters")
 			break
 		}
@@ -242,6 +248,9 @@ func clean(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsAny(s, "\x00\uFFFD")
 }
 
+// invisible runes leave no ink: alone they are a blank prompt, and within a word
+// they would hide it from the operator's rules.
 func invisible(r rune) bool {
-	return unicode.IsSpace(r) || unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
+	return unicode.IsSpace(r) || unicode.IsControl(r) || r == '\u2800' || // the empty Braille pattern
+		unicode.In(r, unicode.Cf, unicode.Mn, unicode.Me, unicode.Other_Default_Ignorable_Code_Point)
 }

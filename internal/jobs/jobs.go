@@ -249,10 +249,11 @@ func (q *Queue) end(ctx context.Context, tx *db.Tx, j Job, end State, code strin
 	return nil
 }
 
-// Unstarted counts a party's jobs that wait for their turn, up to limit.
-func Unstarted(ctx context.Context, q db.Querier, party string, limit int) (n int, err error) {
+// Unstarted counts a party's jobs of a kind that wait for their turn, up to
+// limit.
+func Unstarted(ctx context.Context, q db.Querier, kind, party string, limit int) (n int, err error) {
 	err = q.Get(ctx, &n, `SELECT count(*) FROM (
-		SELECT 1 FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') LIMIT ?) AS some`, party, limit)
+		SELECT 1 FROM jobs WHERE party = ? AND kind = ? AND state IN ('queued', 'waiting') LIMIT ?) AS counted`, party, kind, limit)
 	return n, err
 }
 
