@@ -1,8 +1,10 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"zimage/internal/db"
@@ -110,6 +112,7 @@ func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
 		if err != nil {
 			return err
 		}
+		slices.SortStableFunc(lost, byParty)
 		for _, j := range lost {
 			switch {
 			case j.CancelRequested:
@@ -133,6 +136,12 @@ func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
 	return len(lost), err
 }
 
+// byParty is the order in which schedulers take turns for others: two of them
+// that lock the same parties in different orders would stop each other.
+func byParty(a, b Job) int {
+	return cmp.Or(cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.Party, b.Party))
+}
+
 func (s *Scheduler) queueDue(ctx context.Context) (int, error) {
 	q := s.queue
 	var due []Job
@@ -143,6 +152,7 @@ func (s *Scheduler) queueDue(ctx context.Context) (int, error) {
 		if err != nil {
 			return err
 		}
+		slices.SortStableFunc(due, byParty)
 		for _, j := range due {
 			finish, err := takeTurn(ctx, tx, j.Lane, j.Party, j.Cost)
 			if err != nil {

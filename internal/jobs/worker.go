@@ -461,7 +461,7 @@ func (q *Queue) release(ctx context.Context, j Job) error {
 func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	k, now := q.kinds[r.Kind], q.clock.Millis()
 	f := &Failure{Code: "internal"}
-	if !errors.As(cause, &f) {
+	if !errors.As(cause, &f) && !errors.Is(cause, ErrCanceled) {
 		q.log.Error("handler failed", "kind", r.Kind, "job", r.ID, "attempt", r.Attempt, "error", cause)
 	}
 	end := State("")
