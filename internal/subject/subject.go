@@ -52,8 +52,12 @@ func New(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 // exists, Unauthorized when there is none (any more). An unknown state or
 // purpose is refused.
 func May(ctx context.Context, q db.Querier, subject string, purpose Purpose) error {
+	return may(ctx, q, subject, purpose, "")
+}
+
+func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, lock string) error {
 	var state State
-	err := q.Get(ctx, &state, `SELECT state FROM subjects WHERE id = ?`, subject)
+	err := q.Get(ctx, &state, `SELECT state FROM subjects WHERE id = ?`+lock, subject)
 	if errors.Is(err, sql.ErrNoRows) {
 		return problem.New(problem.Unauthorized, "There is no such account.")
 	}
@@ -84,11 +88,25 @@ func May(ctx context.Context, q db.Querier, subject string, purpose Purpose) err
 	return problem.New(problem.Forbidden, "This use of the account's data is not allowed.")
 }
 
-// Held reports whether a hold keeps the record, so that nothing may delete it.
-// Ask in the transaction that deletes.
-func Held(ctx context.Context, q db.Querier, table, id string) (bool, error) {
+// Enter is May for a transaction that begins something new of the person's. It
+// keeps the person's row until the transaction ends: neither a change of state
+// nor another Enter of the same person passes beside it.
+func Enter(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
+	return may(ctx, tx, subject, purpose, db.ForUpdate(tx))
+}
+
+// Held reports whether a hold keeps one of the table's records, so that nothing
+// may delete it. Ask in the transaction that deletes.
+func Held(ctx context.Context, q db.Querier, table string, ids ...string) (bool, error) {
+	if len(ids) == 0 {
+		return false, nil
+	}
+	args := []any{table}
+	for _, id := range ids {
+		args = append(args, id)
+	}
 	var n int
-	if err := q.Get(ctx, &n, `SELECT count(*) FROM holds WHERE table_name = ? AND row_id = ? AND released_at IS NULL`, table, id); err != nil {
+	if err := q.Get(ctx, &n, `SELECT count(*) FROM holds WHERE table_name = ? AND row_id IN (`+db.Marks(len(ids))+`) AND released_at IS NULL`, args...); err != nil {
 		return false, fmt.Errorf("look for holds: %w", err)
 	}
 	return n > 0, nil
