@@ -20,7 +20,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/account"
@@ -132,17 +131,6 @@ func (a *API) Handler() http.Handler {
 		r.Header.Del("Accept")
 		a.engine.ServeHTTP(w, r)
 	})
-}
-
-// Operations serves /metrics and the probes, for a listener of its own that the
-// public does not reach.
-func (a *API) Operations() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.rooms.Registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
-	for _, path := range []string{"GET /healthz", "GET /readyz"} {
-		mux.Handle(path, a.Handler())
-	}
-	return mux
 }
 
 // Close ends open streams and long polls with what is known then, so that the

@@ -77,6 +77,15 @@ func (a answered) field(t *testing.T, path string) any {
 	return v
 }
 
+func (a answered) text(t *testing.T, path string) string {
+	t.Helper()
+	s, ok := a.field(t, path).(string)
+	if !ok {
+		t.Fatalf("%d: no text at %s: %s", a.StatusCode, path, a.body)
+	}
+	return s
+}
+
 func (r *rig) do(method, path, key, body string, headers ...string) answered {
 	r.t.Helper()
 	req, err := http.NewRequest(method, r.url+path, strings.NewReader(body))
@@ -110,7 +119,7 @@ func (r *rig) submit(key string) (id string) {
 	if a.StatusCode != 202 {
 		r.t.Fatalf("%d %s", a.StatusCode, a.body)
 	}
-	return a.field(r.t, "id").(string)
+	return a.text(r.t, "id")
 }
 
 // finished submits and waits for the pictures.
@@ -122,7 +131,7 @@ func (r *rig) finished(key string) (id, image string) {
 	if a.field(r.t, "status") != "succeeded" {
 		r.t.Fatalf("%d %s", a.StatusCode, a.body)
 	}
-	return id, a.field(r.t, "images.id").(string)
+	return id, a.text(r.t, "images.id")
 }
 
 func (r *rig) quiet() {
@@ -136,7 +145,7 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64,"metadata":{"order":"17"}}`)
-		id, _ := a.field(t, "id").(string)
+		id := a.text(t, "id")
 		if a.StatusCode != 202 || a.Header.Get("Location") != "/v1/generations/"+id || a.field(t, "prompt") != secret {
 			t.Fatalf("%d %v %s", a.StatusCode, a.Header, a.body)
 		}
@@ -159,7 +168,7 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		if a.field(t, "status") != "succeeded" || a.field(t, "progress.fraction") != 1.0 && a.field(t, "progress.image") == nil {
 			t.Fatalf("%s", a.body)
 		}
-		image, _ := a.field(t, "images.id").(string)
+		image := a.text(t, "images.id")
 		if a.field(t, "images.url") != "/v1/images/"+image+"/content" {
 			t.Errorf("%s", a.body)
 		}
@@ -168,7 +177,7 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		if a.StatusCode != 200 || a.field(t, "generation_id") != id {
 			t.Errorf("%d %s", a.StatusCode, a.body)
 		}
-		sum, _ := a.field(t, "sha256").(string)
+		sum := a.text(t, "sha256")
 		a = r.do("GET", "/v1/images/"+image+"/content", r.ada, "")
 		for name, want := range map[string]string{
 			"Content-Type": "image/png", "Content-Length": fmt.Sprint(len(a.body)), "Cache-Control": "private, no-store",
@@ -216,7 +225,7 @@ func TestWaitOnSubmit(t *testing.T) {
 		if a.StatusCode != 202 || a.field(t, "status") == "succeeded" {
 			t.Errorf("%d %s", a.StatusCode, a.body)
 		}
-		id := a.field(t, "id").(string)
+		id := a.text(t, "id")
 		// Closing ends a wait at once, with what is known.
 		testenv.Eventually(t, 10*time.Second, func() bool { return r.do("GET", "/v1/generations/"+id, r.ada, "").StatusCode == 200 })
 		done := make(chan answered, 1)

@@ -110,7 +110,8 @@ func network(ip string) netip.Prefix {
 
 // failureLimiter slows down who tries keys: 30 failures a minute of one network,
 // in this process. A key that held a moment ago passes, so that behind an
-// unnamed proxy one client cannot lock out the others.
+// unnamed proxy one client cannot lock out the others. Whoever comes without an
+// address, over a socket, is not counted.
 type failureLimiter struct {
 	mu      sync.Mutex
 	clock   *clock.Clock
@@ -144,7 +145,7 @@ func (l *failureLimiter) refused(from netip.Prefix, token string) time.Duration 
 	defer l.mu.Unlock()
 	now := l.clock.Millis()
 	_, left := l.rate.take(l.arrival[from], now*1000)
-	if left.ok || l.held[l.hash(token)] > now {
+	if left.ok || !from.IsValid() || l.held[l.hash(token)] > now {
 		return 0
 	}
 	return left.retry

@@ -370,7 +370,7 @@ func (a *API) render() error {
 	if a.openAPI, err = json.Marshal(a.spec.OpenAPI()); err != nil {
 		return fmt.Errorf("render openapi: %w", err)
 	}
-	page, err := template.New("docs").Parse(docsHTML)
+	page, err := template.New("docs").Funcs(template.FuncMap{"rich": rich}).Parse(docsHTML)
 	if err != nil {
 		return fmt.Errorf("parse the page of the documentation: %w", err)
 	}

@@ -169,41 +169,45 @@ func TestHeaders(t *testing.T) {
 
 func TestProbesAndMetrics(t *testing.T) {
 	t.Parallel()
-	var asked int
-	state := StateDegraded
-	a := bare(t, func(o *Options) {
-		o.Ready = func(context.Context) Readiness {
-			asked++
-			return Readiness{State: state, Parts: []Part{{Name: "redis", State: state}}}
+	asked, state := 0, StateDegraded
+	ready := func(context.Context) Readiness {
+		asked++
+		return Readiness{State: state, Parts: []Part{{Name: "redis", State: state}}}
+	}
+	registry := prometheus.NewRegistry()
+	a := bare(t, func(o *Options) { o.Ready, o.Registry = ready, registry })
+	operations := Operations(registry, "1.2.3", ready)
+	for i, h := range []http.Handler{a.Handler(), operations} {
+		for range 3 {
+			if res, body := get(t, h, "/healthz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"alive"`) || !strings.Contains(body, "1.2.3") {
+				t.Errorf("%d %s", res.StatusCode, body)
+			}
+			if res, body := get(t, h, "/readyz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"degraded"`) {
+				t.Errorf("%d %s", res.StatusCode, body)
+			}
 		}
-	})
-	for _, h := range []http.Handler{a.Handler(), a.Operations()} {
-		if res, body := get(t, h, "/healthz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"alive"`) || !strings.Contains(body, "1.2.3") {
-			t.Errorf("%d %s", res.StatusCode, body)
+		if asked != i+1 {
+			t.Errorf("the parts were asked %d times in a moment", asked)
 		}
-		if res, body := get(t, h, "/readyz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"degraded"`) {
-			t.Errorf("%d %s", res.StatusCode, body)
-		}
-	}
-	if asked != 1 {
-		t.Errorf("the parts were asked %d times in a moment", asked)
-	}
-	state = StateUnavailable
-	a.probe.asked = time.Time{}
-	if res, _ := get(t, a.Handler(), "/readyz"); res.StatusCode != 503 {
-		t.Errorf("unavailable answers %d", res.StatusCode)
-	}
-	res, body := get(t, a.Operations(), "/metrics")
-	if res.StatusCode != 200 || !strings.Contains(body, `zimage_http_requests_total{method="GET",route="/healthz",status="200"}`) {
-		t.Errorf("%d %s", res.StatusCode, body)
-	}
-	for _, h := range []http.Handler{a.Handler(), a.Operations()} {
 		if res, _ := get(t, h, "/debug/pprof/"); res.StatusCode != 404 {
 			t.Error("pprof is served")
 		}
 	}
+	state = StateUnavailable
+	for _, h := range []http.Handler{bare(t, func(o *Options) { o.Ready = ready }).Handler(), Operations(registry, "", ready)} {
+		if res, body := get(t, h, "/readyz"); res.StatusCode != 503 || !strings.Contains(body, `"state":"unavailable"`) {
+			t.Errorf("unavailable answers %d %s", res.StatusCode, body)
+		}
+	}
+	res, body := get(t, operations, "/metrics")
+	if res.StatusCode != 200 || !strings.Contains(body, `zimage_http_requests_total{method="GET",route="/healthz",status="200"}`) {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
 	if res, _ := get(t, a.Handler(), "/metrics"); res.StatusCode != 404 {
 		t.Error("metrics are public")
+	}
+	if res, _ := get(t, Operations(registry, "", nil), "/readyz"); res.StatusCode != 200 {
+		t.Error("nobody to ask is not ready")
 	}
 }
 

@@ -2,9 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // The states of Readiness and of its parts.
@@ -38,8 +42,10 @@ type healthView struct {
 }
 
 func (a *API) health(context.Context, *struct{}) (*healthOutput, error) {
-	return &healthOutput{Body: healthView{State: "alive", Version: a.rooms.Version}}, nil
+	return &healthOutput{Body: alive(a.rooms.Version)}, nil
 }
+
+func alive(version string) healthView { return healthView{State: "alive", Version: version} }
 
 type readyOutput struct {
 	Status int
@@ -47,11 +53,35 @@ type readyOutput struct {
 }
 
 func (a *API) ready(ctx context.Context, _ *struct{}) (*readyOutput, error) {
-	out := &readyOutput{Status: http.StatusOK, Body: a.probe.state(ctx)}
-	if out.Body.State == StateUnavailable {
-		out.Status = http.StatusServiceUnavailable
+	state := a.probe.state(ctx)
+	return &readyOutput{Status: state.status(), Body: state}, nil
+}
+
+func (r Readiness) status() int {
+	if r.State == StateUnavailable {
+		return http.StatusServiceUnavailable
 	}
-	return out, nil
+	return http.StatusOK
+}
+
+// Operations serves /metrics and the probes for a listener of its own, which
+// every role has and the public does not reach. A nil ready is always ready.
+func Operations(registry *prometheus.Registry, version string, ready func(context.Context) Readiness) http.Handler {
+	p := &probe{ask: ready}
+	answer := func(w http.ResponseWriter, status int, v any) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(v) // the client hung up
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, alive(version)) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		state := p.state(r.Context())
+		answer(w, state.status(), state)
+	})
+	return mux
 }
 
 // probe asks the parts at most once a second, however many look: /readyz is

@@ -129,6 +129,12 @@ func TestFailureLimiter(t *testing.T) {
 	if l.refused(from, "zi_good") > 0 {
 		t.Fatal("a key that holds is locked out by its neighbour")
 	}
+	for range 40 {
+		l.failed(netip.Prefix{}, "zi_bad")
+	}
+	if l.refused(netip.Prefix{}, "zi_bad") > 0 {
+		t.Fatal("all who come over a socket pay for one")
+	}
 	c.Advance(3 * time.Second)
 	if l.refused(from, "zi_bad") > 0 {
 		t.Fatal("not forgiven")

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"html/template"
 	"maps"
 	"net/http"
 	"slices"
@@ -159,4 +160,18 @@ func pretty(v any) string {
 		return ""
 	}
 	return strings.TrimSpace(b.String())
+}
+
+// rich shows what stands between backticks as code, which is how OpenAPI's
+// descriptions mark it.
+func rich(s string) template.HTML {
+	var b strings.Builder
+	for i, part := range strings.Split(s, "`") {
+		part = template.HTMLEscapeString(part)
+		if i%2 == 1 {
+			part = "<code>" + part + "</code>"
+		}
+		b.WriteString(part)
+	}
+	return template.HTML(b.String()) //nolint:gosec // our own words, escaped
 }
