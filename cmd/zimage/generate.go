@@ -169,7 +169,7 @@ func newClient(server, keyPath string) (*client, error) {
 		if keyPath == "" {
 			keyPath = keyFile(c)
 		}
-		text, err := os.ReadFile(keyPath)
+		text, err := os.ReadFile(keyPath) //nolint:gosec // the file that the user names
 		if err != nil {
 			return nil, fmt.Errorf("no API key: start `zimage up` here first, set $ZIMAGE_KEY, or name a file with --key-file (%w)", err)
 		}
@@ -334,7 +334,7 @@ func (c *client) download(ctx context.Context, url, name string, force bool) (er
 	if err == nil && res.ContentLength >= 0 && n != res.ContentLength {
 		err = io.ErrUnexpectedEOF
 	}
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil { //nolint:gosec // a picture the user asked for, with the usual mode
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if force {

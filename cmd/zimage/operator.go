@@ -185,8 +185,8 @@ func (e enginesResume) Run(ctx context.Context) error {
 type engineExample struct{}
 
 func (engineExample) Run() error {
-	fmt.Print(engine.Example)
-	return nil
+	_, err := os.Stdout.Write(engine.Example)
+	return err
 }
 
 type settingsCommand struct{}

@@ -259,7 +259,7 @@ func BenchmarkEngineBusy(b *testing.B) {
 		h := openHouse(b, 4)
 		noise := image.NewNRGBA(image.Rect(0, 0, 1600, 1600))
 		for i := range noise.Pix {
-			noise.Pix[i] = byte(i * i >> 7)
+			noise.Pix[i] = byte(i * i >> 7 & 255)
 		}
 		var raw bytes.Buffer
 		if err := png.Encode(&raw, noise); err != nil {

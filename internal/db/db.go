@@ -105,7 +105,7 @@ func (d *DB) openSQLite(path string) error {
 		return err
 	}
 	// The file is made here with the right mode; SQLite would use the umask's.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the file that the operator names
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,6 @@ func NewID(prefix string, now time.Time) string {
 // can be cut by time without another index.
 func FloorID(prefix string, t time.Time) string {
 	var b [16]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(t.UnixMilli())<<16) //nolint:gosec // after 1970
+	binary.BigEndian.PutUint64(b[:8], uint64(t.UnixMilli())<<16)
 	return prefix + "_" + idAlphabet.EncodeToString(b[:])
 }

@@ -28,8 +28,9 @@ const System = "system"
 
 const (
 	// Lease is how long a worker may be silent before its jobs are somebody
-	// else's; Renew is how often it says that it lives.
+	// else's.
 	Lease = 12 * time.Second
+	// Renew is how often a worker says that it lives.
 	Renew = 3 * time.Second
 	// reconcileEvery bounds how late a lost job is found: Lease + reconcileEvery.
 	reconcileEvery = 2 * time.Second
@@ -288,16 +289,17 @@ func (q *Queue) Outlook(ctx context.Context, r db.Querier, j Job) (Outlook, erro
 	if lane.Slots > 0 && lane.UnitMicros > 0 {
 		var running struct {
 			Jobs int   `db:"jobs"`
-			Cost int64 `db:"cost"` // half of it is still to be done, on average
+			Cost int64 `db:"cost"`
 		}
-		err := r.Get(ctx, &running, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) / 2 AS cost
+		err := r.Get(ctx, &running, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) AS cost
 			FROM jobs WHERE lane = ? AND state = 'running'`, j.Lane)
 		if err != nil {
 			return Outlook{}, err
 		}
 		wait := time.Duration(0)
 		if running.Jobs+ahead.Jobs >= lane.Slots {
-			wait = time.Duration((ahead.Cost+running.Cost)*lane.UnitMicros/int64(lane.Slots)) * time.Microsecond
+			// Half of what runs is still to be done, on average.
+			wait = time.Duration((ahead.Cost+running.Cost/2)*lane.UnitMicros/int64(lane.Slots)) * time.Microsecond
 		}
 		if j.State == Waiting {
 			wait = max(wait, time.Duration(j.RunAfter-q.clock.Millis())*time.Millisecond)

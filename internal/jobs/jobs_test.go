@@ -379,3 +379,27 @@ func TestTwoSchedulersMakeOneTick(t *testing.T) {
 		}
 	})
 }
+
+func TestOutlookReckonsWithWhatRuns(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx, c := context.Background(), clock.New()
+		b := open(t, d, testenv.Redis(t), c, jobs.Kind{Name: "test:run", Lane: "a", Run: func(context.Context, *jobs.Run) error { return nil }})
+		ids := []string{b.add(jobs.NewJob{Kind: "test:run", Party: "p", Cost: 17}), b.add(jobs.NewJob{Kind: "test:run", Party: "p", Cost: 10}), b.add(jobs.NewJob{Kind: "test:run", Party: "p"})}
+		if o, err := b.queue.Outlook(ctx, d, b.find(ids[2])); err != nil || o.Position != 3 || o.Served || o.Start != nil {
+			t.Errorf("without a worker: %+v, %v", o, err)
+		}
+		if _, err := d.Exec(ctx, `UPDATE jobs SET state = 'running' WHERE id = ?`, ids[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Exec(ctx, `INSERT INTO workers (id, lane, slots, unit_micros, seen_at) VALUES ('w', 'a', 2, 1000, ?)`, c.Millis()); err != nil {
+			t.Fatal(err)
+		}
+		o, err := b.queue.Outlook(ctx, d, b.find(ids[2]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (10 + 17/2) * time.Millisecond / 2; o.Position != 2 || !o.Served || o.Start == nil || *o.Start != want {
+			t.Errorf("got %+v with start %v, want position 2 in %v", o, o.Start, want)
+		}
+	})
+}
