@@ -101,10 +101,11 @@ func (r *Rules) Check(location, text string) error {
 	return nil
 }
 
-// fold drops what cannot be seen, so that a word cannot be hidden by it.
+// fold drops what cannot be seen, so that a word cannot be hidden by it. White
+// space stays: it parts words.
 func fold(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.Is(unicode.Cf, r) || unicode.Is(unicode.Mn, r) {
+		if invisible(r) && !unicode.IsSpace(r) {
 			return -1
 		}
 		return r
