@@ -257,6 +257,9 @@ func (s *Service) Content(ctx context.Context, owner, id string, thumbnail bool)
 	sealed, size, err := s.Objects.Get(ctx, key)
 	if err != nil {
 		if errors.Is(err, objects.ErrNotExist) {
+			if _, err := s.findImage(ctx, s.DB, owner, id); err != nil {
+				return Content{}, away(err) // removed in this moment
+			}
 			s.Log.Error("an image's object is missing", "image", i.ID)
 			return Content{}, problem.Wrap(err, problem.Internal, "The picture is missing.")
 		}
@@ -265,7 +268,7 @@ func (s *Service) Content(ctx context.Context, owner, id string, thumbnail bool)
 	}
 	plain, err := s.Vault.UnsealReader(ctx, owner, sealed, objectData(i.Owner, i.GenerationID, i.Attempt, i.N, what))
 	if err != nil {
-		return Content{}, errors.Join(err, sealed.Close())
+		return Content{}, away(errors.Join(err, sealed.Close()))
 	}
 	c := Content{ReadCloser: readCloser{plain, sealed}, Format: i.Format, Bytes: i.Bytes, Name: i.ID + "." + extension(i.Format)}
 	if thumbnail {
@@ -274,7 +277,7 @@ func (s *Service) Content(ctx context.Context, owner, id string, thumbnail bool)
 	}
 	sum, err := s.Vault.Unseal(ctx, owner, i.SHA256, hashData(i.ID))
 	if err != nil {
-		return Content{}, errors.Join(err, c.Close())
+		return Content{}, away(errors.Join(err, c.Close()))
 	}
 	c.SHA256 = string(sum)
 	return c, nil

@@ -20,6 +20,10 @@ import (
 // sweepBatch bounds one transaction, and one listing, of the sweep.
 const sweepBatch = 200
 
+// sweepPatience is how many generations may fail to be swept before a sweep takes
+// it that object storage is away.
+const sweepPatience = 10
+
 // Cancel ends a generation: at once while it is queued, within a few seconds
 // while it runs. A generation that was canceled already is returned as it is;
 // one that ended otherwise is a Conflict.
@@ -66,10 +70,10 @@ func (s *Service) DeleteMany(ctx context.Context, owner string, ids []string, al
 	}
 	removed := 0
 	before := db.FloorID("gen", s.Clock.Now().Add(time.Millisecond)) // not what is submitted meanwhile
-	for {
+	for after := ""; ; {
 		var batch []string
-		err := s.DB.Select(ctx, &batch, `SELECT id FROM generations WHERE owner = ? AND removed_at = 0 AND id < ? ORDER BY id LIMIT ?`,
-			owner, before, sweepBatch)
+		err := s.DB.Select(ctx, &batch, `SELECT id FROM generations WHERE owner = ? AND removed_at = 0 AND id > ? AND id < ? ORDER BY id LIMIT ?`,
+			owner, after, before, sweepBatch)
 		if err != nil || len(batch) == 0 {
 			return removed, away(err)
 		}
@@ -78,10 +82,18 @@ func (s *Service) DeleteMany(ctx context.Context, owner string, ids []string, al
 		if err != nil {
 			return removed, err
 		}
-		if n == 0 { // all of them are held
-			return removed, nil
-		}
+		after = batch[len(batch)-1] // a hold may keep some
 	}
+}
+
+// What cannot be removed, and is passed over unless it was asked for by name.
+var (
+	errHeld  = problem.New(problem.Conflict, "A legal hold keeps this.")
+	passOver = []error{errNotFound, errNoImage, errRemoved, errHeld}
+)
+
+func passedOver(err error) bool {
+	return slices.ContainsFunc(passOver, func(known error) bool { return errors.Is(err, known) })
 }
 
 func checkIDs(ids []string) error {
@@ -98,21 +110,16 @@ func (s *Service) deleteSome(ctx context.Context, owner string, ids []string, st
 		removed = 0
 		for _, id := range ids {
 			r, err := s.find(ctx, tx, owner, id)
-			if err != nil && !strict && problem.CodeOf(err) != problem.Internal {
+			if err == nil {
+				err = s.remove(ctx, tx, r, "user")
+			}
+			if !strict && passedOver(err) {
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			done, err := s.remove(ctx, tx, r, "user")
-			if err != nil {
-				return err
-			}
-			if done {
-				removed++
-			} else if strict {
-				return problem.New(problem.Conflict, "A legal hold keeps this generation.")
-			}
+			removed++
 		}
 		if removed == 0 {
 			return nil
@@ -122,35 +129,49 @@ func (s *Service) deleteSome(ctx context.Context, owner string, ids []string, st
 	return removed, away(err)
 }
 
-// remove turns a generation and its images into tombstones; false when a hold
-// keeps it. Its objects are the sweep's.
-func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) (bool, error) {
+// remove turns a generation and its images into tombstones. It is errHeld when a
+// hold keeps it or an image of it, and errRemoved when somebody was first. Its
+// objects are the sweep's.
+func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) error {
+	var images []string
+	if err := tx.Select(ctx, &images, `SELECT id FROM images WHERE generation_id = ?`, r.ID); err != nil {
+		return err
+	}
 	held, err := subject.Held(ctx, tx, "generations", r.ID)
-	if err != nil || held {
-		return false, err
+	if err == nil && !held {
+		held, err = subject.Held(ctx, tx, "images", images...)
+	}
+	if err == nil && held {
+		err = errHeld
+	}
+	if err != nil {
+		return err
 	}
 	now := s.Clock.Now()
 	if r.Status == "" {
 		if _, err := s.Queue.Cancel(ctx, tx, r.JobID); err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return false, err
+			return err
 		}
 	}
-	_, err = tx.Exec(ctx, `UPDATE generations SET request = NULL, seed = 0, model = '', removed_at = ?, removed_reason = ?, unswept = 1 WHERE id = ?`,
-		now.UnixMilli(), reason, r.ID)
+	n, err := tx.Exec(ctx, `UPDATE generations SET request = NULL, seed = 0, model = '', removed_at = ?, removed_reason = ?, unswept = 1
+		WHERE id = ? AND removed_at = 0`, now.UnixMilli(), reason, r.ID)
+	if err == nil && n == 0 {
+		err = errRemoved
+	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	if err := s.removeImages(ctx, tx, `generation_id = ?`, r.ID, reason, now); err != nil {
-		return false, err
+	if _, err := s.removeImages(ctx, tx, `generation_id = ?`, r.ID, reason, now); err != nil {
+		return err
 	}
-	tx.AfterCommit(func() { s.bulletin.changed(r.ID, 1<<40) })
-	return true, s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: r.Owner, Ref: r.ID, Reason: reason, At: now})
+	tx.AfterCommit(func() { s.bulletin.changed(r.ID, removedSequence) })
+	return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: r.Owner, Ref: r.ID, Reason: reason, At: now})
 }
 
-func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where, arg, reason string, now time.Time) error {
-	_, err := tx.Exec(ctx, `UPDATE images SET sha256 = NULL, seed = 0, width = 0, height = 0, bytes = 0, format = '',
+// removeImages makes tombstones of images and says how many.
+func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where, arg, reason string, now time.Time) (int64, error) {
+	return tx.Exec(ctx, `UPDATE images SET sha256 = NULL, seed = 0, width = 0, height = 0, bytes = 0, format = '',
 		removed_at = ?, removed_reason = ? WHERE removed_at = 0 AND `+where, now.UnixMilli(), reason, arg)
-	return err
 }
 
 // DeleteImage removes one image; the others of its generation stay.
@@ -170,10 +191,10 @@ func (s *Service) DeleteImages(ctx context.Context, owner string, ids []string, 
 	}
 	removed := 0
 	before := db.FloorID("img", s.Clock.Now().Add(time.Millisecond))
-	for {
+	for after := ""; ; {
 		var batch []string
-		err := s.DB.Select(ctx, &batch, `SELECT id FROM images WHERE owner = ? AND removed_at = 0 AND expires_at > ? AND id < ? ORDER BY id LIMIT ?`,
-			owner, s.Clock.Millis(), before, sweepBatch)
+		err := s.DB.Select(ctx, &batch, `SELECT id FROM images WHERE owner = ? AND removed_at = 0 AND expires_at > ? AND id > ? AND id < ? ORDER BY id LIMIT ?`,
+			owner, s.Clock.Millis(), after, before, sweepBatch)
 		if err != nil || len(batch) == 0 {
 			return removed, away(err)
 		}
@@ -182,9 +203,7 @@ func (s *Service) DeleteImages(ctx context.Context, owner string, ids []string, 
 		if err != nil {
 			return removed, err
 		}
-		if n == 0 {
-			return removed, nil
-		}
+		after = batch[len(batch)-1]
 	}
 }
 
@@ -195,33 +214,13 @@ func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, 
 		removed = 0
 		for _, id := range ids {
 			i, err := s.findImage(ctx, tx, owner, id)
-			if err != nil && !strict && problem.CodeOf(err) != problem.Internal {
+			if err == nil {
+				err = s.removeImage(ctx, tx, i)
+			}
+			if !strict && passedOver(err) {
 				continue
 			}
 			if err != nil {
-				return err
-			}
-			held, err := subject.Held(ctx, tx, "images", id)
-			if err == nil && !held {
-				held, err = subject.Held(ctx, tx, "generations", i.GenerationID)
-			}
-			if err != nil {
-				return err
-			}
-			if held {
-				if strict {
-					return problem.New(problem.Conflict, "A legal hold keeps this image.")
-				}
-				continue
-			}
-			now := s.Clock.Now()
-			if err := s.removeImages(ctx, tx, `id = ?`, id, "user", now); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
-				return err
-			}
-			if err := s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: owner, Ref: id, Reason: "user", At: now}); err != nil {
 				return err
 			}
 			removed++
@@ -232,6 +231,33 @@ func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, 
 		return s.addSweep(ctx, tx, owner, 0)
 	})
 	return removed, away(err)
+}
+
+// removeImage makes a tombstone of one image, with remove's errors.
+func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error {
+	held, err := subject.Held(ctx, tx, "images", i.ID)
+	if err == nil && !held {
+		held, err = subject.Held(ctx, tx, "generations", i.GenerationID)
+	}
+	if err == nil && held {
+		err = errHeld
+	}
+	if err != nil {
+		return err
+	}
+	// The generation before the image, in the order in which everybody locks.
+	if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
+		return err
+	}
+	now := s.Clock.Now()
+	n, err := s.removeImages(ctx, tx, `id = ?`, i.ID, "user", now)
+	if err == nil && n == 0 {
+		err = errRemoved
+	}
+	if err != nil {
+		return err
+	}
+	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Reason: "user", At: now})
 }
 
 // addSweep has the objects of an owner's unswept generations deleted, after a
@@ -250,8 +276,8 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			return jobs.Retry("internal", err)
 		}
 	}
-	after := ""
-	for {
+	var failed []error
+	for after := ""; ; {
 		var batch []row
 		query, args := `SELECT id, owner FROM generations WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
 		if everybody {
@@ -262,37 +288,38 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		}
 		for _, g := range batch {
 			if err := s.sweepOne(ctx, g.Owner, g.ID); err != nil {
-				return jobs.Retry("internal", err)
+				failed = append(failed, err) // the others must not wait for this one
+			}
+			if len(failed) >= sweepPatience || ctx.Err() != nil {
+				return jobs.Retry("internal", errors.Join(failed...))
 			}
 			after = g.ID
 		}
-		if len(batch) < sweepBatch {
-			return nil
+		if len(batch) == sweepBatch {
+			continue
 		}
+		if len(failed) > 0 {
+			return jobs.Retry("internal", errors.Join(failed...))
+		}
+		return nil
 	}
 }
 
 // sweepOne deletes the objects of one generation that no living image needs. A
 // running attempt's own objects are left alone.
 func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
-	var living []imageRow
-	if err := s.DB.Select(ctx, &living, selectImage+`WHERE generation_id = ? AND removed_at = 0`, id); err != nil {
-		return err
-	}
-	needed := map[string]bool{}
-	for _, i := range living {
-		needed[imageKey(owner, id, i.Attempt, i.N)] = true
-		needed[thumbKey(owner, id, i.Attempt, i.N)] = true
-	}
-	var running struct {
-		State   string `db:"state"`
-		Attempt int    `db:"attempt"`
-	}
-	err := s.DB.Get(ctx, &running, `SELECT j.state, j.attempt FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, id)
+	// The job first: a completion between the two questions is then still seen as
+	// running, and never as ended without images.
+	var job jobs.Job
+	err := s.DB.Get(ctx, &job, `SELECT j.state, j.attempt, j.finished_at FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, id)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	busy := running.State != "" && !jobs.State(running.State).Terminal()
+	busy := job.State != "" && !job.State.Terminal()
+	needed, err := s.needed(ctx, s.DB, owner, id)
+	if err != nil {
+		return err
+	}
 	var unneeded []string
 	for after := ""; ; {
 		page, err := s.Objects.List(ctx, prefix(owner, id), after, sweepBatch)
@@ -302,7 +329,7 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		}
 		for _, o := range page {
 			after = o.Key
-			if !needed[o.Key] && (!busy || attemptOf(o.Key) < running.Attempt) {
+			if !needed[o.Key] && (!busy || attemptOf(o.Key) < job.Attempt) {
 				unneeded = append(unneeded, o.Key)
 			}
 		}
@@ -317,11 +344,40 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	if busy {
-		return nil // it is looked at again when it has ended
+	if busy || job.Attempt > 0 && s.Clock.Millis() < job.FinishedAt+jobs.Lease.Milliseconds() {
+		return nil // an attempt may still be storing: it is looked at again later
 	}
-	_, err = s.DB.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)
-	return err
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		var unswept int
+		err := tx.Get(ctx, &unswept, `SELECT unswept FROM generations WHERE id = ?`+db.ForUpdate(tx), id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// An image removed since needs another look: its sweep must find the generation.
+		now, err := s.needed(ctx, tx, owner, id)
+		if err != nil || len(now) != len(needed) {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)
+		return err
+	})
+}
+
+// needed are the keys of the objects of a generation's living images.
+func (s *Service) needed(ctx context.Context, q db.Querier, owner, id string) (map[string]bool, error) {
+	var living []imageRow
+	if err := q.Select(ctx, &living, selectImage+`WHERE generation_id = ? AND removed_at = 0`, id); err != nil {
+		return nil, err
+	}
+	keys := map[string]bool{}
+	for _, i := range living {
+		keys[imageKey(owner, id, i.Attempt, i.N)] = true
+		keys[thumbKey(owner, id, i.Attempt, i.N)] = true
+	}
+	return keys, nil
 }
 
 func attemptOf(key string) int {
@@ -356,7 +412,7 @@ func (s *Service) expire(ctx context.Context) error {
 				if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, id); err != nil {
 					return err
 				}
-				if _, err := s.remove(ctx, tx, r, "expired"); err != nil {
+				if err := s.remove(ctx, tx, r, "expired"); err != nil && !passedOver(err) {
 					return err
 				}
 			}
@@ -372,12 +428,20 @@ func (s *Service) expire(ctx context.Context) error {
 		sql    string
 		before time.Time
 	}{
-		{`DELETE FROM idempotency_keys WHERE created_at < ?`, now.Add(-idempotentFor)},
-		{`DELETE FROM images WHERE removed_at > 0 AND removed_at < ?`, now.Add(-tombstoneFor)},
-		{`DELETE FROM generations WHERE unswept = 0 AND removed_at > 0 AND removed_at < ?`, now.Add(-tombstoneFor)},
+		{`DELETE FROM idempotency_keys WHERE (owner, key_lookup) IN (SELECT owner, key_lookup FROM idempotency_keys WHERE created_at < ? LIMIT ?)`,
+			now.Add(-idempotentFor)},
+		{`DELETE FROM images WHERE id IN (SELECT id FROM images WHERE removed_at > 0 AND removed_at < ? LIMIT ?)`, now.Add(-tombstoneFor)},
+		{`DELETE FROM generations WHERE id IN (SELECT id FROM generations WHERE unswept = 0 AND removed_at > 0 AND removed_at < ? LIMIT ?)`,
+			now.Add(-tombstoneFor)},
 	} {
-		if _, err := s.DB.Exec(ctx, old.sql, old.before.UnixMilli()); err != nil {
-			return fmt.Errorf("forget what is old: %w", err)
+		for {
+			n, err := s.DB.Exec(ctx, old.sql, old.before.UnixMilli(), sweepBatch)
+			if err != nil {
+				return fmt.Errorf("forget what is old: %w", err)
+			}
+			if n < sweepBatch {
+				break
+			}
 		}
 	}
 	return nil

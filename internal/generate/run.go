@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/picture"
+	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
 
@@ -34,15 +37,19 @@ var errGone = errors.New("generation removed")
 // the last call; encoding, sealing and storing overlap with the next generation.
 func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	var g row
-	if err := s.DB.Get(ctx, &g, selectRow+`WHERE g.id = ?`, r.Ref); err != nil {
+	err := s.DB.Get(ctx, &g, selectRow+`WHERE g.id = ?`, r.Ref)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && (g.RemovedAt > 0 || g.ExpiresAt <= s.Clock.Millis()):
+		return jobs.Fail("removed", errGone)
+	case err != nil:
 		return jobs.Retry("internal", err)
 	}
-	now := s.Clock.Millis()
-	if g.RemovedAt > 0 || g.ExpiresAt <= now {
-		return jobs.Fail("removed", errGone)
-	}
 	if err := subject.May(ctx, s.DB, g.Owner, subject.Generate); err != nil {
-		return jobs.Fail("not_allowed", err)
+		var refused *problem.Error
+		if errors.As(err, &refused) {
+			return jobs.Fail("not_allowed", err)
+		}
+		return jobs.Retry("internal", err) // the database did not say
 	}
 	plain, err := s.Vault.Unseal(ctx, g.Owner, g.Request, requestData(g.ID))
 	if err != nil {
@@ -82,6 +89,23 @@ type attempt struct {
 	model      engine.Model
 	images     []stored
 	unsure     bool // whether the result was committed: then nothing may be deleted
+
+	mu   sync.Mutex
+	told time.Time // when progress was last told
+}
+
+// progressEvery is how often an attempt's progress is told at most.
+const progressEvery = 150 * time.Millisecond
+
+// due reports whether progress is to be told again, and takes the turn.
+func (a *attempt) due() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.told) < progressEvery {
+		return false
+	}
+	a.told = time.Now()
+	return true
 }
 
 // stored is one image that lies in object storage, before its row is written.
@@ -146,7 +170,9 @@ func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, e
 			done += int64(q.Steps * min(p.Step, p.Steps) / p.Steps)
 		}
 		a.run.Progress(done, total)
-		s.bulletin.progress(a.generation.ID, 2*int64(a.run.Attempt), reckon(done, total, q.N, q.Steps, p.Estimated))
+		if a.due() {
+			s.bulletin.progress(a.generation.ID, 2*int64(a.run.Attempt), reckon(done, total, q.N, q.Steps, p.Estimated))
+		}
 	}
 	type outcome struct {
 		raw []byte
@@ -200,7 +226,11 @@ func (a *attempt) store(ctx context.Context, k int, raw []byte) error {
 	image := stored{id: db.NewID("img", now), width: p.Width, height: p.Height, format: p.Format,
 		bytes: int64(len(p.Data)), seed: *q.Seed + int64(k)}
 	sum := sha256.Sum256(p.Data)
-	if image.sha256, err = s.Vault.Seal(ctx, g.Owner, []byte(hex.EncodeToString(sum[:])), hashData(image.id)); err != nil {
+	err = patiently(ctx, func(ctx context.Context) (err error) {
+		image.sha256, err = s.Vault.Seal(ctx, g.Owner, []byte(hex.EncodeToString(sum[:])), hashData(image.id))
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, o := range []struct {
@@ -211,7 +241,11 @@ func (a *attempt) store(ctx context.Context, k int, raw []byte) error {
 		{thumbKey(g.Owner, g.ID, a.run.Attempt, k), "thumbnail", p.Thumbnail},
 	} {
 		var sealed bytes.Buffer
-		w, err := s.Vault.SealWriter(ctx, g.Owner, &sealed, objectData(g.Owner, g.ID, a.run.Attempt, k, o.what))
+		var w io.WriteCloser
+		err := patiently(ctx, func(ctx context.Context) (err error) {
+			w, err = s.Vault.SealWriter(ctx, g.Owner, &sealed, objectData(g.Owner, g.ID, a.run.Attempt, k, o.what))
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -227,6 +261,26 @@ func (a *attempt) store(ctx context.Context, k int, raw []byte) error {
 	}
 	a.images[k] = image
 	return nil
+}
+
+// patiently repeats what needs the key store while that is away: the engine's
+// work must not be lost to it.
+func patiently(ctx context.Context, do func(context.Context) error) error {
+	for wait := 200 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			return do(ctx)
+		}()
+		if !db.IsAway(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
 }
 
 // put repeats an upload until object storage has taken it or ctx ends. How many
@@ -337,8 +391,8 @@ func (s *Service) ended(ctx context.Context, tx *db.Tx, j jobs.Job, end jobs.Sta
 			return err
 		}
 	}
-	if n == 0 { // removed while it ran
-		return nil
+	if n == 0 {
+		return nil // removed while it ran
 	}
 	tx.AfterCommit(func() { s.bulletin.changed(j.Ref, 2*int64(j.Attempt)+2) })
 	return s.Events.Append(ctx, tx, events.Event{Type: event, Subject: j.Party, Ref: j.Ref, At: now})

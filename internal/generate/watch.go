@@ -15,6 +15,9 @@ import (
 // numbers, nothing else.
 const channel = "zimage:generations"
 
+// removedSequence is beyond those of all states.
+const removedSequence = 1 << 40
+
 // note is what is told.
 type note struct {
 	ID       string    `json:"id"`
@@ -30,16 +33,10 @@ type bulletin struct {
 	notes chan note
 	quit  chan struct{}
 	done  sync.WaitGroup
-
-	mu   sync.Mutex
-	last map[string]time.Time // of the newest progress note by generation
 }
 
-// progressEvery is how often a generation's progress is told at most.
-const progressEvery = 150 * time.Millisecond
-
 func newBulletin(r redis.UniversalClient) *bulletin {
-	b := &bulletin{redis: r, notes: make(chan note, 1024), quit: make(chan struct{}), last: map[string]time.Time{}}
+	b := &bulletin{redis: r, notes: make(chan note, 1024), quit: make(chan struct{})}
 	b.done.Go(func() {
 		for {
 			select {
@@ -76,23 +73,11 @@ func (b *bulletin) tell(n note) {
 }
 
 func (b *bulletin) changed(id string, sequence int64) {
-	b.mu.Lock()
-	delete(b.last, id)
-	b.mu.Unlock()
 	b.tell(note{ID: id, Sequence: sequence})
 }
 
 func (b *bulletin) progress(id string, sequence int64, p Progress) {
-	now := time.Now()
-	b.mu.Lock()
-	recent := now.Sub(b.last[id]) < progressEvery
-	if !recent {
-		b.last[id] = now
-	}
-	b.mu.Unlock()
-	if !recent {
-		b.tell(note{ID: id, Sequence: sequence, Progress: &p})
-	}
+	b.tell(note{ID: id, Sequence: sequence, Progress: &p})
 }
 
 // Watchers serves all who wait in one process: one subscription to Redis, and
@@ -107,8 +92,8 @@ type Watchers struct {
 
 // watched is one generation that somebody waits for.
 type watched struct {
-	owner    string
 	sequence int64 // newest seen, by note or query
+	done     int64 // progress as the newest query saw it
 	watches  map[*Watch]struct{}
 }
 
@@ -121,7 +106,8 @@ func (s *Service) NewWatchers() *Watchers {
 type Watch struct {
 	hub       *Watchers
 	owner, id string
-	after     int64 // newest state the watcher has
+	after     int64   // newest state the watcher has
+	told      float64 // how far it was when that was last told
 
 	mu       sync.Mutex
 	progress *Progress
@@ -136,7 +122,7 @@ func (h *Watchers) Watch(ctx context.Context, owner, id string, after int64) (*W
 	h.mu.Lock()
 	g := h.watched[id]
 	if g == nil {
-		g = &watched{owner: owner, watches: map[*Watch]struct{}{}}
+		g = &watched{watches: map[*Watch]struct{}{}}
 		h.watched[id] = g
 	}
 	g.watches[w] = struct{}{}
@@ -163,7 +149,8 @@ func (w *Watch) Close() {
 }
 
 // Next waits for a change of state or progress. It returns DataRemoved when the
-// generation is removed, and ctx's error when that ends.
+// generation is removed, and ctx's error when that ends. After any error it may
+// be called again, and nothing is missed. It is for one goroutine at a time.
 func (w *Watch) Next(ctx context.Context) (Update, error) {
 	for {
 		select {
@@ -171,20 +158,27 @@ func (w *Watch) Next(ctx context.Context) (Update, error) {
 			return Update{}, ctx.Err()
 		case <-w.signal:
 		}
+		g, err := w.hub.service.Get(ctx, w.owner, w.id)
+		if err != nil {
+			w.wake() // what woke us has not been seen yet
+			if ctx.Err() != nil {
+				err = ctx.Err() // not what the database made of it
+			}
+			return Update{}, err
+		}
 		w.mu.Lock()
 		progress := w.progress
 		w.progress = nil
 		w.mu.Unlock()
-		g, err := w.hub.service.Get(ctx, w.owner, w.id)
-		if err != nil {
-			return Update{}, err
+		if progress != nil && g.Status == Running && progress.Fraction > g.Progress.Fraction {
+			g.Progress = *progress // newer than the job's row
 		}
 		if g.Sequence > w.after {
-			w.after = g.Sequence
+			w.after, w.told = g.Sequence, g.Progress.Fraction
 			return Update{Generation: g, State: true}, nil
 		}
-		if progress != nil && g.Status == Running {
-			g.Progress = *progress
+		if g.Status == Running && g.Progress.Fraction > w.told {
+			w.told = g.Progress.Fraction
 			return Update{Generation: g}, nil
 		}
 	}
@@ -247,11 +241,26 @@ func (h *Watchers) hear(n note) {
 	}
 	g.sequence = max(g.sequence, n.Sequence)
 	for w := range g.watches {
-		if n.Progress != nil {
+		if n.Progress != nil && n.Sequence == g.sequence { // not a former attempt's
 			w.mu.Lock()
 			w.progress = n.Progress
 			w.mu.Unlock()
 		}
+		w.wake()
+	}
+}
+
+// far wakes those who wait when the job's row has progress that they may not
+// have heard of: Redis may be away.
+func (h *Watchers) far(id string, done int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.watched[id]
+	if g == nil || g.done == done {
+		return
+	}
+	g.done = done
+	for w := range g.watches {
 		w.wake()
 	}
 }
@@ -278,9 +287,10 @@ func (h *Watchers) look(ctx context.Context) {
 		for _, r := range rows {
 			sequence := r.sequence()
 			if r.RemovedAt > 0 {
-				sequence = 1 << 40
+				sequence = removedSequence
 			}
 			h.hear(note{ID: r.ID, Sequence: sequence})
+			h.far(r.ID, r.ProgressDone.Int64)
 		}
 	}
 }
