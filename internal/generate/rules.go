@@ -68,7 +68,7 @@ func ParseRules(text []byte) (*Rules, error) {
 		if expression == "" {
 			quoted := make([]string, len(r.Words))
 			for k, w := range r.Words {
-				if strings.TrimSpace(w) == "" {
+				if strings.TrimFunc(w, invisible) == "" {
 					return nil, fmt.Errorf("%s.words[%d]: is empty", at, k)
 				}
 				quoted[k] = strings.ReplaceAll(regexp.QuoteMeta(fold(w)), " ", `\s+`)
