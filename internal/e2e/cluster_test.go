@@ -54,6 +54,7 @@ type Cluster struct {
 
 	t         testing.TB
 	dir       string
+	database  string   // address of DB
 	settings  []string // what processes get
 	direct    []string // the same without proxies
 	processes []*Process
@@ -138,7 +139,8 @@ func (c *Cluster) configure(ctx context.Context, o Options) {
 	if err := conn.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if c.DB, err = db.Open(ctx, databases["zimage"], db.Options{Name: "zimage-e2e"}); err != nil {
+	c.database = databases["zimage"]
+	if c.DB, err = db.Open(ctx, c.database, db.Options{Name: "zimage-e2e"}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.DB.Close() })
@@ -266,7 +268,10 @@ func (c *Cluster) Prepare(name, command string, settings ...string) *Process {
 	metrics := freeAddress(c.t)
 	own := []string{"METRICS_LISTEN=" + metrics}
 	p := &Process{Name: name, Metrics: "http://" + metrics, t: c.t, path: builds.path(c.t, command), log: filepath.Join(c.dir, name+".log")}
-	if command == binAPI {
+	if command == binZimage {
+		p.args = []string{"up"}
+	}
+	if command == binAPI || command == binZimage {
 		listen := freeAddress(c.t)
 		own = append(own, "LISTEN="+listen)
 		p.URL = "http://" + listen
@@ -499,6 +504,34 @@ func (c *Cluster) Job(generation string) JobRow {
 		c.t.Fatal(err)
 	}
 	return j
+}
+
+// Hold runs a statement that takes a lock and keeps it until the returned
+// function is called.
+func (c *Cluster) Hold(statement string, args ...any) (letGo func()) {
+	c.t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, c.database)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	letGo = sync.OnceFunc(func() { _ = conn.Close(ctx) }) // which ends the transaction
+	c.t.Cleanup(letGo)
+	for _, s := range []struct {
+		sql  string
+		args []any
+	}{{"BEGIN", nil}, {statement, args}} {
+		if _, err := conn.Exec(ctx, s.sql, s.args...); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	return letGo
+}
+
+// Blocked is how many statements that begin like this wait for a lock.
+func (c *Cluster) Blocked(statement string) int {
+	c.t.Helper()
+	return c.Count(`SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE ?`, statement+"%")
 }
 
 // Count runs a counting query on the main database.

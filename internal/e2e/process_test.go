@@ -41,17 +41,37 @@ type Process struct {
 func (p *Process) Start() {
 	p.t.Helper()
 	p.Launch()
+	p.AwaitAnswer()
+}
+
+// AwaitAnswer waits until a process that was launched answers.
+func (p *Process) AwaitAnswer() {
+	p.t.Helper()
 	until(p.t, time.Minute, p.Name+" answers", func() bool {
 		if !p.Alive() {
 			p.t.Fatalf("%s ended at start with %d:\n%s", p.Name, p.ExitCode(), p.Log())
 		}
-		res, err := client.Get(p.Metrics + "/healthz")
-		if err != nil {
-			return false
-		}
-		_ = res.Body.Close()
-		return res.StatusCode == http.StatusOK && (p.URL == "" || strings.Count(p.Log(), "listening") >= 2*p.starts())
+		return p.answers() && (p.URL == "" || p.listens())
 	})
+}
+
+// answers says that its metrics and probes are served.
+func (p *Process) answers() bool {
+	res, err := client.Get(p.Metrics + "/healthz")
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
+
+func (p *Process) listens() bool {
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(p.URL, "http://"), time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 // Launch starts the process without waiting for it.
@@ -62,17 +82,12 @@ func (p *Process) Launch() {
 		p.t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	_, _ = fmt.Fprintln(log, startLine)
 	p.cmd = exec.Command(p.path, p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = p.env, log, log, filepath.Dir(p.log)
 	if p.gone, err = testenv.StartBound(p.cmd); err != nil {
 		p.t.Fatal(err)
 	}
 }
-
-const startLine = "---- start"
-
-func (p *Process) starts() int { return strings.Count(p.Log(), startLine) }
 
 // Alive reports whether it has not ended.
 func (p *Process) Alive() bool {
