@@ -52,14 +52,15 @@ func (r *rig) serve(o Options) {
 // answered is an answer and its body.
 type answered struct {
 	*http.Response
-	body string
+	status int
+	body   string
 }
 
 func (a answered) field(t *testing.T, path string) any {
 	t.Helper()
 	var v any
 	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
-		t.Fatalf("%d: not JSON: %s", a.StatusCode, a.body)
+		t.Fatalf("%d: not JSON: %s", a.status, a.body)
 	}
 	for part := range strings.SplitSeq(path, ".") {
 		if list, ok := v.([]any); ok {
@@ -81,7 +82,7 @@ func (a answered) text(t *testing.T, path string) string {
 	t.Helper()
 	s, ok := a.field(t, path).(string)
 	if !ok {
-		t.Fatalf("%d: no text at %s: %s", a.StatusCode, path, a.body)
+		t.Fatalf("%d: no text at %s: %s", a.status, path, a.body)
 	}
 	return s
 }
@@ -110,14 +111,14 @@ func (r *rig) do(method, path, key, body string, headers ...string) answered {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return answered{res, string(b)}
+	return answered{res, res.StatusCode, string(b)}
 }
 
 func (r *rig) submit(key string) (id string) {
 	r.t.Helper()
 	a := r.do("POST", "/v1/generations", key, `{"prompt":"`+secret+`","width":64,"height":64}`)
-	if a.StatusCode != 202 {
-		r.t.Fatalf("%d %s", a.StatusCode, a.body)
+	if a.status != 202 {
+		r.t.Fatalf("%d %s", a.status, a.body)
 	}
 	return a.text(r.t, "id")
 }
@@ -129,7 +130,7 @@ func (r *rig) finished(key string) (id, image string) {
 	r.pass()
 	a := r.do("GET", "/v1/generations/"+id, key, "", "Prefer", "wait=30")
 	if a.field(r.t, "status") != "succeeded" {
-		r.t.Fatalf("%d %s", a.StatusCode, a.body)
+		r.t.Fatalf("%d %s", a.status, a.body)
 	}
 	return id, a.text(r.t, "images.id")
 }
@@ -146,8 +147,8 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64,"metadata":{"order":"17"}}`)
 		id := a.text(t, "id")
-		if a.StatusCode != 202 || a.Header.Get("Location") != "/v1/generations/"+id || a.field(t, "prompt") != secret {
-			t.Fatalf("%d %v %s", a.StatusCode, a.Header, a.body)
+		if a.status != 202 || a.Header.Get("Location") != "/v1/generations/"+id || a.field(t, "prompt") != secret {
+			t.Fatalf("%d %v %s", a.status, a.Header, a.body)
 		}
 		if a.field(t, "urls.events") != "/v1/generations/"+id+"/events" || a.field(t, "status") == nil {
 			t.Errorf("%s", a.body)
@@ -160,8 +161,8 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		// write timeout.
 		began := time.Now()
 		a = r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=3")
-		if took := time.Since(began); a.StatusCode != 200 || a.Header.Get("Preference-Applied") != "wait=3" || took < 3*time.Second {
-			t.Errorf("%d after %v: %v", a.StatusCode, took, a.Header)
+		if took := time.Since(began); a.status != 200 || a.Header.Get("Preference-Applied") != "wait=3" || took < 3*time.Second {
+			t.Errorf("%d after %v: %v", a.status, took, a.Header)
 		}
 		r.pass()
 		a = r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=60")
@@ -174,8 +175,8 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		}
 
 		a = r.do("GET", "/v1/images/"+image, r.ada, "")
-		if a.StatusCode != 200 || a.field(t, "generation_id") != id {
-			t.Errorf("%d %s", a.StatusCode, a.body)
+		if a.status != 200 || a.field(t, "generation_id") != id {
+			t.Errorf("%d %s", a.status, a.body)
 		}
 		sum := a.text(t, "sha256")
 		a = r.do("GET", "/v1/images/"+image+"/content", r.ada, "")
@@ -187,27 +188,27 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 				t.Errorf("%s is %q, want %q", name, got, want)
 			}
 		}
-		if got := sha256.Sum256([]byte(a.body)); a.StatusCode != 200 || len(sum) == 64 && hex.EncodeToString(got[:]) != sum {
-			t.Errorf("%d, %d bytes that are not the picture", a.StatusCode, len(a.body))
+		if got := sha256.Sum256([]byte(a.body)); a.status != 200 || len(sum) == 64 && hex.EncodeToString(got[:]) != sum {
+			t.Errorf("%d, %d bytes that are not the picture", a.status, len(a.body))
 		}
 		if strings.Contains(a.body, secret) {
 			t.Error("the prompt stands in the file")
 		}
-		if a := r.do("GET", "/v1/images/"+image+"/content", r.ada, "", "If-None-Match", a.Header.Get("ETag")); a.StatusCode != 304 || a.body != "" {
-			t.Errorf("the same file again: %d", a.StatusCode)
+		if a := r.do("GET", "/v1/images/"+image+"/content", r.ada, "", "If-None-Match", a.Header.Get("ETag")); a.status != 304 || a.body != "" {
+			t.Errorf("the same file again: %d", a.status)
 		}
-		if a := r.do("HEAD", "/v1/images/"+image+"/content", r.ada, ""); a.StatusCode != 200 || a.body != "" || a.ContentLength <= 0 || a.Header.Get("Content-Type") != "image/png" {
-			t.Errorf("HEAD: %d %v", a.StatusCode, a.Header)
+		if a := r.do("HEAD", "/v1/images/"+image+"/content", r.ada, ""); a.status != 200 || a.body != "" || a.ContentLength <= 0 || a.Header.Get("Content-Type") != "image/png" {
+			t.Errorf("HEAD: %d %v", a.status, a.Header)
 		}
 		a = r.do("GET", "/v1/images/"+image+"/content?thumbnail=true", r.ada, "")
-		if a.StatusCode != 200 || a.Header.Get("Content-Type") != "image/jpeg" || a.ContentLength != int64(len(a.body)) {
-			t.Errorf("thumbnail: %d %v", a.StatusCode, a.Header)
+		if a.status != 200 || a.Header.Get("Content-Type") != "image/jpeg" || a.ContentLength != int64(len(a.body)) {
+			t.Errorf("thumbnail: %d %v", a.status, a.Header)
 		}
-		if again := r.do("GET", "/v1/images/"+image+"/content?thumbnail=true", r.ada, "", "If-None-Match", a.Header.Get("ETag")); again.StatusCode != 304 {
-			t.Errorf("thumbnail again: %d", again.StatusCode)
+		if again := r.do("GET", "/v1/images/"+image+"/content?thumbnail=true", r.ada, "", "If-None-Match", a.Header.Get("ETag")); again.status != 304 {
+			t.Errorf("thumbnail again: %d", again.status)
 		}
-		if a := r.do("GET", "/v1/models", r.readOnly, ""); a.StatusCode != 200 || a.field(t, "object") != "list" || a.field(t, "data.object") != "model" || a.field(t, "data.id") == nil {
-			t.Errorf("models: %d %s", a.StatusCode, a.body)
+		if a := r.do("GET", "/v1/models", r.readOnly, ""); a.status != 200 || a.field(t, "object") != "list" || a.field(t, "data.object") != "model" || a.field(t, "data.id") == nil {
+			t.Errorf("models: %d %s", a.status, a.body)
 		}
 		r.quiet()
 	})
@@ -218,23 +219,23 @@ func TestWaitOnSubmit(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		go r.pass()
 		a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64}`, "Prefer", "respond-async, wait=60")
-		if a.StatusCode != 200 || a.field(t, "status") != "succeeded" || a.Header.Get("Preference-Applied") != "wait=60" || a.Header.Get("Location") == "" {
-			t.Errorf("%d %v %s", a.StatusCode, a.Header, a.body)
+		if a.status != 200 || a.field(t, "status") != "succeeded" || a.Header.Get("Preference-Applied") != "wait=60" || a.Header.Get("Location") == "" {
+			t.Errorf("%d %v %s", a.status, a.Header, a.body)
 		}
 		a = r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64}`, "Prefer", "wait=1")
-		if a.StatusCode != 202 || a.field(t, "status") == "succeeded" {
-			t.Errorf("%d %s", a.StatusCode, a.body)
+		if a.status != 202 || a.field(t, "status") == "succeeded" {
+			t.Errorf("%d %s", a.status, a.body)
 		}
 		id := a.text(t, "id")
 		// Closing ends a wait at once, with what is known.
-		testenv.Eventually(t, 10*time.Second, func() bool { return r.do("GET", "/v1/generations/"+id, r.ada, "").StatusCode == 200 })
+		testenv.Eventually(t, 10*time.Second, func() bool { return r.do("GET", "/v1/generations/"+id, r.ada, "").status == 200 })
 		done := make(chan answered, 1)
 		go func() { done <- r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=60") }()
 		r.api.Close()
 		select {
 		case a := <-done:
-			if a.StatusCode != 200 {
-				t.Errorf("%d %s", a.StatusCode, a.body)
+			if a.status != 200 {
+				t.Errorf("%d %s", a.status, a.body)
 			}
 		case <-time.After(20 * time.Second):
 			t.Error("a wait outlives the server")
@@ -247,22 +248,22 @@ func TestIdempotencyKey(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		first := r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64}`, "Idempotency-Key", "order-17")
 		again := r.do("POST", "/v1/generations", r.ada, `{ "height":64, "width":64, "prompt":"`+secret+`"}`, "Idempotency-Key", "order-17")
-		if first.StatusCode != 202 || again.StatusCode != 202 || first.field(t, "id") != again.field(t, "id") {
-			t.Errorf("%d %s, then %d %s", first.StatusCode, first.body, again.StatusCode, again.body)
+		if first.status != 202 || again.status != 202 || first.field(t, "id") != again.field(t, "id") {
+			t.Errorf("%d %s, then %d %s", first.status, first.body, again.status, again.body)
 		}
 		if first.Header.Get("Idempotency-Replayed") != "" || again.Header.Get("Idempotency-Replayed") != "true" {
 			t.Error("Idempotency-Replayed is wrong")
 		}
-		if a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"another"}`, "Idempotency-Key", "order-17"); a.StatusCode != 422 || a.field(t, "code") != "idempotency_mismatch" {
-			t.Errorf("another body: %d %s", a.StatusCode, a.body)
+		if a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"another"}`, "Idempotency-Key", "order-17"); a.status != 422 || a.field(t, "code") != "idempotency_mismatch" {
+			t.Errorf("another body: %d %s", a.status, a.body)
 		}
-		if a := r.do("POST", "/v1/generations", r.ben, `{"prompt":"another","width":64,"height":64}`, "Idempotency-Key", "order-17"); a.StatusCode != 202 {
-			t.Errorf("somebody else's key: %d %s", a.StatusCode, a.body)
+		if a := r.do("POST", "/v1/generations", r.ben, `{"prompt":"another","width":64,"height":64}`, "Idempotency-Key", "order-17"); a.status != 202 {
+			t.Errorf("somebody else's key: %d %s", a.status, a.body)
 		}
 		for _, bad := range []string{"two words", strings.Repeat("k", 256), "caf\u00e9"} {
 			a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"x"}`, "Idempotency-Key", bad)
-			if a.StatusCode != 400 || a.field(t, "errors.location") != "header.Idempotency-Key" || strings.Contains(a.body, bad) {
-				t.Errorf("%q: %d %s", bad, a.StatusCode, a.body)
+			if a.status != 400 || a.field(t, "errors.location") != "header.Idempotency-Key" || strings.Contains(a.body, bad) {
+				t.Errorf("%q: %d %s", bad, a.status, a.body)
 			}
 		}
 		r.quiet()
@@ -289,13 +290,13 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 				}
 				made++
 				a := r.do(method, strings.Replace(path, "{id}", mine, 1), r.ben, "")
-				if a.StatusCode != 404 || a.field(t, "code") != "not_found" || strings.Contains(a.body, secret) || strings.Contains(a.body, mine) {
-					t.Errorf("%s %s: %d %s", method, path, a.StatusCode, a.body)
+				if a.status != 404 || a.field(t, "code") != "not_found" || strings.Contains(a.body, secret) || strings.Contains(a.body, mine) {
+					t.Errorf("%s %s: %d %s", method, path, a.status, a.body)
 				}
 				for _, strange := range []string{"gen_", "img_", "gen_UPPERCASE99", "gen_00000000000000000000000000", "img_00000000000000000000000000", "%00", "gen_a%00bcdefghi", "..%2f..", strings.Repeat("a", 3000)} {
 					a := r.do(method, strings.Replace(path, "{id}", strange, 1), r.ada, "")
-					if a.StatusCode != 404 || a.field(t, "code") != "not_found" {
-						t.Errorf("%s %s with a strange id: %d %s", method, path, a.StatusCode, a.body)
+					if a.status != 404 || a.field(t, "code") != "not_found" {
+						t.Errorf("%s %s with a strange id: %d %s", method, path, a.status, a.body)
 					}
 				}
 			}
@@ -303,11 +304,11 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 		if made != 7 {
 			t.Errorf("%d routes with an id were tried, want 7", made)
 		}
-		if a := r.do("GET", "/v1/generations", r.ben, ""); a.StatusCode != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {
-			t.Errorf("list: %d %s", a.StatusCode, a.body)
+		if a := r.do("GET", "/v1/generations", r.ben, ""); a.status != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {
+			t.Errorf("list: %d %s", a.status, a.body)
 		}
-		if a := r.do("GET", "/v1/generations/"+id, r.ada, ""); a.StatusCode != 200 {
-			t.Errorf("its owner: %d", a.StatusCode)
+		if a := r.do("GET", "/v1/generations/"+id, r.ada, ""); a.status != 200 {
+			t.Errorf("its owner: %d", a.status)
 		}
 		r.quiet()
 	})
@@ -330,22 +331,22 @@ func TestScopesAndKeys(t *testing.T) {
 			{"DELETE", "/v1/images/img_00000000000000000000000000", "", 403},
 		} {
 			a := r.do(c.method, c.path, r.readOnly, c.body)
-			if a.StatusCode != c.status {
-				t.Errorf("%s %s: %d %s", c.method, c.path, a.StatusCode, a.body)
+			if a.status != c.status {
+				t.Errorf("%s %s: %d %s", c.method, c.path, a.status, a.body)
 			}
 		}
 		r.revoke(r.readOnly)
-		testenv.Eventually(t, 5*time.Second, func() bool { return r.do("GET", "/v1/models", r.readOnly, "").StatusCode == 401 })
-		if a := r.do("GET", "/v1/models", "zi_unknown", ""); a.StatusCode != 401 || a.Header.Get("WWW-Authenticate") == "" {
-			t.Errorf("unknown key: %d %v", a.StatusCode, a.Header)
+		testenv.Eventually(t, 5*time.Second, func() bool { return r.do("GET", "/v1/models", r.readOnly, "").status == 401 })
+		if a := r.do("GET", "/v1/models", "zi_unknown", ""); a.status != 401 || a.Header.Get("WWW-Authenticate") == "" {
+			t.Errorf("unknown key: %d %v", a.status, a.Header)
 		}
 		for range 40 {
 			r.do("GET", "/v1/models", "zi_unknown", "")
 		}
-		if a := r.do("GET", "/v1/models", "zi_unknown", ""); a.StatusCode != 429 || a.Header.Get("Retry-After") == "" {
-			t.Errorf("after 41 tries: %d", a.StatusCode)
+		if a := r.do("GET", "/v1/models", "zi_unknown", ""); a.status != 429 || a.Header.Get("Retry-After") == "" {
+			t.Errorf("after 41 tries: %d", a.status)
 		}
-		if a := r.do("GET", "/v1/models", r.ben, ""); a.StatusCode == 401 {
+		if a := r.do("GET", "/v1/models", r.ben, ""); a.status == 401 {
 			t.Error("a good key is refused")
 		}
 		if strings.Contains(r.log.String(), "zi_") || strings.Contains(r.log.String(), "127.0.0.1") {
@@ -394,8 +395,8 @@ func TestHostileBodies(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				a := r.do("POST", "/v1/generations", r.ada, c.body)
-				if a.StatusCode != c.status || a.field(t, "code") != c.code || a.Header.Get("Content-Type") != problemJSON {
-					t.Fatalf("%d %s", a.StatusCode, a.body)
+				if a.status != c.status || a.field(t, "code") != c.code || a.Header.Get("Content-Type") != problemJSON {
+					t.Fatalf("%d %s", a.status, a.body)
 				}
 				if c.location != "" && a.field(t, "errors.location") != c.location {
 					t.Errorf("location: %s", a.body)
@@ -409,8 +410,8 @@ func TestHostileBodies(t *testing.T) {
 			{"text/plain", ""}, {"application/x-www-form-urlencoded", ""}, {"", ""}, {"application/json; charset=latin1", ""}, {"application/json", "gzip"}, {"application/" + secret, ""},
 		} {
 			a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"x"}`, "Content-Type", c.kind, "Content-Encoding", c.encoding)
-			if a.StatusCode != 415 || a.field(t, "code") != "unsupported_media" || strings.Contains(a.body, secret) {
-				t.Errorf("%s %s: %d %s", c.kind, c.encoding, a.StatusCode, a.body)
+			if a.status != 415 || a.field(t, "code") != "unsupported_media" || strings.Contains(a.body, secret) {
+				t.Errorf("%s %s: %d %s", c.kind, c.encoding, a.status, a.body)
 			}
 		}
 		for query, location := range map[string]string{
@@ -418,14 +419,14 @@ func TestHostileBodies(t *testing.T) {
 			secret + "=1": "query", "cursor=" + secret: "query.cursor", "cursor=%00%ff": "query.cursor",
 		} {
 			a := r.do("GET", "/v1/generations?"+query, r.ada, "")
-			if a.StatusCode != 400 || a.field(t, "errors.location") != location || strings.Contains(a.body, secret) {
-				t.Errorf("%s: %d %s", query, a.StatusCode, a.body)
+			if a.status != 400 || a.field(t, "errors.location") != location || strings.Contains(a.body, secret) {
+				t.Errorf("%s: %d %s", query, a.status, a.body)
 			}
 		}
 		for _, body := range []string{`{}`, `{"ids":[]}`, `{"all":false}`, `{"ids":["img_00000000000000000000000000"],"all":true}`, `{"ids":["` + secret + `"]}`, `{"ids":["*"]}`} {
 			for _, path := range []string{"/v1/images", "/v1/generations"} {
-				if a := r.do("DELETE", path, r.ada, body); a.StatusCode != 400 || strings.Contains(a.body, secret) {
-					t.Errorf("DELETE %s %s: %d %s", path, body, a.StatusCode, a.body)
+				if a := r.do("DELETE", path, r.ada, body); a.status != 400 || strings.Contains(a.body, secret) {
+					t.Errorf("DELETE %s %s: %d %s", path, body, a.status, a.body)
 				}
 			}
 		}
@@ -448,41 +449,41 @@ func TestCancelAndDelete(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		id := r.submit(r.ada)
-		if a := r.do("POST", "/v1/generations/"+id+"/cancel", r.ada, ""); a.StatusCode != 200 || a.field(t, "id") != id {
-			t.Fatalf("%d %s", a.StatusCode, a.body)
+		if a := r.do("POST", "/v1/generations/"+id+"/cancel", r.ada, ""); a.status != 200 || a.field(t, "id") != id {
+			t.Fatalf("%d %s", a.status, a.body)
 		}
 		if a := r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=20"); a.field(t, "status") != "canceled" {
-			t.Fatalf("%d %s", a.StatusCode, a.body)
+			t.Fatalf("%d %s", a.status, a.body)
 		}
-		if a := r.do("POST", "/v1/generations/"+id+"/cancel", r.ada, ""); a.StatusCode != 200 {
-			t.Errorf("canceled twice: %d", a.StatusCode)
+		if a := r.do("POST", "/v1/generations/"+id+"/cancel", r.ada, ""); a.status != 200 {
+			t.Errorf("canceled twice: %d", a.status)
 		}
-		if a := r.do("DELETE", "/v1/generations/"+id, r.ada, ""); a.StatusCode != 204 || a.body != "" {
-			t.Fatalf("%d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/generations/"+id, r.ada, ""); a.status != 204 || a.body != "" {
+			t.Fatalf("%d %s", a.status, a.body)
 		}
 		for _, path := range []string{"/v1/generations/" + id, "/v1/generations/" + id + "/events"} {
-			if a := r.do("GET", path, r.ada, ""); a.StatusCode != 410 || a.field(t, "code") != "data_removed" || strings.Contains(a.body, secret) {
-				t.Errorf("%s: %d %s", path, a.StatusCode, a.body)
+			if a := r.do("GET", path, r.ada, ""); a.status != 410 || a.field(t, "code") != "data_removed" || strings.Contains(a.body, secret) {
+				t.Errorf("%s: %d %s", path, a.status, a.body)
 			}
 		}
 		_, image := r.finished(r.ada)
-		if a := r.do("DELETE", "/v1/images/"+image, r.ada, ""); a.StatusCode != 204 {
-			t.Errorf("image: %d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/images/"+image, r.ada, ""); a.status != 204 {
+			t.Errorf("image: %d %s", a.status, a.body)
 		}
 		for _, path := range []string{"", "/content", "/content?thumbnail=true"} {
-			if a := r.do("GET", "/v1/images/"+image+path, r.ada, ""); a.StatusCode != 410 {
-				t.Errorf("deleted image%s: %d %s", path, a.StatusCode, a.body)
+			if a := r.do("GET", "/v1/images/"+image+path, r.ada, ""); a.status != 410 {
+				t.Errorf("deleted image%s: %d %s", path, a.status, a.body)
 			}
 		}
 		_, image = r.finished(r.ada)
-		if a := r.do("DELETE", "/v1/images", r.ada, `{"ids":["`+image+`","img_00000000000000000000000000"]}`); a.StatusCode != 202 || a.field(t, "accepted") != 1.0 {
-			t.Errorf("images: %d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/images", r.ada, `{"ids":["`+image+`","img_00000000000000000000000000"]}`); a.status != 202 || a.field(t, "accepted") != 1.0 {
+			t.Errorf("images: %d %s", a.status, a.body)
 		}
-		if a := r.do("DELETE", "/v1/images", r.ada, `{"all":true}`); a.StatusCode != 202 || a.field(t, "accepted") != 0.0 {
-			t.Errorf("all images: %d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/images", r.ada, `{"all":true}`); a.status != 202 || a.field(t, "accepted") != 0.0 {
+			t.Errorf("all images: %d %s", a.status, a.body)
 		}
-		if a := r.do("DELETE", "/v1/generations", r.ada, `{"all":true}`); a.StatusCode != 202 || a.field(t, "accepted") != 2.0 {
-			t.Errorf("%d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/generations", r.ada, `{"all":true}`); a.status != 202 || a.field(t, "accepted") != 2.0 {
+			t.Errorf("%d %s", a.status, a.body)
 		}
 		r.quiet()
 	})
@@ -569,7 +570,7 @@ func TestEventStream(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		id := r.submit(r.ada)
 		res, events := r.open(t.Context(), id, r.ada, "")
-		if res.StatusCode != 200 || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("Cache-Control") != "private, no-store" {
+		if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("Cache-Control") != "private, no-store" {
 			t.Fatalf("%d %v", res.StatusCode, res.Header)
 		}
 		seen := map[string]string{}
@@ -594,21 +595,21 @@ func TestEventStream(t *testing.T) {
 
 		// Whoever saw only that it runs is told the rest.
 		res, events = r.open(t.Context(), id, r.ada, seen["running"])
-		if status, got := state(t, events); res.StatusCode != 200 || status != "succeeded" || got != last {
+		if status, got := state(t, events); res.StatusCode != http.StatusOK || status != "succeeded" || got != last {
 			t.Errorf("resumed: %d %s %s", res.StatusCode, status, got)
 		}
 		// Whoever saw the end is sent home.
-		if res, _ := r.open(t.Context(), id, r.ada, last); res.StatusCode != 204 {
+		if res, _ := r.open(t.Context(), id, r.ada, last); res.StatusCode != http.StatusNoContent {
 			t.Errorf("resumed at the end: %d", res.StatusCode)
 		}
 		for _, strange := range []string{"x", "-1", "999999999", "99999999999999999999999"} {
 			res, events := r.open(t.Context(), id, r.ada, strange)
-			if status, _ := state(t, events); res.StatusCode != 200 || status != "succeeded" {
+			if status, _ := state(t, events); res.StatusCode != http.StatusOK || status != "succeeded" {
 				t.Errorf("Last-Event-ID %s: %d %s", strange, res.StatusCode, status)
 			}
 		}
-		if a := r.do("HEAD", "/v1/generations/"+id+"/events", r.ada, ""); a.StatusCode != 200 {
-			t.Errorf("HEAD: %d", a.StatusCode)
+		if a := r.do("HEAD", "/v1/generations/"+id+"/events", r.ada, ""); a.status != 200 {
+			t.Errorf("HEAD: %d", a.status)
 		}
 		r.quiet()
 	})
@@ -634,8 +635,8 @@ func TestStreamsEndWithTheirKeyAndTheirData(t *testing.T) {
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("the stream of a revoked key lived for %v", took)
 		}
-		if a := r.do("DELETE", "/v1/generations/"+removed, r.ada, ""); a.StatusCode != 204 {
-			t.Fatalf("%d %s", a.StatusCode, a.body)
+		if a := r.do("DELETE", "/v1/generations/"+removed, r.ada, ""); a.status != 204 {
+			t.Fatalf("%d %s", a.status, a.body)
 		}
 		var last string
 		for status := ""; status != "end"; {
@@ -661,12 +662,12 @@ func TestRateLimitOfAKey(t *testing.T) {
 		for range 6 {
 			a = r.do("GET", "/v1/models", r.ada, "")
 		}
-		if a.StatusCode != 429 || a.field(t, "code") != "rate_limited" || a.Header.Get("Retry-After") == "" ||
+		if a.status != 429 || a.field(t, "code") != "rate_limited" || a.Header.Get("Retry-After") == "" ||
 			a.Header.Get("RateLimit-Remaining") != "0" || a.Header.Get("RateLimit-Limit") != "5" {
-			t.Errorf("%d %v %s", a.StatusCode, a.Header, a.body)
+			t.Errorf("%d %v %s", a.status, a.Header, a.body)
 		}
-		if a := r.do("GET", "/v1/models", r.ben, ""); a.StatusCode != 200 {
-			t.Errorf("another key: %d", a.StatusCode)
+		if a := r.do("GET", "/v1/models", r.ben, ""); a.status != 200 {
+			t.Errorf("another key: %d", a.status)
 		}
 	})
 }

@@ -69,7 +69,7 @@ func TestStrangeRequestsTellNothing(t *testing.T) {
 			a := bare(t, func(o *Options) {
 				o.Log, o.Registry = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), registry
 			})
-			r := httptest.NewRequest("GET", c.path, nil)
+			r := httptest.NewRequest(http.MethodGet, c.path, nil)
 			r.Method = c.method
 			if c.header != "" {
 				r.Header.Set(c.header, c.value)
@@ -125,7 +125,7 @@ func TestPanicsShowTheirTypeAlone(t *testing.T) {
 	}
 	body, _ := io.ReadAll(res.Body)
 	_ = res.Body.Close()
-	if res.StatusCode != 500 || !strings.Contains(string(body), `"code":"internal"`) {
+	if res.StatusCode != http.StatusInternalServerError || !strings.Contains(string(body), `"code":"internal"`) {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
 	if res, err := http.Get(server.URL + "/late"); err == nil {
@@ -179,34 +179,34 @@ func TestProbesAndMetrics(t *testing.T) {
 	operations := Operations(registry, "1.2.3", ready)
 	for i, h := range []http.Handler{a.Handler(), operations} {
 		for range 3 {
-			if res, body := get(t, h, "/healthz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"alive"`) || !strings.Contains(body, "1.2.3") {
+			if res, body := get(t, h, "/healthz"); res.StatusCode != http.StatusOK || !strings.Contains(body, `"state":"alive"`) || !strings.Contains(body, "1.2.3") {
 				t.Errorf("%d %s", res.StatusCode, body)
 			}
-			if res, body := get(t, h, "/readyz"); res.StatusCode != 200 || !strings.Contains(body, `"state":"degraded"`) {
+			if res, body := get(t, h, "/readyz"); res.StatusCode != http.StatusOK || !strings.Contains(body, `"state":"degraded"`) {
 				t.Errorf("%d %s", res.StatusCode, body)
 			}
 		}
 		if asked != i+1 {
 			t.Errorf("the parts were asked %d times in a moment", asked)
 		}
-		if res, _ := get(t, h, "/debug/pprof/"); res.StatusCode != 404 {
+		if res, _ := get(t, h, "/debug/pprof/"); res.StatusCode != http.StatusNotFound {
 			t.Error("pprof is served")
 		}
 	}
 	state = StateUnavailable
 	for _, h := range []http.Handler{bare(t, func(o *Options) { o.Ready = ready }).Handler(), Operations(registry, "", ready)} {
-		if res, body := get(t, h, "/readyz"); res.StatusCode != 503 || !strings.Contains(body, `"state":"unavailable"`) {
+		if res, body := get(t, h, "/readyz"); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"state":"unavailable"`) {
 			t.Errorf("unavailable answers %d %s", res.StatusCode, body)
 		}
 	}
 	res, body := get(t, operations, "/metrics")
-	if res.StatusCode != 200 || !strings.Contains(body, `zimage_http_requests_total{method="GET",route="/healthz",status="200"}`) {
+	if res.StatusCode != http.StatusOK || !strings.Contains(body, `zimage_http_requests_total{method="GET",route="/healthz",status="200"}`) {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
-	if res, _ := get(t, a.Handler(), "/metrics"); res.StatusCode != 404 {
+	if res, _ := get(t, a.Handler(), "/metrics"); res.StatusCode != http.StatusNotFound {
 		t.Error("metrics are public")
 	}
-	if res, _ := get(t, Operations(registry, "", nil), "/readyz"); res.StatusCode != 200 {
+	if res, _ := get(t, Operations(registry, "", nil), "/readyz"); res.StatusCode != http.StatusOK {
 		t.Error("nobody to ask is not ready")
 	}
 }
@@ -268,5 +268,21 @@ func TestLogRequestID(t *testing.T) {
 	log.Info("c")
 	if got := strings.Count(b.String(), `"request_id":"req_1"`); got != 2 {
 		t.Errorf("%d lines carry the id once: %s", got, b.String())
+	}
+}
+
+// refusal is what an error of PostgreSQL looks like from here.
+type refusal struct{ error }
+
+func (refusal) SQLState() string { return "42601" }
+
+func TestKindOfTellsNoText(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("%s: %w", secret, refusal{errors.New(secret)})
+	if got := kindOf(err); got != "*fmt.wrapError < httpapi.refusal < SQLSTATE 42601" {
+		t.Error(got)
+	}
+	if got := kindOf(errors.New(secret)); got != "*errors.errorString" {
+		t.Error(got)
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/validation"
 	"github.com/gin-gonic/gin"
 
-	"zimage/internal/db"
 	"zimage/internal/problem"
 )
 
@@ -147,18 +146,23 @@ func (a *API) refuse(ctx context.Context, err error) *problemView {
 	return p
 }
 
-// kindOf tells what kind of error it is by the types in its chain. Texts stay
-// out: those of drivers quote addresses and values.
+// kindOf tells what kind of error it is by the types in its chain, and by the
+// number that a database gave it. Texts stay out: those of drivers quote
+// addresses and values.
 func kindOf(err error) string {
-	var known *db.Error
-	if errors.As(err, &known) {
-		return known.Error()
+	var kinds []string
+	for e := err; e != nil && len(kinds) < 8; e = errors.Unwrap(e) {
+		kinds = append(kinds, fmt.Sprintf("%T", e))
 	}
-	var types []string
-	for e := err; e != nil && len(types) < 8; e = errors.Unwrap(e) {
-		types = append(types, fmt.Sprintf("%T", e))
+	var postgres interface{ SQLState() string }
+	if errors.As(err, &postgres) {
+		kinds = append(kinds, "SQLSTATE "+postgres.SQLState())
 	}
-	return strings.Join(types, " < ")
+	var sqlite interface{ Code() int }
+	if errors.As(err, &sqlite) {
+		kinds = append(kinds, "code "+strconv.Itoa(sqlite.Code()))
+	}
+	return strings.Join(kinds, " < ")
 }
 
 // fail answers outside of huma.
