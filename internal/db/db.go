@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -259,11 +260,15 @@ func (d *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing; it also ends a panic's transaction
 	t := &Tx{tx: tx, db: d}
-	if err := fn(t); err != nil {
-		return err
+	err = fn(t)
+	if err == nil {
+		err = d.seen(tx.Commit())
 	}
-	if err := tx.Commit(); err != nil {
-		return d.seen(err)
+	if errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil {
+		err = d.seen(ctx.Err()) // ended between two statements, it says only that it is done
+	}
+	if err != nil {
+		return err
 	}
 	for _, after := range t.after {
 		after()
@@ -281,7 +286,8 @@ func affected(r sql.Result, err error) func(*DB) (int64, error) {
 }
 
 // seen counts what is the database's own failure and cleans the error of the
-// values that PostgreSQL quotes in its details.
+// values that PostgreSQL quotes in its details, and of the address that the
+// driver quotes when it cannot connect.
 func (d *DB) seen(err error) error {
 	if err == nil || errors.Is(err, sql.ErrNoRows) {
 		return err
@@ -298,18 +304,41 @@ func (d *DB) seen(err error) error {
 	if errors.As(err, &lite) {
 		return &Error{Code: fmt.Sprintf("sqlite-%d", lite.Code()), cause: err}
 	}
+	var known *Error
+	if IsAway(err) && !errors.As(err, &known) {
+		return &Error{Code: awayCode(err), away: true, cause: err}
+	}
 	return err
 }
 
-// Error is a database's refusal without the values it quotes, so that it can be
-// logged.
+// awayCode is the reason why no answer came, as far as an operator can mend it.
+func awayCode(err error) string {
+	var system syscall.Errno
+	var name *net.DNSError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.As(err, &name):
+		return "its host name is not known"
+	case errors.As(err, &system):
+		return system.Error()
+	}
+	return "the connection broke"
+}
+
+// Error is a database's refusal, or that it is away, without the values that
+// the driver quotes, so that it can be logged.
 type Error struct {
-	Code       string // SQLSTATE, or "sqlite-" and the extended result code
+	Code       string // SQLSTATE, or "sqlite-" and the extended result code, or why it is away
 	Constraint string // PostgreSQL only
+	away       bool
 	cause      error
 }
 
 func (e *Error) Error() string {
+	if e.away {
+		return "database away: " + e.Code
+	}
 	if e.Constraint != "" {
 		return "database refused: " + e.Code + " (" + e.Constraint + ")"
 	}

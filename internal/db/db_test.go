@@ -186,6 +186,38 @@ func TestEveryErrorOfAKilledPostgresIsAway(t *testing.T) {
 	}
 }
 
+// The context may end while a statement runs or between two of them.
+func TestATransactionOutOfTimeIsAway(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		err := d.Tx(ctx, func(tx *db.Tx) error {
+			<-ctx.Done()
+			for { // until database/sql has noticed
+				if _, err := tx.Exec(t.Context(), `DELETE FROM jobs`); err != nil {
+					return fmt.Errorf("delete: %w", err)
+				}
+			}
+		})
+		if !db.IsAway(err) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAnUnreachableDatabaseIsNotQuoted(t *testing.T) {
+	t.Parallel()
+	_, err := db.Open(t.Context(), "postgres://somebody:hunter2@127.0.0.1:1/place", db.Options{})
+	if !db.IsAway(err) {
+		t.Errorf("%v is not away", err)
+	}
+	for _, secret := range []string{"somebody", "hunter2", "127.0.0.1", "place"} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the error quotes %q: %v", secret, err)
+		}
+	}
+}
+
 func TestALockedSQLiteIsAway(t *testing.T) {
 	t.Parallel()
 	d, _ := testenv.Database(t, db.SQLite)
