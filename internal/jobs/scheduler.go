@@ -39,6 +39,7 @@ func (q *Queue) NewScheduler(schedules ...Schedule) *Scheduler {
 func (s *Scheduler) Run(ctx context.Context) error {
 	t := time.NewTicker(reconcileEvery)
 	defer t.Stop()
+	s.failed = true // for all we know, it was away until now
 	var sampled time.Time
 	for {
 		if err := s.pass(ctx, &sampled); err != nil && ctx.Err() == nil {
@@ -71,7 +72,11 @@ func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
 // anybody at any time.
 func (s *Scheduler) Reconcile(ctx context.Context) error {
 	q := s.queue
-	if err := q.db.Ping(ctx); err != nil {
+	// A database that is too slow for the workers' renewals is away for them,
+	// even if it answers us in the end.
+	ping, cancel := context.WithTimeout(ctx, Renew)
+	defer cancel()
+	if err := q.db.Ping(ping); err != nil {
 		s.failed = true
 		return err
 	}
