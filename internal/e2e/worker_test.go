@@ -47,7 +47,10 @@ func TestKillWorker(t *testing.T) {
 			arrange: func(c *Cluster, _ string, uploads *heldUploads) func() {
 				c.Engine.Await(20*time.Second, c.Prompt(label), 1).Answer()
 				until(c.t, 20*time.Second, "the upload begins", func() bool { return uploads.count() == 1 })
-				return uploads.letGo // it arrives although its sender is dead
+				return func() {
+					uploads.letGo()
+					until(c.t, 10*time.Second, "it arrives although its sender is dead", func() bool { return len(c.Objects()) == 1 })
+				}
 			},
 			attempts: 2, engineCalls: 2,
 		},
@@ -149,7 +152,10 @@ func holdUploads(t testing.TB, store string) *heldUploads {
 			h.held++
 			h.mu.Unlock()
 			<-h.open
-			r = r.WithContext(context.WithoutCancel(r.Context()))
+			// One that can end: of another kind, the proxy would follow the sender.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Minute)
+			defer cancel()
+			r = r.WithContext(ctx)
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		forward.ServeHTTP(w, r)
