@@ -20,6 +20,8 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/engine/illustrator"
 	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/objects"
 	"zimage/internal/problem"
 	"zimage/internal/testenv"
 )
@@ -575,4 +577,43 @@ func TestParallelDeletesAreToldOnce(t *testing.T) {
 			t.Errorf("the deletion was told %d times", n)
 		}
 	})
+}
+
+// interrupted is object storage in which something happens before a Delete.
+type interrupted struct {
+	objects.Store
+	before func()
+}
+
+func (i *interrupted) Delete(ctx context.Context, keys ...string) error {
+	i.before()
+	return i.Store.Delete(ctx, keys...)
+}
+
+// Its own sweep may come before the sweep that is on the way marks the
+// generation as done: that must not hide it.
+func TestAnImageDeletedDuringASweepIsSweptToo(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, db.SQLite, setup{})
+	g := r.made(r.ada, func(q *Request) { q.N = 2 })
+	r.clock.Advance(jobs.Lease)
+	if _, err := r.db.Exec(t.Context(), `UPDATE images SET removed_at = 1 WHERE id = ?`, g.Images[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	second := sync.OnceFunc(func() {
+		if _, err := r.db.Exec(context.Background(), `UPDATE images SET removed_at = 1 WHERE id = ?`, g.Images[1].ID); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.db.Exec(context.Background(), `UPDATE generations SET unswept = 1`); err != nil {
+			t.Error(err)
+		}
+	})
+	r.service.Objects = &interrupted{r.store, second}
+	if err := r.service.sweepOne(t.Context(), r.ada, g.ID); err != nil {
+		t.Fatal(err)
+	}
+	r.hourly()
+	if left := r.objects("images/"); len(left) != 0 {
+		t.Errorf("objects left: %v", left)
+	}
 }
