@@ -376,7 +376,7 @@ func TestRedisTakesItsConfigurationAndOurPassword(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := exec.Command(binary, file, "--port", "0", "--unixsocket", socket) //nolint:gosec // the test's own server
+	server := exec.Command(binary, file, "--port", "0", "--unixsocket", socket)
 	gone, err := testenv.StartBound(server)
 	if err != nil {
 		t.Fatal(err)

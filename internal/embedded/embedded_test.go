@@ -149,7 +149,7 @@ func TestMain(m *testing.M) {
 func TestOneProcessHoldsTheLock(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "data", "lock")
-	holder := exec.Command(os.Args[0]) //nolint:gosec // this test itself
+	holder := exec.Command(os.Args[0])
 	holder.Env = append(os.Environ(), "ZIMAGE_TEST_LOCK="+path)
 	if _, err := holder.StdinPipe(); err != nil {
 		t.Fatal(err)
