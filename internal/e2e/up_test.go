@@ -46,6 +46,9 @@ func TestUpKilledAndStartedAgain(t *testing.T) {
 	}
 	c.Wait(up, g.ID, "succeeded", 20*time.Second)
 	t.Logf("from the second start to the end of the generation: %v", time.Since(started))
+	if n := up.Metric("zimage_leases_lost_total"); n != 0 {
+		t.Errorf("%v jobs were found by their lost lease: they were not given back at the start", n)
+	}
 	list, err := c.List(up)
 	if err != nil {
 		t.Fatal(err)
