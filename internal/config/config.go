@@ -61,11 +61,11 @@ type Config struct {
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes."`
 	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted."`
-	Policy      string   `env:"POLICY" without:"the shipped policy" doc:"YAML file of the privacy policy: windows, contacts, processors."`
-	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"smtp:// (STARTTLS required off loopback) or smtps:// address for outgoing mail."`
-	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places."`
+	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
+	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"none" doc:"smtp:// (STARTTLS required off loopback) or smtps:// address for outgoing mail. Not followed yet: setting it is refused."`
+	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places. Not followed yet: setting it is refused."`
 
-	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting or running."`
+	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`
 	RequestsPerMinute int `env:"REQUESTS_PER_MINUTE" envDefault:"600" min:"1" max:"10000000" doc:"Requests each key may make in a minute."`
 
