@@ -58,8 +58,8 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	if err := firstKey(ctx, a, c); err != nil {
 		return errors.Join(err, a.Close())
 	}
-	welcome(os.Stdout, c, newRoots)
-	return errors.Join(a.Run(ctx, abort, config.RoleAPI, config.RoleWorker, config.RoleScheduler), a.Close())
+	started := func() { welcome(os.Stdout, c, newRoots) }
+	return errors.Join(a.Run(ctx, abort, started, config.RoleAPI, config.RoleWorker, config.RoleScheduler), a.Close())
 }
 
 // keyFile holds the first user's key, so that zimage generate finds it.
@@ -68,7 +68,7 @@ func keyFile(c config.Config) string { return filepath.Join(c.Data, "first-key")
 // firstKey makes the first user and a key on the first start; later it finds
 // the file.
 func firstKey(ctx context.Context, a *app.App, c config.Config) error {
-	if _, err := os.Stat(keyFile(c)); err == nil {
+	if info, err := os.Stat(keyFile(c)); err == nil && info.Size() > 0 {
 		return nil
 	}
 	subject, err := a.Accounts.FindUser(ctx, firstUser)
@@ -82,7 +82,11 @@ func firstKey(ctx context.Context, a *app.App, c config.Config) error {
 	if err != nil {
 		return fmt.Errorf("make the first key: %w", err)
 	}
-	return os.WriteFile(keyFile(c), []byte(token+"\n"), 0o600)
+	draft := keyFile(c) + ".new"
+	if err := os.WriteFile(draft, []byte(token+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(draft, keyFile(c))
 }
 
 func welcome(w io.Writer, c config.Config, newRoots bool) {

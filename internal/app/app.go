@@ -26,6 +26,7 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/events"
 	"zimage/internal/generate"
+	"zimage/internal/httpapi"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/vault"
@@ -43,6 +44,7 @@ type App struct {
 	clock    *clock.Clock
 	db       *db.DB
 	keys     *db.DB
+	vault    *vault.Vault
 	redis    redis.UniversalClient
 	objects  objects.Store
 	engines  engine.Config
@@ -59,8 +61,11 @@ type App struct {
 
 // Open opens every part that a role needs and brings the schemas forward. name
 // is the process in logs and in the database's list of clients.
-func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (a *App, err error) {
-	a = &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
+func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (opened *App, err error) {
+	if err := unused(c); err != nil {
+		return nil, err
+	}
+	a := &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -111,6 +116,8 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		RetentionDays: retentionDays, QueuedLimit: c.QueuedPerOwner, DailyLimit: c.DailyPerOwner,
 	})
 	a.closing(func() error { a.Generate.Close(); return nil })
+	a.vault = v
+	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "zimage_database_failures_total", Help: "Statements that failed because the database was away or broken.",
 	}, func() float64 { return float64(a.db.Failures()) }))
@@ -125,6 +132,17 @@ func (a *App) Close() error {
 	}
 	a.closers = nil
 	return errors.Join(errs...)
+}
+
+// unused refuses settings whose part of the service is not built yet: an
+// operator must not believe that they are followed.
+func unused(c config.Config) error {
+	for variable, value := range map[string]string{"POLICY": c.Policy, "SMTP_URL": c.SMTPURL, "GEOIP": c.GeoIP} {
+		if value != "" {
+			return fmt.Errorf("%s%s: this version does not follow it yet; leave it out", config.Prefix, variable)
+		}
+	}
+	return nil
 }
 
 func (a *App) closing(f func() error) { a.closers = append(a.closers, f) }
@@ -171,15 +189,22 @@ func (a *App) openRedis() error {
 		return fmt.Errorf("%sREDIS_URL: %w", config.Prefix, err)
 	}
 	o.DialTimeout, o.MaxRetries = time.Second, 1
+	// Its own lines quote addresses; that Redis is away is said by readyz.
+	redis.SetLogger(silent{})
 	client := redis.NewClient(o)
 	a.redis = client
 	a.closing(client.Close)
 	return nil
 }
 
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
 func readEngines(c config.Config) (engine.Config, error) {
 	if c.Engines == "" {
-		return engine.DefaultConfig(), nil
+		e := engine.DefaultConfig()
+		return e, checkLanes(c, e)
 	}
 	text, err := os.ReadFile(c.Engines)
 	if err != nil {
@@ -192,13 +217,17 @@ func readEngines(c config.Config) (engine.Config, error) {
 	if slices.Contains(e.Lanes(), jobs.Housekeeping) {
 		return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, jobs.Housekeeping)
 	}
+	return e, checkLanes(c, e)
+}
+
+func checkLanes(c config.Config, e engine.Config) error {
 	for _, lane := range c.Lanes {
 		if lane != jobs.Housekeeping && !slices.Contains(e.Lanes(), lane) {
-			return engine.Config{}, fmt.Errorf("%sLANES: there is no lane %q; there are %s and %s",
+			return fmt.Errorf("%sLANES: there is no lane %q; there are %s and %s",
 				config.Prefix, lane, strings.Join(e.Lanes(), ", "), jobs.Housekeeping)
 		}
 	}
-	return e, nil
+	return nil
 }
 
 func readRules(c config.Config) (*generate.Rules, error) {
@@ -243,15 +272,19 @@ func NewLog(c config.Config, w io.Writer) *slog.Logger {
 		level = slog.LevelInfo
 	}
 	o := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(w, o)
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		h = slog.NewJSONHandler(w, o)
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.New(httpapi.LogRequestID(h))
 }
 
 // RequeueAll gives the jobs of this installation's last run back, for a process
-// that knows itself to be the only one.
+// that knows itself to be the only one on its SQLite file.
 func (a *App) RequeueAll(ctx context.Context) error {
+	if a.db.Dialect() != db.SQLite {
+		return nil // other processes may work on a server's database
+	}
 	n, err := a.queue.RequeueAll(ctx)
 	if n > 0 {
 		a.log.Info("jobs of the last run go on", "jobs", n)

@@ -1,3 +1,5 @@
+//go:build unix
+
 package app
 
 import (
@@ -84,7 +86,7 @@ func (h *house) start(b *testing.B, roles ...config.Role) {
 	b.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- h.Run(ctx, nil, roles...) }()
+	go func() { done <- h.Run(ctx, nil, nil, roles...) }()
 	b.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -257,7 +259,7 @@ func BenchmarkEngineBusy(b *testing.B) {
 	for b.Loop() {
 		const n = 20
 		h := openHouse(b, 4)
-		noise := image.NewNRGBA(image.Rect(0, 0, 1600, 1600))
+		noise := image.NewNRGBA(image.Rect(0, 0, 1900, 1900))
 		for i := range noise.Pix {
 			noise.Pix[i] = byte(i * i >> 7 & 255)
 		}
@@ -266,7 +268,7 @@ func BenchmarkEngineBusy(b *testing.B) {
 			b.Fatal(err)
 		}
 		s := &sleeper{takes: time.Second, image: raw.Bytes()}
-		h.engines.Models[0].MaxPixels = 1600 * 1600
+		h.engines.Models[0].MaxPixels = 1900 * 1900
 		h.open = func(engine.Settings) (engine.Engine, error) { return s, nil }
 		h.start(b, config.RoleAPI, config.RoleWorker)
 		for i := range n {

@@ -61,7 +61,7 @@ func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "%s does not start: %s\n", role, err)
 		return 1
 	}
-	err = errors.Join(a.Run(ctx, abort, role), a.Close())
+	err = errors.Join(a.Run(ctx, abort, nil, role), a.Close())
 	if err != nil {
 		log.Error("stopped", "error", err)
 		return 1
@@ -71,23 +71,44 @@ func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
 }
 
 // Run runs the roles, with metrics and probes beside them, until ctx ends or
-// one of them fails.
-func (a *App) Run(ctx context.Context, abort <-chan struct{}, roles ...config.Role) error {
+// one of them fails. started is called once every listener is open, before any
+// work is taken on; it may be nil.
+func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), roles ...config.Role) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.RunOperations(ctx) })
+	var begin []func() error
+	if a.config.MetricsListen != "off" {
+		l, err := listen(ctx, "METRICS_LISTEN", a.config.MetricsListen)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = l.Close() }()
+		begin = append(begin, func() error { return a.runOperations(ctx, abort, l) })
+	}
+	for _, role := range roles {
+		switch role {
+		case config.RoleAPI:
+			l, err := listen(ctx, "LISTEN", a.config.Listen)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = l.Close() }()
+			begin = append(begin, func() error { return a.runAPI(ctx, abort, l) })
+		case config.RoleWorker:
+			begin = append(begin, func() error { return a.runWorker(ctx, abort) })
+		case config.RoleScheduler:
+			begin = append(begin, func() error { return a.runScheduler(ctx) })
+		}
+	}
+	if started != nil {
+		started()
+	}
+	a.log.Info("started", "version", a.version, "roles", len(roles))
 	g.Go(func() error {
 		a.clock.Keep(ctx, 10*time.Second, a.db.Now, func(err error) { a.log.Debug("could not measure the clock", "error", err) })
 		return nil
 	})
-	for _, role := range roles {
-		switch role {
-		case config.RoleAPI:
-			g.Go(func() error { return a.RunAPI(ctx) })
-		case config.RoleWorker:
-			g.Go(func() error { return a.RunWorker(ctx, abort) })
-		case config.RoleScheduler:
-			g.Go(func() error { return a.RunScheduler(ctx) })
-		}
+	for _, f := range begin {
+		g.Go(f)
 	}
 	return g.Wait()
 }

@@ -2,19 +2,20 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
 
+	"zimage/internal/config"
 	"zimage/internal/httpapi"
 )
 
-// RunAPI serves the API until ctx ends; requests in flight may finish.
-func (a *App) RunAPI(ctx context.Context) error {
+// runAPI serves the API until ctx ends; requests in flight may finish.
+func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Listener) error {
 	watchers := a.Generate.NewWatchers()
 	api, err := httpapi.New(httpapi.Options{
 		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Redis: a.redis, Log: a.log, Clock: a.clock,
@@ -42,32 +43,34 @@ func (a *App) RunAPI(ctx context.Context) error {
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 	}
 	server.RegisterOnShutdown(api.Close)
-	return a.serve(ctx, server, a.config.Listen)
+	return a.serve(ctx, abort, server, listener)
 }
 
-// RunOperations serves /metrics and the probes on their own listener, for every
+// runOperations serves /metrics and the probes on their own listener, for every
 // role, until ctx ends.
-func (a *App) RunOperations(ctx context.Context) error {
-	if a.config.MetricsListen == "off" {
-		<-ctx.Done()
-		return nil
-	}
+func (a *App) runOperations(ctx context.Context, abort <-chan struct{}, listener net.Listener) error {
 	server := &http.Server{Handler: httpapi.Operations(a.registry, a.version, a.Ready), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
-	return a.serve(ctx, server, a.config.MetricsListen)
+	return a.serve(ctx, abort, server, listener)
 }
 
-func (a *App) serve(ctx context.Context, server *http.Server, address string) error {
-	var listener net.Listener
-	var err error
+// listen opens the listener that a setting names.
+func listen(ctx context.Context, variable, address string) (net.Listener, error) {
+	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		listener, err = net.Listen("unix", path)
-	} else {
-		listener, err = net.Listen("tcp", address)
+		network, address = "unix", path
 	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("%s%s: %w", config.Prefix, variable, err)
 	}
+	return l, nil
+}
+
+// serve serves until ctx ends; then requests in flight may finish, for a while
+// or until abort is closed.
+func (a *App) serve(ctx context.Context, abort <-chan struct{}, server *http.Server, listener net.Listener) error {
 	server.BaseContext = func(net.Listener) context.Context { return context.WithoutCancel(ctx) }
+	server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // its lines hold clients' addresses
 	failed := make(chan error, 1)
 	go func() {
 		if server.TLSConfig != nil {
@@ -76,7 +79,6 @@ func (a *App) serve(ctx context.Context, server *http.Server, address string) er
 			failed <- server.Serve(listener)
 		}
 	}()
-	a.log.Info("listening", "address", listener.Addr().String())
 	select {
 	case err := <-failed:
 		return err
@@ -84,8 +86,15 @@ func (a *App) serve(ctx context.Context, server *http.Server, address string) er
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(a.config.ShutdownTimeout, 15*time.Second))
 	defer cancel()
+	go func() {
+		select {
+		case <-abort:
+			cancel()
+		case <-drain.Done():
+		}
+	}()
 	if err := server.Shutdown(drain); err != nil {
-		return errors.Join(err, server.Close())
+		return server.Close()
 	}
 	return nil
 }

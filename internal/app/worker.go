@@ -14,9 +14,9 @@ import (
 // once.
 const housekeepingSlots = 4
 
-// RunWorker serves this process's lanes until ctx ends, then drains: it
+// runWorker serves this process's lanes until ctx ends, then drains: it
 // finishes, within the shutdown time or until abort is closed, or releases.
-func (a *App) RunWorker(ctx context.Context, abort <-chan struct{}) error {
+func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 	fleet, err := engine.NewFleet(a.engines, a.lanes(), a.open, engine.FleetOptions{Clock: a.clock, Log: a.log})
 	if err != nil {
 		return err
@@ -45,7 +45,25 @@ func (a *App) RunWorker(ctx context.Context, abort <-chan struct{}) error {
 	return w.Run(ctx, abort)
 }
 
-// RunScheduler keeps queue and schedules in order until ctx ends.
-func (a *App) RunScheduler(ctx context.Context) error {
-	return a.queue.NewScheduler(generate.Schedules()...).Run(ctx)
+// kindKeySweep destroys keysets that no account came to own: a sign-up makes
+// the keyset first, and may end there.
+const kindKeySweep = "account:sweep"
+
+func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
+	n, err := a.vault.SweepUnowned(ctx, 24*time.Hour, func(subjects []string) (map[string]bool, error) {
+		return a.Accounts.Owned(ctx, subjects)
+	})
+	if n > 0 {
+		a.log.Info("keysets without an account were destroyed", "keysets", n)
+	}
+	if err != nil {
+		return jobs.Retry("internal", err)
+	}
+	return nil
+}
+
+// runScheduler keeps queue and schedules in order until ctx ends.
+func (a *App) runScheduler(ctx context.Context) error {
+	return a.queue.NewScheduler(append(generate.Schedules(),
+		jobs.Schedule{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep})...).Run(ctx)
 }

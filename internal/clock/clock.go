@@ -20,17 +20,19 @@ var skewSeconds string
 // A Clock tells the time. Its zero value is not usable.
 type Clock struct {
 	mu     sync.RWMutex
-	start  time.Time     // read once, with its monotonic part
-	offset time.Duration // added to start + elapsed
+	start  time.Time     // read once; its monotonic part tells what has elapsed
+	wall   time.Time     // what this machine's wall clock said then
+	offset time.Duration // added to wall + elapsed
 	manual bool
 	fixed  time.Time
 }
 
 // New is the machine's time until Sync has measured the database's.
 func New() *Clock {
-	c := &Clock{start: time.Now()}
+	now := time.Now()
+	c := &Clock{start: now, wall: now.Round(0)}
 	if s, err := strconv.Atoi(skewSeconds); err == nil {
-		c.offset = time.Duration(s) * time.Second
+		c.wall = c.wall.Add(time.Duration(s) * time.Second)
 	}
 	return c
 }
@@ -47,7 +49,7 @@ func (c *Clock) Now() time.Time {
 	if c.manual {
 		return c.fixed.Truncate(time.Millisecond)
 	}
-	return c.start.Add(time.Since(c.start) + c.offset).Round(0).UTC().Truncate(time.Millisecond)
+	return c.wall.Add(time.Since(c.start) + c.offset).UTC().Truncate(time.Millisecond)
 }
 
 // Millis is Now in milliseconds since 1970, the unit of every time column.
@@ -75,7 +77,7 @@ func (c *Clock) Sync(ctx context.Context, remote func(context.Context) (time.Tim
 		return 0, err
 	}
 	received := time.Since(c.start)
-	middle := c.start.Add(sent + (received-sent)/2).Round(0)
+	middle := c.wall.Add(sent + (received-sent)/2)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	offset := theirs.Sub(middle)

@@ -7,6 +7,7 @@ package db
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -138,6 +139,12 @@ func (d *DB) openPostgres(address string, o Options) error {
 	if err != nil {
 		return errors.New("the postgres:// address does not parse") // pgx's text may quote the password
 	}
+	// What speaks TLS speaks 1.3, also where the driver falls back to another host.
+	for _, t := range append([]*pgconn.FallbackConfig{{TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...) {
+		if t.TLSConfig != nil {
+			t.TLSConfig.MinVersion = tls.VersionTLS13
+		}
+	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second
 	}
@@ -251,9 +258,29 @@ func (t *Tx) Dialect() Dialect { return t.db.dialect }
 
 // Tx runs fn in one transaction: committed when fn returns nil, rolled back
 // otherwise. On SQLite it is IMMEDIATE on the one writer; on PostgreSQL READ
-// COMMITTED. A failed commit may still have happened: whoever repeats must be
-// able to find that out.
+// COMMITTED. When it met another in a deadlock it is rolled back and fn runs
+// again, so fn must not add to what an earlier run left outside. A failed commit
+// may still have happened: whoever repeats must be able to find that out.
 func (d *DB) Tx(ctx context.Context, fn func(*Tx) error) error {
+	for attempt := 1; ; attempt++ {
+		err := d.once(ctx, fn)
+		if attempt == maxDeadlocks || !isDeadlock(err) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// maxDeadlocks is how often a transaction is run before its deadlock is told.
+const maxDeadlocks = 5
+
+// isDeadlock reports whether PostgreSQL rolled a transaction back in favour of
+// another.
+func isDeadlock(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001")
+}
+
+func (d *DB) once(ctx context.Context, fn func(*Tx) error) error {
 	tx, err := d.write.BeginTxx(ctx, nil)
 	if err != nil {
 		return d.seen(err)

@@ -27,12 +27,16 @@ func (l LaneSlots) Acquire(ctx context.Context) (jobs.Slot, error) {
 // Size is how many slots the lane's engines have.
 func (l LaneSlots) Size() int { return l.Fleet.Slots(l.Lane) }
 
-// Ready is how many of them belong to engines that are ready.
-func (l LaneSlots) Ready() int {
-	n := 0
+// Ready is how many of them take images.
+func (l LaneSlots) Ready() int { return l.Fleet.ReadySlots(l.Lane) }
+
+// Busy is how many of them are taken.
+func (l LaneSlots) Busy() int { return l.count(func(e engine.Status) int { return e.Busy }) }
+
+func (l LaneSlots) count(of func(engine.Status) int) (n int) {
 	for _, e := range l.Fleet.Status() {
-		if e.Lane == l.Lane && e.State == engine.StateReady {
-			n += e.Slots
+		if e.Lane == l.Lane {
+			n += of(e)
 		}
 	}
 	return n

@@ -263,7 +263,15 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error 
 // addSweep has the objects of an owner's unswept generations deleted, after a
 // while when an attempt that no longer counts may still be storing some.
 func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after time.Duration) error {
-	_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: owner, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
+	// One that is due by then will see what this transaction writes: its row is
+	// kept, so that no worker claims it before the commit.
+	var waiting string
+	err := tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND run_after <= ?
+		LIMIT 1`+db.SkipLocked(tx), owner, KindSweep, s.Clock.Now().Add(after).UnixMilli())
+	if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: owner, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
 	return err
 }
 

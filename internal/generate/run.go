@@ -141,7 +141,7 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 	if err := context.Cause(ctx); err != nil {
 		return s.failure(ctx, err)
 	}
-	err := a.run.Complete(ctx, func(tx *db.Tx) error { return a.finish(ctx, tx) })
+	err := a.run.Complete(ctx, a.finish)
 	switch {
 	case errors.Is(err, errGone):
 		return jobs.Fail("removed", err)

@@ -31,14 +31,23 @@ const idempotentFor = 24 * time.Hour
 // made, and replayed is true.
 func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempotency) (g Generation, replayed bool, err error) {
 	model, err := s.complete(&r)
-	if err != nil {
-		return Generation{}, false, err
+	if err == nil {
+		err = s.checkRules(r)
 	}
-	if err := errors.Join(s.Rules.Check("body.prompt", r.Prompt), s.Rules.Check("body.negative_prompt", r.NegativePrompt)); err != nil {
-		s.Metrics.refused.Inc()
+	if err != nil {
+		// What was accepted once stays accepted, whatever the rules say now.
+		if g, known := s.replay(ctx, owner, i); known {
+			return g, true, nil
+		}
 		return Generation{}, false, err
 	}
 	now := s.Clock.Now()
+	if s.DB.Dialect() == db.SQLite && i == nil {
+		// Its one writer also renews leases: what is refused must not queue for it.
+		if err := s.checkLimits(ctx, s.DB, owner, now); err != nil {
+			return Generation{}, false, away(err)
+		}
+	}
 	id, expires := db.NewID("gen", now), now.AddDate(0, 0, r.RetentionDays)
 	plain, err := json.Marshal(r)
 	if err != nil {
@@ -64,12 +73,12 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 				return err
 			}
 		}
+		if err := s.checkLimits(ctx, tx, owner, now); err != nil {
+			return err
+		}
 		var err error
 		job, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindRun, Lane: model.Lane, Party: owner, Ref: id, Cost: cost(r)})
 		if err != nil {
-			return err
-		}
-		if err := s.checkLimits(ctx, tx, owner, now); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO generations (id, owner, job_id, model, seed, request, status, error_code, attempts,
@@ -98,10 +107,38 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 	return g, false, err
 }
 
+func (s *Service) checkRules(r Request) error {
+	err := errors.Join(s.Rules.Check("body.prompt", r.Prompt), s.Rules.Check("body.negative_prompt", r.NegativePrompt))
+	if err != nil {
+		s.Metrics.refused.Inc()
+	}
+	return err
+}
+
+// replay finds what an idempotency key has made of the same body.
+func (s *Service) replay(ctx context.Context, owner string, i *Idempotency) (Generation, bool) {
+	if i == nil {
+		return Generation{}, false
+	}
+	key, body := s.lookups(owner, i)
+	var id string
+	err := s.DB.Get(ctx, &id, `SELECT generation_id FROM idempotency_keys WHERE owner = ? AND key_lookup = ? AND body_lookup = ? AND created_at >= ?`,
+		owner, key, body, s.Clock.Millis()-idempotentFor.Milliseconds())
+	if err != nil {
+		return Generation{}, false
+	}
+	g, err := s.Get(ctx, owner, id)
+	return g, err == nil
+}
+
+func (s *Service) lookups(owner string, i *Idempotency) (key, body string) {
+	return s.Vault.Lookup("idempotency-key", owner+"\x00"+i.Key), s.Vault.Lookup("idempotency-body", string(i.Body))
+}
+
 // remember keeps which generation a key makes; it returns the earlier one when
 // the key is known.
 func (s *Service) remember(ctx context.Context, tx *db.Tx, owner, id string, i *Idempotency) (string, error) {
-	key, body := s.Vault.Lookup("idempotency-key", owner+"\x00"+i.Key), s.Vault.Lookup("idempotency-body", string(i.Body))
+	key, body := s.lookups(owner, i)
 	now := s.Clock.Millis()
 	// A key that has outlived its day is free again; the upsert takes it over.
 	n, err := tx.Exec(ctx, `INSERT INTO idempotency_keys (owner, key_lookup, body_lookup, generation_id, created_at) VALUES (?, ?, ?, ?, ?)
@@ -124,18 +161,18 @@ func (s *Service) remember(ctx context.Context, tx *db.Tx, owner, id string, i *
 	return known.Generation, nil
 }
 
-func (s *Service) checkLimits(ctx context.Context, tx *db.Tx, owner string, now time.Time) error {
-	queued, err := jobs.Unstarted(ctx, tx, KindRun, owner, s.QueuedLimit+1)
+func (s *Service) checkLimits(ctx context.Context, q db.Querier, owner string, now time.Time) error {
+	queued, err := jobs.Unstarted(ctx, q, KindRun, owner, s.QueuedLimit)
 	if err != nil {
 		return err
 	}
-	if queued > s.QueuedLimit {
+	if queued >= s.QueuedLimit {
 		return problem.New(problem.QueueFull,
 			fmt.Sprintf("You have %d generations waiting, which is the limit. Wait for one, or cancel one.", s.QueuedLimit)).After(10 * time.Second)
 	}
 	midnight := now.Truncate(24 * time.Hour)
 	var today int
-	err = tx.Get(ctx, &today, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS counted`,
+	err = q.Get(ctx, &today, `SELECT count(*) FROM (SELECT 1 FROM generations WHERE owner = ? AND id >= ? LIMIT ?) AS counted`,
 		owner, db.FloorID("gen", midnight), s.DailyLimit)
 	if err != nil {
 		return err
@@ -149,7 +186,7 @@ func (s *Service) checkLimits(ctx context.Context, tx *db.Tx, owner string, now 
 
 // cost is what a turn is charged: steps × megapixels × images, in thousandths.
 func cost(r Request) int64 {
-	return max(int64(r.Steps)*int64(r.Width)*int64(r.Height)/1000*int64(r.N), 1000) / 1000
+	return max(int64(r.Steps)*int64(r.Width)*int64(r.Height)*int64(r.N)/1000, 1)
 }
 
 // complete fills in the model's defaults and checks every limit. It names all

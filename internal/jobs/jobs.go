@@ -213,7 +213,7 @@ func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id string) (State, error)
 	}
 	switch j.State {
 	case Queued, Waiting:
-		if j.State == Queued {
+		if j.State == Queued && j.Attempt == 0 {
 			// It never ran: its party gets the turn back.
 			if _, err := tx.Exec(ctx, `UPDATE job_turns SET finish = finish - ? WHERE lane = ? AND party = ?`,
 				j.Cost, j.Lane, j.Party); err != nil {
@@ -244,6 +244,7 @@ func (q *Queue) end(ctx context.Context, tx *db.Tx, j Job, end State, code strin
 	if err := q.mark(ctx, tx, j, end, code); err != nil {
 		return err
 	}
+	tx.AfterCommit(func() { q.metrics.ended(j, end, q.clock.Millis()) })
 	if k := q.kinds[j.Kind]; k.Ended != nil {
 		return k.Ended(ctx, tx, j, end, code)
 	}
@@ -275,8 +276,8 @@ func (q *Queue) Outlook(ctx context.Context, r db.Querier, j Job) (Outlook, erro
 		Cost int64 `db:"cost"`
 	}
 	err := r.Get(ctx, &ahead, `SELECT count(*) AS jobs, coalesce(sum(cost), 0) AS cost FROM (
-		SELECT cost FROM jobs WHERE lane = ? AND state = 'queued' AND (vstart < ? OR (vstart = ? AND id < ?))
-		LIMIT 1000) AS ahead`, j.Lane, j.VStart, j.VStart, j.ID)
+		SELECT cost FROM jobs WHERE lane = ? AND state = 'queued' AND (vstart, id) < (?, ?)
+		ORDER BY vstart DESC, id DESC LIMIT 1000) AS ahead`, j.Lane, j.VStart, j.ID)
 	if err != nil {
 		return Outlook{}, err
 	}

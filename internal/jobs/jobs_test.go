@@ -247,7 +247,7 @@ func TestLostLeaseRunsAgainAndTheZombieChangesNothing(t *testing.T) {
 			Run: func(ctx context.Context, r *jobs.Run) error {
 				if r.Attempt == 1 {
 					<-release
-					err := r.Complete(context.WithoutCancel(ctx), func(*db.Tx) error {
+					err := r.Complete(context.WithoutCancel(ctx), func(context.Context, *db.Tx) error {
 						t.Error("the zombie wrote")
 						return nil
 					})

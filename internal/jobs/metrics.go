@@ -17,6 +17,7 @@ type Metrics struct {
 	endings          *prometheus.CounterVec
 	slotsReady       *prometheus.GaugeVec
 	slotsBusy        *prometheus.GaugeVec
+	inHand           *prometheus.GaugeVec
 	leasesLost       prometheus.Counter
 	doorbellFailures prometheus.Counter
 }
@@ -29,7 +30,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		depth: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_jobs", Help: "Jobs that have not ended, by lane and state (every 10 s, from the scheduler)."}, []string{"lane", "state"}),
 		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "zimage_jobs_oldest_seconds", Help: "Age of the oldest queued job of the lane."}, []string{"lane"}),
+			Name: "zimage_jobs_oldest_seconds", Help: "How long the longest waiting job of the lane could have run."}, []string{"lane"}),
 		claimLatency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "zimage_job_claim_seconds", Help: "Time of the claiming statement.", Buckets: fast}, []string{"lane"}),
 		pickup: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -41,6 +42,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		slotsReady: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_slots_ready", Help: "Slots of this worker that could run a job."}, []string{"lane"}),
 		slotsBusy: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_slots_busy", Help: "Slots of this worker that a job is on."}, []string{"lane"}),
+		inHand: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_jobs_in_hand", Help: "Jobs this worker has in hand, results that wait to be stored included."}, []string{"lane"}),
 		leasesLost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "zimage_leases_lost_total", Help: "Attempts whose lease was lost, seen by worker or scheduler."}),
@@ -49,7 +52,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.depth, m.age, m.claimLatency, m.pickup, m.runTime, m.endings,
-			m.slotsReady, m.slotsBusy, m.leasesLost, m.doorbellFailures)
+			m.slotsReady, m.slotsBusy, m.inHand, m.leasesLost, m.doorbellFailures)
 	}
 	return m
 }
@@ -63,12 +66,15 @@ func (m *Metrics) claimed(j Job, took time.Duration, now int64) {
 
 func (m *Metrics) ended(j Job, end State, now int64) {
 	m.endings.WithLabelValues(j.Lane, j.Kind, string(end)).Inc()
-	m.runTime.WithLabelValues(j.Lane, j.Kind).Observe(float64(now-j.StartedAt) / 1000)
+	if j.StartedAt > 0 {
+		m.runTime.WithLabelValues(j.Lane, j.Kind).Observe(float64(now-j.StartedAt) / 1000)
+	}
 }
 
-func (m *Metrics) slots(lane string, ready, busy int) {
+func (m *Metrics) slots(lane string, ready, busy, inHand int) {
 	m.slotsReady.WithLabelValues(lane).Set(float64(ready))
 	m.slotsBusy.WithLabelValues(lane).Set(float64(busy))
+	m.inHand.WithLabelValues(lane).Set(float64(inHand))
 }
 
 // sample counts the queue for the depth and age metrics.
@@ -79,7 +85,7 @@ func (q *Queue) sample(ctx context.Context) error {
 		Jobs   int64  `db:"jobs"`
 		Oldest int64  `db:"oldest"`
 	}
-	err := q.db.Select(ctx, &rows, `SELECT lane, state, count(*) AS jobs, min(created_at) AS oldest FROM jobs
+	err := q.db.Select(ctx, &rows, `SELECT lane, state, count(*) AS jobs, min(run_after) AS oldest FROM jobs
 		WHERE state IN ('queued', 'waiting', 'running') GROUP BY lane, state`)
 	if err != nil {
 		return err

@@ -205,9 +205,21 @@ func (s *Scheduler) Tick(ctx context.Context) error {
 
 // RequeueAll frees every running job at once. Only a process that knows itself
 // to be alone, by holding the data folder's lock, may call it.
-func (q *Queue) RequeueAll(ctx context.Context) (int64, error) {
-	return q.db.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
-		WHERE state = 'running'`)
+func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
+	var running []Job
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		running = running[:0]
+		if err := tx.Select(ctx, &running, `SELECT `+columns+` FROM jobs WHERE state = 'running'`); err != nil {
+			return err
+		}
+		for _, j := range running {
+			if err := q.giveBack(ctx, tx, j); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return len(running), err
 }
 
 // prune removes the rows nobody needs any more: ended jobs, old ticks, silent
@@ -224,9 +236,12 @@ func (s *Scheduler) prune(ctx context.Context) error {
 			[]any{db.FloorID("job", q.clock.Now().Add(-keepEnded)), now - keepEnded.Milliseconds()}},
 		{`DELETE FROM schedule_ticks WHERE at < ?`, []any{now - keepTicks.Milliseconds()}},
 		{`DELETE FROM workers WHERE seen_at < ?`, []any{now - 10*workerGone.Milliseconds()}},
-		// Without a queued job in the lane nobody is ahead of anybody.
+		// Parties that are behind everybody who waits, or idle in an idle lane. The
+		// furthest turn stays: it is what the next one is reckoned from, and a job
+		// that is queued again keeps its old tag.
 		{`DELETE FROM job_turns WHERE finish <= coalesce(
 				(SELECT min(vstart) FROM jobs WHERE jobs.lane = job_turns.lane AND state = 'queued'), finish)
+			AND finish < (SELECT max(t.finish) FROM job_turns t WHERE t.lane = job_turns.lane)
 			AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.party = job_turns.party AND state IN ('queued', 'waiting'))`, nil},
 	} {
 		if _, err := q.db.Exec(ctx, old.sql, old.args...); err != nil {

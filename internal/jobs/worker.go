@@ -61,6 +61,8 @@ type Slots interface {
 	Size() int
 	// Ready is how many could run a job now, busy ones included.
 	Ready() int
+	// Busy is how many are taken.
+	Busy() int
 }
 
 // Fixed is n slots that are always ready.
@@ -84,6 +86,9 @@ func (f Fixed) Size() int { return cap(f) }
 
 // Ready is the number of slots.
 func (f Fixed) Ready() int { return cap(f) }
+
+// Busy is the number of slots taken.
+func (f Fixed) Busy() int { return len(f) }
 
 type fixedSlot struct {
 	slots Fixed
@@ -123,9 +128,10 @@ func (r *Run) KeepSlot() { r.keep.Store(true) }
 // Complete ends the job as succeeded and writes, in the same transaction, what
 // fn writes. It is fenced: when this attempt no longer counts it returns
 // ErrFenced and nothing is written. While the database is away it waits and
-// tries again until ctx ends, so a result is not lost; fn may run several times.
+// tries again until ctx ends, so a result is not lost; fn may run several times,
+// each with a context of its own.
 // After any error but ErrFenced and fn's own, the commit may have happened.
-func (r *Run) Complete(ctx context.Context, fn func(tx *db.Tx) error) error {
+func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.Tx) error) error {
 	q := r.worker.queue
 	r.completing.Store(true) // a renewal that finds the job ended must not end us
 	err := r.worker.persist(ctx, func() error {
@@ -140,7 +146,7 @@ func (r *Run) Complete(ctx context.Context, fn func(tx *db.Tx) error) error {
 				if err := q.mark(ctx, tx, r.Job, Succeeded, ""); err != nil {
 					return err
 				}
-				return fn(tx)
+				return fn(ctx, tx)
 			})
 		}
 		if !errors.Is(err, ErrFenced) {
@@ -226,7 +232,11 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 	var bells []func()
 	for _, l := range w.lanes {
 		kinds := slices.Sorted(maps.Keys(w.queue.kinds))
-		hush, err := w.queue.bell.listen(l.Name, kinds, l.Slots.Size(), l.CheckInterval, func() { l.serve(ctx) }, w.log)
+		hush, err := w.queue.bell.listen(l.Name, kinds, l.Slots.Size(), l.CheckInterval, func() {
+			l.loops.Add(1)
+			defer l.loops.Done()
+			l.serve(ctx)
+		}, w.log)
 		if err != nil {
 			return fmt.Errorf("jobs: listen on lane %s: %w", l.Name, err)
 		}
@@ -337,7 +347,7 @@ func (l *lane) serve(ctx context.Context) {
 			<-l.inflight
 			return
 		}
-		j, ok, err := l.worker.queue.claim(ctx, l.Name, l.worker.id)
+		j, ok, err := l.claim(ctx)
 		if err != nil || !ok {
 			slot.Release()
 			<-l.inflight
@@ -352,6 +362,14 @@ func (l *lane) serve(ctx context.Context) {
 		}
 		l.start(j, slot)
 	}
+}
+
+// claim is not cut off by a shutdown: a job claimed with nobody to hear of it
+// would wait for its lease to pass.
+func (l *lane) claim(ctx context.Context) (Job, bool, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Renew)
+	defer cancel()
+	return l.worker.queue.claim(ctx, l.Name, l.worker.id)
 }
 
 // start runs one claimed job in a goroutine of its own.
@@ -394,7 +412,7 @@ func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 	}()
 	k := w.queue.kinds[r.Kind]
 	if k.Run == nil {
-		return Fail("unknown_kind", nil)
+		return Retry("unknown_kind", nil) // a newer worker may know it
 	}
 	if k.Timeout > 0 {
 		var cancel context.CancelFunc
@@ -444,17 +462,34 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	}
 }
 
-// release gives a job back as if it had not been claimed. The attempt's number
-// stays used, because it fences; one more is allowed instead.
-func (q *Queue) release(ctx context.Context, j Job) error {
-	return q.db.Tx(ctx, func(tx *db.Tx) error {
-		n, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
-			WHERE id = ? AND attempt = ? AND state = 'running'`, j.ID, j.Attempt)
-		if err == nil && n == 1 {
-			tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+// release gives an attempt back that has not come to an end.
+func (q *Queue) release(ctx context.Context, attempt Job) error {
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		var j Job
+		err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'`+db.ForUpdate(tx),
+			attempt.ID, attempt.Attempt)
+		if err != nil {
+			return err
 		}
-		return err
+		return q.giveBack(ctx, tx, j)
 	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // it is not ours any more
+	}
+	return err
+}
+
+// giveBack queues a running job as if it had not been claimed. The attempt's
+// number stays used, because it fences; one more is allowed instead. A job that
+// was asked to stop has stopped.
+func (q *Queue) giveBack(ctx context.Context, tx *db.Tx, j Job) error {
+	if j.CancelRequested {
+		return q.end(ctx, tx, j, Canceled, "canceled")
+	}
+	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
+		WHERE id = ?`, j.ID)
+	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+	return err
 }
 
 // fail writes a failed attempt: canceled, waiting for the next one, or failed.
@@ -464,7 +499,6 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	if !errors.As(cause, &f) && !errors.Is(cause, ErrCanceled) {
 		q.log.Error("handler failed", "kind", r.Kind, "job", r.ID, "attempt", r.Attempt, "error", cause)
 	}
-	end := State("")
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
 		var j Job
 		err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`+db.ForUpdate(tx), r.ID)
@@ -476,10 +510,8 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 		}
 		switch {
 		case j.CancelRequested:
-			end = Canceled
 			return q.end(ctx, tx, j, Canceled, "canceled")
 		case f.Final || j.Attempt >= j.MaxAttempts:
-			end = Failed
 			return q.end(ctx, tx, j, Failed, f.Code)
 		}
 		after := f.After
@@ -492,9 +524,6 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	})
 	if errors.Is(err, ErrFenced) || errors.Is(err, sql.ErrNoRows) {
 		return nil // ended by somebody, perhaps by us with a lost answer
-	}
-	if err == nil && end != "" {
-		q.metrics.ended(r.Job, end, now)
 	}
 	return err
 }
@@ -529,9 +558,12 @@ func (w *Worker) renew(ctx context.Context) {
 		w.mu.Lock()
 		running := slices.Collect(maps.Values(w.running))
 		w.mu.Unlock()
+		// Side by side: one that waits for its row must not cost the others' lease.
+		var renewals sync.WaitGroup
 		for _, r := range running {
-			w.renewOne(ctx, r)
+			renewals.Go(func() { w.renewOne(ctx, r) })
 		}
+		renewals.Wait()
 		w.present(ctx)
 	}
 }
@@ -567,6 +599,6 @@ func (w *Worker) present(ctx context.Context) {
 			w.log.Warn("could not report to the database", "error", err)
 			return
 		}
-		w.queue.metrics.slots(l.Name, l.Slots.Ready(), w.busy())
+		w.queue.metrics.slots(l.Name, l.Slots.Ready(), l.Slots.Busy(), len(l.inflight))
 	}
 }
