@@ -129,6 +129,12 @@ func (a *API) begin(c *gin.Context) {
 	if a.secure || c.Request.TLS != nil {
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
+	if c.Request.ContentLength != 0 && c.Request.ProtoMajor == 1 {
+		// Otherwise the server reads the rest of a body before it sends an answer,
+		// and whoever withholds it holds the answer. readStrict takes it back when
+		// the body is there.
+		h.Set("Connection", "close")
+	}
 	defer func() {
 		route, method, status := c.FullPath(), methodName(c.Request.Method, call.head), c.Writer.Status()
 		if route == "" {

@@ -50,6 +50,8 @@ func add[I, O any](a *API, method, path, scope string, d doc, handle func(contex
 	}
 	if d.request != nil {
 		op.Middlewares = append(op.Middlewares, a.readStrict)
+	} else {
+		op.Middlewares = append(op.Middlewares, a.refuseBody)
 	}
 	huma.Register(a.spec, op, func(ctx context.Context, in *I) (*O, error) {
 		if !d.long {

@@ -45,9 +45,14 @@ func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
 	rc := http.NewResponseController(c.Writer)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
 	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, maxBody))
-	// A read deadline that passes later would end the request's context in the
-	// middle of a long poll.
-	_ = rc.SetReadDeadline(time.Time{})
+	if err == nil {
+		// It is whole: the connection can go on, and a read deadline that passes
+		// later would end the request's context in the middle of a long poll. While
+		// some of it is missing the deadline stays, since the server waits for the
+		// rest when the answer is out.
+		_ = rc.SetReadDeadline(time.Time{})
+		c.Writer.Header().Del("Connection")
+	}
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
@@ -63,6 +68,17 @@ func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(data))
 	r.Header.Set("Content-Type", "application/json")
+	next(hc)
+}
+
+// refuseBody refuses what a route without a body would overlook, and would have
+// to wait for.
+func (a *API) refuseBody(hc huma.Context, next func(huma.Context)) {
+	c := humagin.Unwrap(hc)
+	if c.Request.ContentLength != 0 {
+		a.fail(c, problem.Invalid(problem.Field{Location: "body", Message: "is not read here: send none"}))
+		return
+	}
 	next(hc)
 }
 
