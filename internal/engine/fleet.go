@@ -44,7 +44,6 @@ type Fleet struct {
 type member struct {
 	settings Settings
 	engine   Engine
-	usual    Usual
 
 	busy, late, failures int
 	aside, drained       bool
@@ -53,14 +52,13 @@ type member struct {
 
 // Status of one engine, for operators and metrics.
 type Status struct {
-	Name, Kind, Lane  string
-	State             string // StateReady, StateDraining or StateSetAside
-	Slots             int
-	Busy              int                // slots taken
-	Late              int                // calls past their timeout whose engine still goes on
-	Failures          int                // in a row
-	LastErrorCode     string             // of the last failure since a success
-	MeanMillisPerUnit map[string]float64 // by model; a unit is one step × one megapixel
+	Name, Kind, Lane string
+	State            string // StateReady, StateDraining or StateSetAside
+	Slots            int
+	Busy             int    // slots taken
+	Late             int    // calls past their timeout whose engine still goes on
+	Failures         int    // in a row
+	LastErrorCode    string // of the last failure since a success
 }
 
 // NewFleet opens the engines of these lanes; a lane without engines adds none.
@@ -89,14 +87,19 @@ func (f *Fleet) Slots(lane string) int {
 	return n
 }
 
-// Ready says whether an engine of the lane takes calls now or once an image is
-// done.
-func (f *Fleet) Ready(lane string) bool {
+// ReadySlots is how many of the lane's slots take images, now or once the ones
+// they have are done: those of ready engines, without those that an engine keeps
+// past its timeout.
+func (f *Fleet) ReadySlots(lane string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.ContainsFunc(f.members, func(m *member) bool {
-		return m.settings.Lane == lane && m.state() == StateReady && m.late < m.settings.Slots
-	})
+	n := 0
+	for _, m := range f.members {
+		if m.settings.Lane == lane && m.state() == StateReady {
+			n += m.settings.Slots - m.late
+		}
+	}
+	return n
 }
 
 // Status of every engine, in the file's order.
@@ -108,7 +111,6 @@ func (f *Fleet) Status() []Status {
 		all = append(all, Status{
 			Name: m.settings.Name, Kind: m.settings.Kind, Lane: m.settings.Lane, State: m.state(),
 			Slots: m.settings.Slots, Busy: m.busy, Late: m.late, Failures: m.failures, LastErrorCode: m.lastCode,
-			MeanMillisPerUnit: m.usual.PerUnit(),
 		})
 	}
 	return all
@@ -123,12 +125,6 @@ func (f *Fleet) SetDrained(names map[string]bool) {
 		m.drained = names[m.settings.Name]
 	}
 	f.serve()
-}
-
-// Check asks every engine, whatever its state, whether it answers and serves its
-// models; nil means it does.
-func (f *Fleet) Check(ctx context.Context) map[string]error {
-	return f.ask(ctx, f.members)
 }
 
 // Run probes the engines that were set aside and takes those back that answer,
@@ -272,9 +268,6 @@ type Slot struct {
 	running, released, freed bool
 }
 
-// EngineName is the engine's name in the engines file.
-func (s *Slot) EngineName() string { return s.member.settings.Name }
-
 // Timeout is how long one image may take here. An engine that cannot stop may
 // keep Generate, and the slot, longer.
 func (s *Slot) Timeout() time.Duration { return s.member.settings.Timeout }
@@ -341,10 +334,8 @@ func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress))
 
 	call, stop := context.WithTimeout(ctx, m.settings.Timeout)
 	defer stop()
-	started := f.o.Clock.Now()
 	image, err := f.call(call, m, r, progress)
 	if err == nil {
-		m.usual.Learn(r, f.o.Clock.Now().Sub(started))
 		f.succeeded(m)
 		return image, nil
 	}

@@ -57,16 +57,16 @@ func (b *safeBuffer) String() string {
 	return b.b.String()
 }
 
-func fleet(t *testing.T, engines map[string]scripted, all ...Settings) (*Fleet, *safeBuffer, *clock.Clock) {
+func fleet(t *testing.T, engines map[string]scripted, all ...Settings) (*Fleet, *safeBuffer) {
 	t.Helper()
-	out, now := &safeBuffer{}, clock.Manual(time.Unix(1_800_000_000, 0))
+	out := &safeBuffer{}
 	f, err := NewFleet(Config{Engines: all, Models: []Model{painter}}, []string{"gpu"},
 		func(s Settings) (Engine, error) { return engines[s.Name], nil },
-		FleetOptions{Clock: now, Log: slog.New(slog.NewTextHandler(out, nil)), ProbeEvery: 5 * time.Millisecond})
+		FleetOptions{Clock: clock.New(), Log: slog.New(slog.NewTextHandler(out, nil)), ProbeEvery: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f, out, now
+	return f, out
 }
 
 func acquire(t *testing.T, f *Fleet) *Slot {
@@ -98,7 +98,7 @@ func (f *Fleet) queued(lane string) int {
 
 func TestFleetTakesTheLeastBusyEngine(t *testing.T) {
 	t.Parallel()
-	f, _, _ := fleet(t, nil, settings("small", 1), settings("large", 3))
+	f, _ := fleet(t, nil, settings("small", 1), settings("large", 3))
 	if got := f.Slots("gpu"); got != 4 {
 		t.Errorf("%d slots", got)
 	}
@@ -107,7 +107,7 @@ func TestFleetTakesTheLeastBusyEngine(t *testing.T) {
 	for range 4 {
 		s := acquire(t, f)
 		slots = append(slots, s)
-		got = append(got, s.EngineName())
+		got = append(got, s.member.settings.Name)
 	}
 	if want := "[small large large large]"; fmt.Sprint(got) != want {
 		t.Errorf("got %v, want %s", got, want)
@@ -122,8 +122,8 @@ func TestFleetTakesTheLeastBusyEngine(t *testing.T) {
 	}
 	slots[2].Release()
 	slots[2].Release()
-	if s := acquire(t, f); s.EngineName() != "large" {
-		t.Errorf("freed large, got %s", s.EngineName())
+	if s := acquire(t, f); s.member.settings.Name != "large" {
+		t.Errorf("freed large, got %s", s.member.settings.Name)
 	}
 	for _, s := range f.Status() {
 		if s.Busy != s.Slots {
@@ -137,7 +137,7 @@ func TestFleetTakesTheLeastBusyEngine(t *testing.T) {
 
 func TestFleetServesFirstComeFirst(t *testing.T) {
 	t.Parallel()
-	f, _, _ := fleet(t, nil, settings("one", 1))
+	f, _ := fleet(t, nil, settings("one", 1))
 	held := acquire(t, f)
 	order := make(chan int, 5)
 	var all sync.WaitGroup
@@ -164,7 +164,7 @@ func TestFleetServesFirstComeFirst(t *testing.T) {
 
 func TestFleetLosesNoSlotToThoseWhoGiveUp(t *testing.T) {
 	t.Parallel()
-	f, _, _ := fleet(t, nil, settings("a", 2), settings("b", 1))
+	f, _ := fleet(t, nil, settings("a", 2), settings("b", 1))
 	var all sync.WaitGroup
 	for i := range 200 {
 		all.Go(func() {
@@ -187,18 +187,15 @@ func TestFleetLosesNoSlotToThoseWhoGiveUp(t *testing.T) {
 	}
 }
 
-func TestGenerateFillsServedAndMeasures(t *testing.T) {
+func TestGenerateFillsServed(t *testing.T) {
 	t.Parallel()
-	var now *clock.Clock
 	var seen Request
-	took := 2 * time.Second
-	f, _, now := fleet(t, map[string]scripted{"one": {generate: func(ctx context.Context, r Request, p func(Progress)) ([]byte, error) {
+	f, _ := fleet(t, map[string]scripted{"one": {generate: func(ctx context.Context, r Request, p func(Progress)) ([]byte, error) {
 		seen = r
 		if d, ok := ctx.Deadline(); !ok || time.Until(d) > time.Minute {
 			t.Error("no timeout for the image")
 		}
 		p(Progress{Step: 1})
-		now.Advance(took)
 		return []byte("image"), nil
 	}}}, settings("one", 1))
 	s := acquire(t, f)
@@ -208,16 +205,6 @@ func TestGenerateFillsServedAndMeasures(t *testing.T) {
 	}
 	if seen.Served.Upstream != "one-z" {
 		t.Errorf("served %+v", seen.Served)
-	}
-	if got := f.Status()[0].MeanMillisPerUnit["z"]; got != 500 { // 2000 ms for 8 × 0.5
-		t.Errorf("%v ms a unit, want 500", got)
-	}
-	took = 4 * time.Second
-	if _, err := s.Generate(t.Context(), r, nil); err != nil {
-		t.Fatal(err)
-	}
-	if got := f.Status()[0].MeanMillisPerUnit["z"]; got != 600 { // 0.8 × 500 + 0.2 × 1000
-		t.Errorf("%v ms a unit, want 600", got)
 	}
 	if _, err := s.Generate(t.Context(), Request{Model: Model{ID: "other"}}, nil); FaultOf(err) != FaultOurs {
 		t.Errorf("a model that the engine does not serve: %v", err)
@@ -231,7 +218,7 @@ func TestGenerateFillsServedAndMeasures(t *testing.T) {
 func TestReleaseDuringAnImageFreesTheSlotAfterIt(t *testing.T) {
 	t.Parallel()
 	started, finish := make(chan struct{}), make(chan struct{})
-	f, _, _ := fleet(t, map[string]scripted{"one": {generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
+	f, _ := fleet(t, map[string]scripted{"one": {generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
 		close(started)
 		<-finish
 		return []byte("image"), nil
@@ -263,7 +250,7 @@ func TestFailuresSetAnEngineAsideAndProbesTakeItBack(t *testing.T) {
 	broken := true
 	state := func() bool { mu.Lock(); defer mu.Unlock(); return broken }
 	probes := 0
-	f, out, _ := fleet(t, map[string]scripted{
+	f, out := fleet(t, map[string]scripted{
 		"bad": {
 			generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
 				return nil, NewError(FaultEngine, CodeFailed, 500, nil)
@@ -281,14 +268,14 @@ func TestFailuresSetAnEngineAsideAndProbesTakeItBack(t *testing.T) {
 	}, settings("bad", 1))
 	s := acquire(t, f)
 	for i := range 3 {
-		if got := f.Status()[0]; got.State != StateReady || got.Failures != i || !f.Ready("gpu") {
+		if got := f.Status()[0]; got.State != StateReady || got.Failures != i || f.ReadySlots("gpu") != 1 {
 			t.Fatalf("before failure %d: %+v", i+1, got)
 		}
 		if _, err := s.Generate(t.Context(), Request{Model: painter}, nil); CodeOf(err) != CodeFailed {
 			t.Fatal(err)
 		}
 	}
-	if got := f.Status()[0]; got.State != StateSetAside || got.LastErrorCode != CodeFailed || f.Ready("gpu") {
+	if got := f.Status()[0]; got.State != StateSetAside || got.LastErrorCode != CodeFailed || f.ReadySlots("gpu") != 0 {
 		t.Fatalf("after three failures: %+v", got)
 	}
 	s.Release()
@@ -345,7 +332,7 @@ func TestWhoseFailuresCount(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			f, _, _ := fleet(t, map[string]scripted{"one": {
+			f, _ := fleet(t, map[string]scripted{"one": {
 				generate: func(context.Context, Request, func(Progress)) ([]byte, error) { return nil, tt.give },
 				check:    func(context.Context) error { return tt.check },
 			}}, settings("one", 1))
@@ -363,7 +350,7 @@ func TestWhoseFailuresCount(t *testing.T) {
 func TestSuccessEndsTheRowOfFailures(t *testing.T) {
 	t.Parallel()
 	n := 0
-	f, _, _ := fleet(t, map[string]scripted{"one": {generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
+	f, _ := fleet(t, map[string]scripted{"one": {generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
 		if n++; n%3 == 0 {
 			return []byte("image"), nil
 		}
@@ -380,10 +367,10 @@ func TestSuccessEndsTheRowOfFailures(t *testing.T) {
 
 func TestDrainedEnginesGetNoNewCalls(t *testing.T) {
 	t.Parallel()
-	f, _, _ := fleet(t, nil, settings("a", 1), settings("b", 1))
+	f, _ := fleet(t, nil, settings("a", 1), settings("b", 1))
 	a := acquire(t, f)
 	f.SetDrained(map[string]bool{"a": true, "b": true, "unknown": true})
-	if f.Ready("gpu") || f.Status()[0].State != StateDraining {
+	if f.ReadySlots("gpu") != 0 || f.Status()[0].State != StateDraining {
 		t.Errorf("%+v", f.Status())
 	}
 	if _, err := a.Generate(t.Context(), Request{Model: painter}, nil); err != nil {
@@ -403,8 +390,8 @@ func TestDrainedEnginesGetNoNewCalls(t *testing.T) {
 		t.Error("a drained engine took a call")
 	}
 	f.SetDrained(map[string]bool{"a": true})
-	if s := <-got; s.EngineName() != "b" {
-		t.Errorf("got %s", s.EngineName())
+	if s := <-got; s.member.settings.Name != "b" {
+		t.Errorf("got %s", s.member.settings.Name)
 	}
 }
 
@@ -413,7 +400,7 @@ func TestPanicsAndLateEngines(t *testing.T) {
 	finish := make(chan struct{})
 	late := settings("late", 1)
 	late.Timeout = 20 * time.Millisecond
-	f, out, _ := fleet(t, map[string]scripted{"late": {generate: func(ctx context.Context, r Request, _ func(Progress)) ([]byte, error) {
+	f, out := fleet(t, map[string]scripted{"late": {generate: func(ctx context.Context, r Request, _ func(Progress)) ([]byte, error) {
 		if r.Prompt != "" {
 			panic(r.Prompt)
 		}
@@ -433,7 +420,7 @@ func TestPanicsAndLateEngines(t *testing.T) {
 		ended <- err
 	}()
 	eventually(t, "the engine is late", func() bool { return f.Status()[0].Late == 1 })
-	if f.Ready("gpu") || f.Status()[0].Busy != 1 {
+	if f.ReadySlots("gpu") != 0 || f.Status()[0].Busy != 1 {
 		t.Error("a lane whose only engine hangs is not ready")
 	}
 	close(finish)
@@ -442,13 +429,49 @@ func TestPanicsAndLateEngines(t *testing.T) {
 	}
 }
 
-func TestFleetChecksEveryEngineAndRefusesWhatCannotOpen(t *testing.T) {
+// A hung image takes its own slot from the lane, and no more.
+func TestReadySlotsWithoutTheLate(t *testing.T) {
 	t.Parallel()
-	f, _, _ := fleet(t, map[string]scripted{
+	finish := make(chan struct{})
+	hangs := settings("hangs", 3)
+	hangs.Timeout = 20 * time.Millisecond
+	f, _ := fleet(t, map[string]scripted{"hangs": {generate: func(ctx context.Context, r Request, _ func(Progress)) ([]byte, error) {
+		if r.Prompt == "hang" {
+			<-finish
+		}
+		return nil, nil
+	}}}, hangs, settings("other", 2))
+	if got := f.ReadySlots("gpu"); got != 5 {
+		t.Errorf("%d ready, want 5", got)
+	}
+	if got := f.ReadySlots("mail"); got != 0 {
+		t.Errorf("%d ready in a lane without engines", got)
+	}
+	s := acquire(t, f) // of the first engine, as all are free
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = s.Generate(t.Context(), Request{Model: painter, Prompt: "hang"}, nil)
+	}()
+	eventually(t, "the engine is late", func() bool { return f.ReadySlots("gpu") == 4 })
+	f.SetDrained(map[string]bool{"other": true})
+	if got := f.ReadySlots("gpu"); got != 2 {
+		t.Errorf("%d ready beside a drained engine, want 2", got)
+	}
+	close(finish)
+	<-ended
+	if got := f.ReadySlots("gpu"); got != 3 {
+		t.Errorf("%d ready when the engine is done, want 3", got)
+	}
+}
+
+func TestFleetAsksEveryEngineAndRefusesWhatCannotOpen(t *testing.T) {
+	t.Parallel()
+	f, _ := fleet(t, map[string]scripted{
 		"bad":    {check: func(context.Context) error { return NewError(FaultEngine, CodeUnreachable, 0, nil) }},
 		"panics": {check: func(context.Context) error { panic("no") }},
 	}, settings("good", 1), settings("bad", 1), settings("panics", 1))
-	got := f.Check(t.Context())
+	got := f.ask(t.Context(), f.members)
 	if len(got) != 3 || got["good"] != nil || CodeOf(got["bad"]) != CodeUnreachable || FaultOf(got["panics"]) != FaultOurs {
 		t.Errorf("%v", got)
 	}

@@ -100,16 +100,6 @@ func ParseConfig(text []byte) (Config, error) {
 	return c, nil
 }
 
-// Model finds a model by its id.
-func (c Config) Model(id string) (Model, bool) {
-	for _, m := range c.Models {
-		if m.ID == id {
-			return m, true
-		}
-	}
-	return Model{}, false
-}
-
 // Lanes are the names of all lanes, in the file's order of engines.
 func (c Config) Lanes() []string {
 	var lanes []string

@@ -28,14 +28,10 @@ func TestParseConfigFillsDefaults(t *testing.T) {
 	if e.Lane != "generation" || e.Slots != 1 || e.Timeout != 10*time.Minute || e.Models["z"].Upstream != "z" {
 		t.Errorf("engine: %+v", e)
 	}
-	m, ok := c.Model("z")
 	want := Model{ID: "z", Name: "z", Lane: "generation", SourceType: SourceTrained, DefaultWidth: 1024, DefaultHeight: 1024, MinSide: 256, MaxSide: 2048,
 		SideMultiple: 16, MaxPixels: 2048 * 2048, DefaultSteps: 8, MaxSteps: 8, MaxImages: 4, MaxPromptChars: 2000}
-	if !ok || m != want {
-		t.Errorf("model:\n%+v, want\n%+v", m, want)
-	}
-	if _, ok := c.Model("other"); ok {
-		t.Error("a model that is not there was found")
+	if len(c.Models) != 1 || c.Models[0] != want {
+		t.Errorf("models:\n%+v, want\n%+v", c.Models, want)
 	}
 }
 
@@ -154,7 +150,7 @@ func TestExampleAndDefaultAreValid(t *testing.T) {
 	if err := d.check(); err != nil {
 		t.Error(err)
 	}
-	if m, ok := d.Model("illustrator"); !ok || m.SourceType != SourceAlgorithm || m.MaxPixels != 2048*2048 {
-		t.Errorf("default model: %+v", m)
+	if m := d.Models; len(m) != 1 || m[0].ID != "illustrator" || m[0].SourceType != SourceAlgorithm || m[0].MaxPixels != 2048*2048 {
+		t.Errorf("default models: %+v", m)
 	}
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"maps"
 	"sync"
 	"time"
 )
@@ -45,13 +44,6 @@ func (u *Usual) Of(r Request) time.Duration {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return time.Duration(u.perUnit[r.Model.ID] * Cost(r.Steps, r.Width, r.Height) * float64(time.Millisecond))
-}
-
-// PerUnit is the mean in milliseconds per unit of cost, by model id.
-func (u *Usual) PerUnit() map[string]float64 {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return maps.Clone(u.perUnit)
 }
 
 // Watch tells estimated progress from now on, for engines that tell no steps.
