@@ -29,8 +29,8 @@ const (
 	staleDraft = 24 * time.Hour
 )
 
-// OpenDirectory opens or makes the folder and removes the leftovers of writes
-// that never finished.
+// OpenDirectory opens or makes the folder, refuses one that other accounts may
+// write to, and removes the leftovers of writes that never finished.
 func OpenDirectory(path string) (*Directory, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fileError("open", err)
@@ -40,10 +40,27 @@ func OpenDirectory(path string) (*Directory, error) {
 		return nil, fileError("open", err)
 	}
 	d := &Directory{root: root}
-	if err := d.sweep(); err != nil {
+	err = d.ours()
+	if err == nil {
+		err = d.sweep()
+	}
+	if err != nil {
 		return nil, errors.Join(fileError("open", err), root.Close())
 	}
 	return d, nil
+}
+
+// ours refuses a folder in which other accounts could put links and files in
+// the place of objects.
+func (d *Directory) ours() error {
+	info, err := d.root.Stat(".")
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fail("open", errors.New("other accounts may write to the folder of the objects; chmod go-w it"))
+	}
+	return nil
 }
 
 // Close ends the use of the folder.
@@ -255,8 +272,12 @@ func (d *Directory) List(ctx context.Context, prefix, after string, limit int) (
 	if err := checkList(prefix, limit); err != nil {
 		return nil, err
 	}
+	start, there, err := d.start(prefix)
+	if err != nil || !there {
+		return nil, fileError("list", err)
+	}
 	var found []Info
-	err := d.walk(ctx, "", func(name string, entry fs.DirEntry) error {
+	err = d.walk(ctx, start, func(name string, entry fs.DirEntry) error {
 		if entry.IsDir() {
 			within := strings.HasPrefix(name, prefix) || strings.HasPrefix(prefix, name)
 			passed := name <= after && !strings.HasPrefix(after, name)
@@ -285,6 +306,32 @@ func (d *Directory) List(ctx context.Context, prefix, after string, limit int) (
 		return nil, fileError("list", err)
 	}
 	return found, nil
+}
+
+// start is the deepest folder that holds all of a prefix, with a slash or empty:
+// the neighbours of one generation are not read to list it. It is not there
+// where no object can be; links are not followed.
+func (d *Directory) start(prefix string) (folder string, there bool, err error) {
+	folder = prefix[:strings.LastIndexByte(prefix, '/')+1]
+	if folder == "" {
+		return "", true, nil
+	}
+	if strings.HasPrefix(folder, drafts+"/") || !fs.ValidPath(strings.TrimSuffix(folder, "/")) {
+		return "", false, nil
+	}
+	for i, c := range folder {
+		if c != '/' {
+			continue
+		}
+		info, err := d.root.Lstat(folder[:i])
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", false, nil
+		}
+		if err != nil || !info.IsDir() {
+			return "", false, err
+		}
+	}
+	return folder, true, nil
 }
 
 // walk visits what is below folder in the order of whole keys' bytes, as S3

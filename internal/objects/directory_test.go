@@ -2,15 +2,20 @@ package objects_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"zimage/internal/objects"
 )
 
 // below names all that is in a folder, with each mode.
@@ -166,4 +171,97 @@ func TestDirectoryThatIsGone(t *testing.T) {
 	}
 	silent(t, s.Check(t.Context()))
 	silent(t, s.Put(t.Context(), key, strings.NewReader("x"), 1))
+}
+
+func TestDirectoryThatOthersMayWriteToIsRefused(t *testing.T) {
+	t.Parallel()
+	for mode, fine := range map[fs.FileMode]bool{0o700: true, 0o755: true, 0o720: false, 0o702: false, 0o777: false} {
+		folder := t.TempDir()
+		if err := os.Chmod(folder, mode); err != nil { //nolint:gosec // that is the test
+			t.Fatal(err)
+		}
+		d, err := objects.OpenDirectory(folder)
+		if fine {
+			if err != nil {
+				t.Errorf("%o: %v", mode, err)
+				continue
+			}
+			_ = d.Close()
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), "chmod") {
+			t.Errorf("%o: %v", mode, err)
+		}
+		if got := below(t, folder); len(got) != 1 {
+			t.Errorf("%o: refused, and yet written to: %v", mode, got)
+		}
+	}
+}
+
+// asked counts how often a context is asked whether it has ended, which List
+// does for each folder that it reads.
+type asked struct {
+	context.Context
+	times atomic.Int32
+}
+
+func (a *asked) Err() error {
+	a.times.Add(1)
+	return a.Context.Err()
+}
+
+func TestDirectoryListVisitsNoNeighbours(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	s := openDirectory(t, folder)
+	for n := range 50 {
+		for _, path := range []string{"images/sub_a/gen_%02d/1", "images/sub_%02d/g/1", "a%02d/b/c"} {
+			if err := os.MkdirAll(filepath.Join(folder, fmt.Sprintf(path, n)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := []string{"images/sub_a/gen_x/1/0.bin", "images/sub_a/gen_x/1/1.bin", "images/sub_a/gen_x/2/0.bin"}
+	for _, k := range want {
+		put(t, s, k, []byte("x"))
+	}
+	for prefix, folders := range map[string]int32{"images/sub_a/gen_x/": 3, "images/sub_a/gen_x/1/": 1, "images/sub_a/gen_x/1/1": 1} {
+		ctx := &asked{Context: t.Context()}
+		got, err := s.List(ctx, prefix, "", 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := ctx.times.Load(); n != folders {
+			t.Errorf("%q: %d folders read, want %d", prefix, n, folders)
+		}
+		var keys []string
+		for _, one := range got {
+			keys = append(keys, one.Key)
+		}
+		below := slices.DeleteFunc(slices.Clone(want), func(k string) bool { return !strings.HasPrefix(k, prefix) })
+		if !slices.Equal(keys, below) {
+			t.Errorf("%q: %q, want %q", prefix, keys, below)
+		}
+	}
+	if got, err := s.List(t.Context(), "images/sub_a/gen_x/", want[0], 1); err != nil || len(got) != 1 || got[0].Key != want[1] {
+		t.Errorf("after the first: %v, %v", got, err)
+	}
+}
+
+func TestDirectoryListOfOddPrefixes(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	s := openDirectory(t, folder)
+	put(t, s, key, []byte("x"))
+	if err := os.Symlink("images", filepath.Join(folder, "linked")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, ".drafts", "a.bin"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, prefix := range []string{"linked/", ".drafts/", "images//", "images/./", "./images/", "none/here/", key + "/", key + "/a/"} {
+		if got := keysOf(t, s, prefix); len(got) != 0 {
+			t.Errorf("%q: %q", prefix, got)
+		}
+	}
 }

@@ -11,12 +11,14 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -37,9 +39,11 @@ type S3Options struct {
 // S3 keeps objects in a bucket, versioned or not, on any server that honours
 // If-None-Match.
 type S3 struct {
-	core   minio.Core
-	bucket string
-	region string
+	core    minio.Core
+	bucket  string
+	region  string
+	proving chan struct{} // holds one while somebody proves the server
+	proved  atomic.Bool
 }
 
 const (
@@ -52,12 +56,16 @@ const (
 	// sumKey names the metadata that holds the SHA-256 of the stored bytes. The
 	// ETag is not it: encrypting servers make it otherwise.
 	sumKey = "Sha256"
-	// probes is the folder of what Check and OpenS3 write and remove.
+	// probes is the folder of what Check and the proof write and remove.
 	probes = "probe/"
+	// proofTime is for four small requests; a server that hangs is away.
+	proofTime = 15 * time.Second
 )
 
-// OpenS3 connects, makes the bucket when it is missing, and refuses a server
-// that overwrites objects in spite of If-None-Match.
+// OpenS3 makes the bucket when it is missing, and refuses a server that
+// overwrites objects in spite of If-None-Match. When the server is away, opening
+// succeeds and the first Put or Check does this: the service goes on without its
+// pictures, also one that is started meanwhile.
 func OpenS3(ctx context.Context, o S3Options) (*S3, error) {
 	transport, err := o.transport()
 	if err != nil {
@@ -73,14 +81,38 @@ func OpenS3(ctx context.Context, o S3Options) (*S3, error) {
 	if err != nil {
 		return nil, s3Error("open", err)
 	}
-	s := &S3{core: *core, bucket: o.Bucket, region: o.Region}
-	if err := s.makeBucket(ctx); err != nil {
-		return nil, s3Error("open", err)
-	}
-	if err := s.proveWriteOnce(ctx); err != nil {
+	s := &S3{core: *core, bucket: o.Bucket, region: o.Region, proving: make(chan struct{}, 1)}
+	if err := s.prove(ctx, "open"); err != nil && (ctx.Err() != nil || !isAway(err)) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// prove makes sure, until it has once succeeded, that the bucket is there and
+// that the server writes once. One proof runs at a time; the others wait for it.
+func (s *S3) prove(ctx context.Context, op string) error {
+	if s.proved.Load() {
+		return nil
+	}
+	select {
+	case s.proving <- struct{}{}:
+		defer func() { <-s.proving }()
+	case <-ctx.Done():
+		return s3Error(op, ctx.Err())
+	}
+	if s.proved.Load() {
+		return nil
+	}
+	ctx, stop := context.WithTimeout(ctx, proofTime)
+	defer stop()
+	if err := s.makeBucket(ctx); err != nil {
+		return s3Error(op, err)
+	}
+	if err := s.proveWriteOnce(ctx, op); err != nil {
+		return err
+	}
+	s.proved.Store(true)
+	return nil
 }
 
 func (o S3Options) transport() (*http.Transport, error) {
@@ -119,25 +151,23 @@ func (s *S3) makeBucket(ctx context.Context) error {
 }
 
 // proveWriteOnce writes the same key twice: the second must be refused.
-func (s *S3) proveWriteOnce(ctx context.Context) error {
+func (s *S3) proveWriteOnce(ctx context.Context, op string) error {
 	key := probes + strings.ToLower(rand.Text()) + ".bin"
 	_, first := s.probe(ctx, key, true)
 	var second error
 	if first == nil {
 		_, second = s.probe(ctx, key, true)
 	}
-	if err := s.Delete(ctx, key); err != nil && first == nil {
-		return err
-	}
+	removed := s.Delete(ctx, key)
 	switch {
 	case first != nil:
-		return s3Error("open", first)
+		return s3Error(op, first)
 	case second == nil:
-		return fail("open", errors.New("this server ignores If-None-Match and would overwrite objects"))
+		return fail(op, errors.New("this server ignores If-None-Match and would overwrite objects"))
 	case !isTaken(second):
-		return s3Error("open", second)
+		return s3Error(op, second)
 	}
-	return nil
+	return removed
 }
 
 // probe writes a few bytes.
@@ -161,6 +191,9 @@ func (s *S3) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) e
 	sum, err := digest(ctx, r, size)
 	if err != nil {
 		return s3Error("put", err)
+	}
+	if err := s.prove(ctx, "put"); err != nil {
+		return err
 	}
 	for attempt := 1; ; attempt++ {
 		_, err := s.send(ctx, key, r, size, sum, true)
@@ -432,6 +465,9 @@ func (s *S3) List(ctx context.Context, prefix, after string, limit int) ([]Info,
 
 // Check is described at Store.
 func (s *S3) Check(ctx context.Context) error {
+	if err := s.prove(ctx, "check"); err != nil {
+		return err
+	}
 	const key = probes + "write.bin" // always the same: a crash leaves at most one
 	info, err := s.probe(ctx, key, false)
 	if err == nil {
@@ -484,6 +520,23 @@ func isTransient(ctx context.Context, err error) bool {
 	return response.StatusCode >= 500
 }
 
+// isAway: nothing is known to be wrong with the settings; the server, or the way
+// to it, is down or too busy. A full one is too: objects can be read and deleted.
+func isAway(err error) bool {
+	var response minio.ErrorResponse
+	if errors.As(err, &response) {
+		switch response.StatusCode {
+		case http.StatusRequestTimeout, http.StatusTooManyRequests:
+			return true
+		case http.StatusNotImplemented: // a server that does not know If-None-Match
+			return false
+		}
+		return response.StatusCode >= 500
+	}
+	var network *url.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &network) && tlsCode(err) == ""
+}
+
 var plainCode = regexp.MustCompile(`^[A-Za-z0-9]{1,64}$`)
 
 // s3Error keeps the code of a server's answer and leaves out its words, which
@@ -514,6 +567,15 @@ func s3Error(op string, err error) error {
 // connectionCode is the reason why no answer came, as far as an operator can
 // mend it.
 func connectionCode(err error) string {
+	if code := tlsCode(err); code != "" {
+		return code
+	}
+	return systemCode(err, "unreachable")
+}
+
+// tlsCode is what is wrong between our TLS and theirs, which stays until
+// somebody mends it; else it is empty.
+func tlsCode(err error) string {
 	var authority x509.UnknownAuthorityError
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
@@ -528,5 +590,5 @@ func connectionCode(err error) string {
 	case errors.As(err, &operation) && operation.Op == "remote error": // crypto/tls: an alert
 		return "the server refused the TLS handshake; it needs version 1.3"
 	}
-	return systemCode(err, "unreachable")
+	return ""
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/minio/minio-go/v7"
@@ -348,10 +349,78 @@ func TestS3WrongKeysAndMissingServer(t *testing.T) {
 	}
 	o = s3Options(b)
 	o.Endpoint = "127.0.0.1:1"
-	_, err = objects.OpenS3(t.Context(), o)
-	silent(t, err)
-	if !strings.HasSuffix(err.Error(), "connection refused") {
-		t.Errorf("the operator does not learn why: %v", err)
+	s, err := objects.OpenS3(t.Context(), o)
+	if err != nil {
+		t.Fatalf("a server that is away: %v", err)
+	}
+	for _, err := range []error{s.Check(t.Context()), s.Put(t.Context(), key, strings.NewReader("x"), 1)} {
+		silent(t, err)
+		if !strings.HasSuffix(err.Error(), "connection refused") {
+			t.Errorf("the operator does not learn why: %v", err)
+		}
+	}
+}
+
+// gate is a door before a server: shut, it answers as proxies do.
+func gate(t *testing.T, b testenv.S3Bucket, shut *atomic.Bool) testenv.S3Bucket {
+	t.Helper()
+	target := b.Endpoint
+	forward := &httputil.ReverseProxy{ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: target})
+		r.Out.Host = r.In.Host // it is signed
+	}}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if shut.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	b.Endpoint = strings.TrimPrefix(server.URL, "http://")
+	return b
+}
+
+func TestS3AwayAtOpenAndThere(t *testing.T) {
+	t.Parallel()
+	direct := testenv.S3(t)
+	var shut atomic.Bool
+	shut.Store(true)
+	s := openS3(t, gate(t, direct, &shut))
+	silent(t, s.Put(t.Context(), key, strings.NewReader("x"), 1))
+	silent(t, s.Check(t.Context()))
+	shut.Store(false)
+	// All at once, as the workers come back.
+	errs := make([]error, 8)
+	var wait sync.WaitGroup
+	for i := range errs {
+		wait.Go(func() { errs[i] = s.Put(t.Context(), key, strings.NewReader("x"), 1) })
+	}
+	wait.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, s, key); string(got) != "x" {
+		t.Errorf("got %q", got)
+	}
+	if n := versionsOf(t, direct); n != 1 {
+		t.Errorf("%d objects, want the one", n)
+	}
+}
+
+// What opening could not prove, the first write does.
+func TestS3RefusesLaterAServerThatOverwrites(t *testing.T) {
+	t.Parallel()
+	var shut atomic.Bool
+	shut.Store(true)
+	s := openS3(t, gate(t, fake(t, true, everything), &shut))
+	shut.Store(false)
+	for range 2 {
+		for _, err := range []error{s.Put(t.Context(), key, strings.NewReader("x"), 1), s.Check(t.Context())} {
+			if err == nil || !strings.Contains(err.Error(), "If-None-Match") {
+				t.Errorf("got %v", err)
+			}
+		}
 	}
 }
 

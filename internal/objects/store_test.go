@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,7 @@ func stores(t *testing.T, test func(t *testing.T, s objects.Store)) {
 
 func openDirectory(t *testing.T, path string) *objects.Directory {
 	t.Helper()
+	_ = os.Chmod(path, 0o700) // where it is there: whatever the umask of who runs the test
 	d, err := objects.OpenDirectory(path)
 	if err != nil {
 		t.Fatal(err)
