@@ -102,6 +102,11 @@ func (r *rig) do(method, path, key, body string, headers ...string) answered {
 	for i := 0; i+1 < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
+	return r.send(req)
+}
+
+func (r *rig) send(req *http.Request) answered {
+	r.t.Helper()
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		r.t.Fatal(err)
@@ -260,6 +265,16 @@ func TestIdempotencyKey(t *testing.T) {
 		if a := r.do("POST", "/v1/generations", r.ben, `{"prompt":"another","width":64,"height":64}`, "Idempotency-Key", "order-17"); a.status != 202 {
 			t.Errorf("somebody else's key: %d %s", a.status, a.body)
 		}
+		for _, bad := range [][]string{{""}, {"order-17", "order-17"}} {
+			req, err := http.NewRequest("POST", r.url+"/v1/generations", strings.NewReader(`{"prompt":"x","width":64,"height":64}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = http.Header{"Authorization": {"Bearer " + r.ada}, "Content-Type": {"application/json"}, "Idempotency-Key": bad}
+			if a := r.send(req); a.status != 400 || a.field(t, "errors.location") != "header.Idempotency-Key" {
+				t.Errorf("%q: %d %s", bad, a.status, a.body)
+			}
+		}
 		for _, bad := range []string{"two words", strings.Repeat("k", 256), "caf\u00e9"} {
 			a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"x"}`, "Idempotency-Key", bad)
 			if a.status != 400 || a.field(t, "errors.location") != "header.Idempotency-Key" || strings.Contains(a.body, bad) {
@@ -416,6 +431,7 @@ func TestHostileBodies(t *testing.T) {
 		}
 		for query, location := range map[string]string{
 			"limit=0": "query.limit", "limit=101": "query.limit", "limit=" + secret: "query.limit", "status=" + secret: "query.status",
+			"limit=%zz": "query", "limit=1;status=queued": "query", "limit=1&limit=1": "query.limit", secret + "=1&" + secret + "=2": "query",
 			secret + "=1": "query", "cursor=" + secret: "query.cursor", "cursor=%00%ff": "query.cursor",
 		} {
 			a := r.do("GET", "/v1/generations?"+query, r.ada, "")
@@ -429,6 +445,19 @@ func TestHostileBodies(t *testing.T) {
 					t.Errorf("DELETE %s %s: %d %s", path, body, a.status, a.body)
 				}
 			}
+		}
+		for _, body := range []string{
+			`{"prompt":` + strings.Repeat(`[1,`, 14) + `1` + strings.Repeat("]", 14) + `,` + strings.TrimSuffix(manyPairs(60), ",") + `}`,
+			`{"ids":[` + strings.Repeat(`1,`, 999) + `1]}`, `{"ids":[` + strings.Repeat(`1,`, 100_000) + `1]}`,
+		} {
+			for _, method := range []string{"POST", "DELETE"} {
+				if a := r.do(method, "/v1/generations", r.ada, body); a.status != 400 || len(a.body) > 4096 {
+					t.Errorf("%d with %d bytes for %.20s…", a.status, len(a.body), body)
+				}
+			}
+		}
+		if a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"x","seed":4294967296}`); !strings.HasSuffix(a.text(t, "errors.message"), " 4294967295") {
+			t.Errorf("the bound of seed: %s", a.body)
 		}
 		if a := r.do("GET", "/v1/generations", r.ada, ""); a.field(t, "data.id") != nil {
 			t.Errorf("a refused request made something: %s", a.body)

@@ -60,6 +60,7 @@ func TestStrangeRequestsTellNothing(t *testing.T) {
 		{"key of strange bytes", "GET", "/v1/generations", "Authorization", "Bearer " + secret + "\xff", 401, problem.Unauthorized},
 		{"huge key", "GET", "/v1/generations", "Authorization", "Bearer " + strings.Repeat(secret, 100), 401, problem.Unauthorized},
 		{"request id of the client", "GET", "/" + secret, "X-Request-ID", secret, 404, problem.NotFound},
+		{"query that does not parse", "GET", "/healthz?a=%zz" + secret, "", "", 400, problem.InvalidRequest},
 		{"unknown query of a public route", "GET", "/healthz?" + secret + "=" + secret, "", "", 400, problem.InvalidRequest},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -280,6 +281,9 @@ func TestKindOfTellsNoText(t *testing.T) {
 	t.Parallel()
 	err := fmt.Errorf("%s: %w", secret, refusal{errors.New(secret)})
 	if got := kindOf(err); got != "*fmt.wrapError < httpapi.refusal < SQLSTATE 42601" {
+		t.Error(got)
+	}
+	if got := kindOf(errors.Join(errors.New(secret), err)); got != "*errors.joinError < *errors.errorString < *fmt.wrapError < httpapi.refusal < SQLSTATE 42601" {
 		t.Error(got)
 	}
 	if got := kindOf(errors.New(secret)); got != "*errors.errorString" {

@@ -7,6 +7,9 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+
 	"zimage/internal/generate"
 	"zimage/internal/problem"
 )
@@ -33,7 +36,17 @@ type createInput struct {
 	Body           createBody `contentType:"application/json"`
 }
 
-type generationOutput struct {
+// Resolve refuses a key that is there and empty, or there twice: passed over, it
+// would let a repeated request make a second generation.
+func (in *createInput) Resolve(hc huma.Context) []error {
+	keys := humagin.Unwrap(hc).Request.Header.Values("Idempotency-Key")
+	if len(keys) == 0 || len(keys) == 1 && visible(keys[0], 255) {
+		return nil
+	}
+	return []error{&huma.ErrorDetail{Location: "header.Idempotency-Key", Message: "expected once, with 1 to 255 visible ASCII characters"}}
+}
+
+type createOutput struct {
 	Status   int
 	Location string `header:"Location"`
 	Applied  string `header:"Preference-Applied"`
@@ -41,7 +54,12 @@ type generationOutput struct {
 	Body     generationView
 }
 
-func (a *API) createGeneration(ctx context.Context, in *createInput) (*generationOutput, error) {
+type getOutput struct {
+	Applied string `header:"Preference-Applied"`
+	Body    generationView
+}
+
+func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOutput, error) {
 	r, err := in.request()
 	if err != nil {
 		return nil, err
@@ -53,7 +71,7 @@ func (a *API) createGeneration(ctx context.Context, in *createInput) (*generatio
 	if err != nil {
 		return nil, err
 	}
-	out := &generationOutput{Status: http.StatusAccepted, Location: a.base + "/v1/generations/" + g.ID}
+	out := &createOutput{Status: http.StatusAccepted, Location: a.base + "/v1/generations/" + g.ID}
 	if replayed {
 		out.Replayed = "true"
 	}
@@ -79,9 +97,6 @@ type submission struct {
 // schema has refused what no model takes.
 func (in *createInput) request() (submission, error) {
 	b := in.Body
-	if in.IdempotencyKey != "" && !visible(in.IdempotencyKey, 255) {
-		return submission{}, problem.Invalid(problem.Field{Location: "header.Idempotency-Key", Message: "must be 1 to 255 visible ASCII characters"})
-	}
 	s := submission{Request: generate.Request{
 		Prompt: b.Prompt, NegativePrompt: b.NegativePrompt, Model: b.Model, N: b.N, Width: b.Width, Height: b.Height,
 		Seed: b.Seed, Steps: b.Steps, Guidance: b.Guidance, Format: b.Format, RetentionDays: b.RetentionDays,
@@ -103,7 +118,7 @@ type getInput struct {
 	Prefer string `header:"Prefer" doc:"wait=SECONDS, at most 60: answer when the generation is final or the time is over." example:"wait=30"`
 }
 
-func (a *API) getGeneration(ctx context.Context, in *getInput) (*generationOutput, error) {
+func (a *API) getGeneration(ctx context.Context, in *getInput) (*getOutput, error) {
 	if err := known("gen", in.ID); err != nil {
 		return nil, err
 	}
@@ -114,7 +129,7 @@ func (a *API) getGeneration(ctx context.Context, in *getInput) (*generationOutpu
 	if err != nil {
 		return nil, err
 	}
-	out := &generationOutput{Status: http.StatusOK}
+	out := &getOutput{}
 	if wait := preferredWait(in.Prefer); wait > 0 {
 		out.Applied = fmt.Sprintf("wait=%d", int(wait.Seconds()))
 		if g, err = a.await(ctx, owner, g, wait); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,9 +152,21 @@ func (a *API) refuse(ctx context.Context, err error) *problemView {
 // addresses and values.
 func kindOf(err error) string {
 	var kinds []string
-	for e := err; e != nil && len(kinds) < 8; e = errors.Unwrap(e) {
+	var descend func(error)
+	descend = func(e error) {
+		if e == nil || len(kinds) == 8 {
+			return
+		}
 		kinds = append(kinds, fmt.Sprintf("%T", e))
+		if joined, ok := e.(interface{ Unwrap() []error }); ok {
+			for _, part := range joined.Unwrap() {
+				descend(part)
+			}
+			return
+		}
+		descend(errors.Unwrap(e))
 	}
+	descend(err)
 	var postgres interface{ SQLState() string }
 	if errors.As(err, &postgres) {
 		kinds = append(kinds, "SQLSTATE "+postgres.SQLState())
@@ -242,6 +255,10 @@ func fromHuma(ctx context.Context, status int, errs []error) *problemView {
 	return view(ctx, e)
 }
 
+// mostFields is how many wrong parts one answer names, so that it does not grow
+// with what was sent.
+const mostFields = 20
+
 func humaFields(errs []error) []problem.Field {
 	var list []problem.Field
 	for _, err := range errs {
@@ -258,14 +275,32 @@ func humaFields(errs []error) []problem.Field {
 			f = problem.Field{Location: root(d.Location), Message: "has a field that is not known"}
 		case d.Message == "unknown query parameter":
 			f = problem.Field{Location: "query", Message: "has a parameter that is not known"}
+		case strings.HasPrefix(d.Message, "expected number "):
+			f.Message = plainNumber(d.Message)
 		case strings.HasPrefix(d.Message, "expected "), strings.HasPrefix(d.Message, "invalid "), strings.HasPrefix(d.Message, "required "):
 			// Made of our own schema, never of the value.
 		default:
 			f.Message = "is not valid"
 		}
-		list = append(list, f)
+		if slices.Contains(list, f) {
+			continue
+		}
+		if list = append(list, f); len(list) == mostFields {
+			break
+		}
 	}
 	return list
+}
+
+// plainNumber writes the bound at the end of a message of huma's in digits:
+// 4294967295, not 4.294967295e+09.
+func plainNumber(message string) string {
+	at := strings.LastIndexByte(message, ' ') + 1
+	bound, err := strconv.ParseFloat(message[at:], 64)
+	if err != nil {
+		return message
+	}
+	return message[:at] + strconv.FormatFloat(bound, 'f', -1, 64)
 }
 
 var requiredPrefix, requiredSuffix, _ = strings.Cut(validation.MsgExpectedRequiredProperty, "%s")

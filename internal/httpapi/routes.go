@@ -48,6 +48,7 @@ func add[I, O any](a *API, method, path, scope string, d doc, handle func(contex
 	if scope != public {
 		op.Middlewares = append(op.Middlewares, a.guard(scope))
 	}
+	op.Middlewares = append(op.Middlewares, a.checkQuery)
 	if d.request != nil {
 		op.Middlewares = append(op.Middlewares, a.readStrict)
 	} else {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -23,6 +24,9 @@ import (
 const (
 	maxBody  = 256 << 10
 	maxDepth = 16
+	// What no body of ours has more of: the validator would name every one.
+	maxElements = 1000
+	maxNames    = 64
 	// bodyTime is how long a client may take to send its body.
 	bodyTime = 10 * time.Second
 )
@@ -82,6 +86,24 @@ func (a *API) refuseBody(hc huma.Context, next func(huma.Context)) {
 	next(hc)
 }
 
+// checkQuery refuses a query that would be read in part: what does not parse is
+// dropped in silence, and of a parameter given twice only the first counts.
+func (a *API) checkQuery(hc huma.Context, next func(huma.Context)) {
+	c := humagin.Unwrap(hc)
+	values, err := url.ParseQuery(c.Request.URL.RawQuery)
+	if err != nil {
+		a.fail(c, problem.Invalid(problem.Field{Location: "query", Message: "is not well formed"}))
+		return
+	}
+	for name, given := range values {
+		if len(given) > 1 {
+			a.fail(c, problem.Invalid(problem.Field{Location: locate("query." + name), Message: "is given twice"}))
+			return
+		}
+	}
+	next(hc)
+}
+
 // checkJSON says what is wrong with a JSON text beyond its schema: its form,
 // invalid UTF-8, lone surrogates, U+FFFD (which is what broken text looks like
 // after somebody mended it), NUL, a key given twice, too deep.
@@ -122,7 +144,10 @@ func (w walker) value(location string, depth int) *problem.Field {
 		if v == '{' {
 			return w.object(location, depth)
 		}
-		for w.d.More() {
+		for n := 0; w.d.More(); n++ {
+			if n == maxElements {
+				return &problem.Field{Location: locate(location), Message: "has more than 1000 elements"}
+			}
 			if f := w.value(location, depth+1); f != nil {
 				return f
 			}
@@ -146,7 +171,9 @@ func (w walker) object(location string, depth int) *problem.Field {
 		if seen[key] {
 			return &problem.Field{Location: locate(location), Message: "has the same field twice"}
 		}
-		seen[key] = true
+		if seen[key] = true; len(seen) > maxNames {
+			return &problem.Field{Location: locate(location), Message: "has more than 64 fields"}
+		}
 		if f := w.value(location+"."+key, depth+1); f != nil {
 			return f
 		}

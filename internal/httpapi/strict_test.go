@@ -39,6 +39,10 @@ var strictCases = []struct {
 	{"number out of range", `{"seed":1e999}`, "body.seed", "is a number out of range"},
 	{"deep", strings.Repeat("[", 40) + strings.Repeat("]", 40), "body", "is nested too deeply"},
 	{"deep in a field", `{"metadata":` + strings.Repeat(`{"a":`, 40) + `1` + strings.Repeat("}", 41), "body.metadata", "is nested too deeply"},
+	{"as many elements as ids", `{"ids":[` + strings.Repeat(`1,`, 999) + `1]}`, "", ""},
+	{"too many elements", `{"ids":[` + strings.Repeat(`1,`, 1000) + `1]}`, "body.ids", "has more than 1000 elements"},
+	{"many fields", `{` + strings.TrimSuffix(manyPairs(64), ",") + `}`, "", ""},
+	{"too many fields", `{"metadata":{` + strings.TrimSuffix(manyPairs(65), ",") + `}}`, "body.metadata", "has more than 64 fields"},
 	{"beyond the decoder's depth", strings.Repeat("[", 20000) + strings.Repeat("]", 20000), "body", "is not one valid JSON value"},
 }
 
