@@ -29,8 +29,10 @@ import (
 
 // The kinds of job of this room.
 const (
-	KindRun   = "generation:run"
-	KindSweep = "generation:sweep"
+	KindRun               = "generation:run"
+	KindSweep             = "generation:sweep"
+	KindDeleteGenerations = "generation:delete"
+	KindDeleteImages      = "image:delete"
 )
 
 // tombstoneFor is how long an id answers that its content is gone.
@@ -77,6 +79,9 @@ func New(o Options) *Service {
 	s.bulletin = newBulletin(o.Redis)
 	o.Queue.Register(jobs.Kind{Name: KindRun, Lane: "generation", Timeout: 6 * time.Hour, Run: s.run, Ended: s.ended})
 	o.Queue.Register(jobs.Kind{Name: KindSweep, MaxAttempts: 100, Run: s.sweep})
+	for _, k := range []removal{s.generationRemoval(), s.imageRemoval()} {
+		o.Queue.Register(jobs.Kind{Name: k.kind, MaxAttempts: 100, Run: s.deleteRest(k)})
+	}
 	return s
 }
 

@@ -531,6 +531,24 @@ func TestAHoldKeepsWhatItNamesAndNothingElse(t *testing.T) {
 }
 
 // More than one batch of held records must not hide what comes after them.
+func TestDeletingVeryManyIsFinishedByAJob(t *testing.T) {
+	stacks(t, setup{redis: nowhere}, func(t *testing.T, r *rig) {
+		const n = pagesAtOnce*sweepBatch + 150
+		r.fill(r.ada, n)
+		r.fill(r.ben, 3)
+		accepted, err := r.service.DeleteMany(t.Context(), r.ada, nil, true)
+		if err != nil || accepted != n {
+			t.Fatalf("%d accepted, want %d (%v)", accepted, n, err)
+		}
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			return r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ada) == 0
+		})
+		if left := r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ben); left != 3 {
+			t.Errorf("%d of somebody else's 3 are left", left)
+		}
+	})
+}
+
 func TestDeleteAllPassesOverManyHolds(t *testing.T) {
 	stacks(t, setup{idle: true, redis: nowhere}, func(t *testing.T, r *rig) {
 		ids := r.fill(r.ada, sweepBatch+5)

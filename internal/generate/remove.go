@@ -60,30 +60,93 @@ func (s *Service) Delete(ctx context.Context, owner, id string) error {
 
 // DeleteMany removes the given generations (at most 1,000), or all of the
 // owner's. Ids that are not there, or removed already, are passed over. It
-// returns how many were removed.
+// returns how many are removed; of very many, a job removes the rest.
 func (s *Service) DeleteMany(ctx context.Context, owner string, ids []string, all bool) (int, error) {
+	return s.deleteMany(ctx, owner, ids, all, s.generationRemoval())
+}
+
+// DeleteImages is DeleteMany for images.
+func (s *Service) DeleteImages(ctx context.Context, owner string, ids []string, all bool) (int, error) {
+	return s.deleteMany(ctx, owner, ids, all, s.imageRemoval())
+}
+
+// removal is what differs between removing generations and images.
+type removal struct {
+	kind, table, prefix string
+	some                func(ctx context.Context, owner string, ids []string, strict bool) (int, error)
+}
+
+func (s *Service) generationRemoval() removal {
+	return removal{KindDeleteGenerations, "generations", "gen", s.deleteSome}
+}
+
+func (s *Service) imageRemoval() removal {
+	return removal{KindDeleteImages, "images", "img", s.deleteImages}
+}
+
+// pagesAtOnce of a removal of all run within the request; a job does the rest.
+const pagesAtOnce = 5
+
+func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, all bool, k removal) (int, error) {
 	if !all {
 		if err := checkIDs(ids); err != nil {
 			return 0, err
 		}
-		return s.deleteSome(ctx, owner, ids, false)
+		return k.some(ctx, owner, ids, false)
 	}
-	removed := 0
-	before := db.FloorID("gen", s.Clock.Now().Add(time.Millisecond)) // not what is submitted meanwhile
-	for after := ""; ; {
-		var batch []string
-		err := s.DB.Select(ctx, &batch, `SELECT id FROM generations WHERE owner = ? AND removed_at = 0 AND id > ? AND id < ? ORDER BY id LIMIT ?`,
-			owner, after, before, sweepBatch)
-		if err != nil || len(batch) == 0 {
-			return removed, away(err)
+	until := s.Clock.Now()
+	removed, ended, err := s.removePages(ctx, owner, until, pagesAtOnce, k)
+	if err != nil || ended {
+		return removed, away(err)
+	}
+	var rest int
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		err := tx.Get(ctx, &rest, `SELECT count(*) FROM `+k.table+` WHERE owner = ? AND removed_at = 0 AND expires_at > ? AND id < ?`,
+			owner, until.UnixMilli(), madeUntil(k, until))
+		if err != nil {
+			return err
 		}
-		n, err := s.deleteSome(ctx, owner, batch, false)
+		_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: k.kind, Party: owner, Ref: owner})
+		return err
+	})
+	return removed + rest, away(err)
+}
+
+// deleteRest goes on where a request to remove all had to stop.
+func (s *Service) deleteRest(k removal) func(context.Context, *jobs.Run) error {
+	return func(ctx context.Context, r *jobs.Run) error {
+		if _, _, err := s.removePages(ctx, r.Ref, millis(r.CreatedAt), 1<<30, k); err != nil {
+			return jobs.Retry("internal", err)
+		}
+		return nil
+	}
+}
+
+// madeUntil is above every id made until then: what is submitted meanwhile
+// stays.
+func madeUntil(k removal, until time.Time) string {
+	return db.FloorID(k.prefix, until.Add(time.Millisecond))
+}
+
+// removePages removes an owner's rows, page by page; ended is true when none is
+// left but those that a hold keeps.
+func (s *Service) removePages(ctx context.Context, owner string, until time.Time, pages int, k removal) (removed int, ended bool, err error) {
+	after := ""
+	for range pages {
+		var page []string
+		err := s.DB.Select(ctx, &page, `SELECT id FROM `+k.table+` WHERE owner = ? AND removed_at = 0 AND expires_at > ? AND id > ? AND id < ?
+			ORDER BY id LIMIT ?`, owner, s.Clock.Millis(), after, madeUntil(k, until), sweepBatch)
+		if err != nil || len(page) == 0 {
+			return removed, err == nil, err
+		}
+		n, err := k.some(ctx, owner, page, false)
 		removed += n
 		if err != nil {
-			return removed, err
+			return removed, false, err
 		}
-		after = batch[len(batch)-1] // a hold may keep some
+		after = page[len(page)-1]
 	}
+	return removed, false, nil
 }
 
 // What cannot be removed, and is passed over unless it was asked for by name.
@@ -178,33 +241,6 @@ func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where, arg, reaso
 func (s *Service) DeleteImage(ctx context.Context, owner, id string) error {
 	_, err := s.deleteImages(ctx, owner, []string{id}, true)
 	return err
-}
-
-// DeleteImages removes the given images (at most 1,000), or all of the owner's,
-// and returns how many.
-func (s *Service) DeleteImages(ctx context.Context, owner string, ids []string, all bool) (int, error) {
-	if !all {
-		if err := checkIDs(ids); err != nil {
-			return 0, err
-		}
-		return s.deleteImages(ctx, owner, ids, false)
-	}
-	removed := 0
-	before := db.FloorID("img", s.Clock.Now().Add(time.Millisecond))
-	for after := ""; ; {
-		var batch []string
-		err := s.DB.Select(ctx, &batch, `SELECT id FROM images WHERE owner = ? AND removed_at = 0 AND expires_at > ? AND id > ? AND id < ? ORDER BY id LIMIT ?`,
-			owner, s.Clock.Millis(), after, before, sweepBatch)
-		if err != nil || len(batch) == 0 {
-			return removed, away(err)
-		}
-		n, err := s.deleteImages(ctx, owner, batch, false)
-		removed += n
-		if err != nil {
-			return removed, err
-		}
-		after = batch[len(batch)-1]
-	}
 }
 
 func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, strict bool) (int, error) {

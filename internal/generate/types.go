@@ -29,8 +29,8 @@ type Request struct {
 	Width          int               `json:"width"`          // pixels
 	Height         int               `json:"height"`         // pixels
 	Seed           *int64            `json:"seed,omitempty"` // 0 to 2^32-1; image k uses seed+k; nil: chosen here
-	Steps          int               `json:"steps"`          //
-	Guidance       *float64          `json:"guidance"`       //
+	Steps          int               `json:"steps"`          // of denoising
+	Guidance       *float64          `json:"guidance"`       // scale; nil: the model's
 	Format         string            `json:"format"`         // png or jpeg
 	RetentionDays  int               `json:"retention_days"` // at most the policy's
 	EmbedPrompt    bool              `json:"embed_prompt"`   // write the prompt into the file
@@ -61,7 +61,7 @@ type Progress struct {
 	Image     int     // images finished
 	Images    int     // images asked for
 	Step      int     // within the current image
-	Steps     int     //
+	Steps     int     // of one image
 	Fraction  float64 // 0 to 1 over all images
 	Estimated bool    // the engine tells no steps: reckoned from its usual time
 }
@@ -144,20 +144,3 @@ type Update struct {
 	Generation Generation
 	State      bool // a change of state, or the first update; false: progress only
 }
-
-// The methods a door calls, all on *Service. owner is the subject id that the
-// key belongs to. Each returns *problem.Error for what the caller did wrong.
-//
-//	Submit(ctx, owner string, r Request, i *Idempotency) (g Generation, replayed bool, err error)
-//	Get(ctx, owner, id string) (Generation, error)           // DataRemoved for a tombstone
-//	List(ctx, owner string, p Page) (list []Generation, next string, err error)
-//	Cancel(ctx, owner, id string) (Generation, error)        // Conflict when already ended otherwise
-//	Delete(ctx, owner, id string) error
-//	Image(ctx, owner, id string) (Image, error)
-//	DeleteImage(ctx, owner, id string) error
-//	DeleteImages(ctx, owner string, ids []string, all bool) (accepted int, err error) // a job does it
-//	Content(ctx, owner, id string, thumbnail bool) (Content, error)
-//	Models(ctx) ([]Model, error)
-//	Watch(ctx, owner, id string, after int64) (*Watch, error) // first update at once, if its sequence is after
-//	(*Watch).Next(ctx) (Update, error)                         // waits; ctx's error when it ends
-//	(*Watch).Close()

@@ -148,7 +148,7 @@ func (q *Queue) Register(k Kind) {
 type NewJob struct {
 	Kind     string
 	Party    string    // default System
-	Ref      string    //
+	Ref      string    // the row that the work is about
 	Lane     string    // default the kind's
 	Cost     int64     // default 1; what a turn is charged
 	RunAfter time.Time // zero: now

@@ -2,6 +2,8 @@ package jobs
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,8 +87,14 @@ func (q *Queue) sample(ctx context.Context) error {
 		Jobs   int64  `db:"jobs"`
 		Oldest int64  `db:"oldest"`
 	}
-	err := q.db.Select(ctx, &rows, `SELECT lane, state, count(*) AS jobs, min(run_after) AS oldest FROM jobs
-		WHERE state IN ('queued', 'waiting', 'running') GROUP BY lane, state`)
+	// One state at a time, because each has its own small index and ended jobs
+	// have none.
+	var parts []string
+	for _, state := range []State{Queued, Waiting, Running} {
+		parts = append(parts, fmt.Sprintf(`SELECT lane, '%s' AS state, count(*) AS jobs, min(run_after) AS oldest
+			FROM jobs WHERE state = '%s' GROUP BY lane`, state, state))
+	}
+	err := q.db.Select(ctx, &rows, strings.Join(parts, " UNION ALL "))
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ const (
 	Unauthorized        Code = "unauthorized"         // no key, or one that is unknown, expired or revoked
 	Forbidden           Code = "forbidden"            // the key lacks the scope, or the subject's state refuses this use
 	NotFound            Code = "not_found"            // also for everything that belongs to somebody else
-	MethodNotAllowed    Code = "method_not_allowed"   //
+	MethodNotAllowed    Code = "method_not_allowed"   // the route knows other methods
 	DataRemoved         Code = "data_removed"         // a tombstone: it was there, and its content is gone
 	Conflict            Code = "conflict"             // the state does not allow this any more
 	IdempotencyMismatch Code = "idempotency_mismatch" // the key was used with another body
