@@ -69,6 +69,7 @@ type API struct {
 	meters   meters
 	keys     *keyLimiter
 	failures *failureLimiter
+	open     openLimiter
 	probe    probe
 
 	openAPI []byte
@@ -96,6 +97,7 @@ func New(o Options) (*API, error) {
 		keys:   newKeyLimiter(o.Redis, o.Clock, o.RequestsPerMinute),
 	}
 	a.failures = newFailureLimiter(o.Clock)
+	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
 	a.probe = probe{ask: o.Ready}
 	var err error
 	if a.meters, err = newMeters(o.Registry); err != nil {

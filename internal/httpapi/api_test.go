@@ -700,3 +700,38 @@ func TestRateLimitOfAKey(t *testing.T) {
 		}
 	})
 }
+
+func TestTooManyStreamsOfAKey(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		r.api.open.most = 2
+		id := r.submit(r.ada)
+		first, leave := context.WithCancel(t.Context())
+		defer leave()
+		for _, ctx := range []context.Context{first, t.Context()} {
+			if res, _ := r.open(ctx, id, r.ada, ""); res.StatusCode != http.StatusOK {
+				t.Fatal(res.StatusCode)
+			}
+		}
+		for _, c := range []struct{ method, path, body string }{
+			{"GET", "/v1/generations/" + id + "/events", ""}, {"GET", "/v1/generations/" + id, ""},
+			{"POST", "/v1/generations", `{"prompt":"x","width":64,"height":64}`},
+		} {
+			a := r.do(c.method, c.path, r.ada, c.body, "Prefer", "wait=1")
+			if a.status != 429 || a.field(t, "code") != "rate_limited" || a.Header.Get("Retry-After") == "" {
+				t.Errorf("%s %s: %d %s", c.method, c.path, a.status, a.body)
+			}
+		}
+		var list struct{ Data []any }
+		if a := r.do("GET", "/v1/generations", r.ada, ""); json.Unmarshal([]byte(a.body), &list) != nil || len(list.Data) != 1 {
+			t.Errorf("a refused wait made something: %s", a.body)
+		}
+		if a := r.do("GET", "/v1/generations/"+id, r.readOnly, "", "Prefer", "wait=1"); a.status != 200 {
+			t.Errorf("another key: %d", a.status)
+		}
+		leave()
+		testenv.Eventually(t, 20*time.Second, func() bool {
+			return r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=1").status == 200
+		})
+	})
+}

@@ -93,7 +93,8 @@ var (
 	eventsDoc = doc{
 		id: "stream-generation", tag: tagGenerations, summary: "Follow a generation", long: true,
 		description: "Server-sent events: `state` carries the whole generation and an id, `progress` only how far it is, `problem` an error that ends the stream. " +
-			"It ends after the final state. With `Last-Event-ID` states that were seen are not told again. A comment every 15 s keeps proxies from closing it.",
+			"It ends after the final state. With `Last-Event-ID` states that were seen are not told again. A comment every 15 s keeps proxies from closing it. " +
+			"One key may have 100 streams and waits open at once.",
 		answers: []good{
 			{status: http.StatusOK, description: "The stream.", kind: "text/event-stream", body: "retry: 2000\n\nevent: state\nid: 2\ndata: {\"id\":\"" + sampleGeneration + "\",\"status\":\"running\"}\n\nevent: progress\ndata: {\"id\":\"" + sampleGeneration + "\",\"status\":\"running\",\"progress\":{\"image\":0,\"images\":1,\"step\":4,\"steps\":8,\"fraction\":0.5,\"estimated\":false}}\n\n"},
 			{status: http.StatusNoContent, description: "It is final and Last-Event-ID says that you saw that: do not come back."},

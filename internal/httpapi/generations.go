@@ -64,6 +64,14 @@ func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOut
 	if err != nil {
 		return nil, err
 	}
+	wait := preferredWait(in.Prefer)
+	if wait > 0 {
+		release, err := a.hold(ctx) // before it is accepted: then it must be answered
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	submit, cancel := context.WithTimeout(ctx, ordinaryTime)
 	defer cancel()
 	owner := callOf(ctx).owner
@@ -75,7 +83,7 @@ func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOut
 	if replayed {
 		out.Replayed = "true"
 	}
-	if wait := preferredWait(in.Prefer); wait > 0 {
+	if wait > 0 {
 		out.Applied = fmt.Sprintf("wait=%d", int(wait.Seconds()))
 		if g, err = a.await(ctx, owner, g, wait); err != nil {
 			return nil, err
@@ -131,6 +139,11 @@ func (a *API) getGeneration(ctx context.Context, in *getInput) (*getOutput, erro
 	}
 	out := &getOutput{}
 	if wait := preferredWait(in.Prefer); wait > 0 {
+		release, err := a.hold(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 		out.Applied = fmt.Sprintf("wait=%d", int(wait.Seconds()))
 		if g, err = a.await(ctx, owner, g, wait); err != nil {
 			return nil, err

@@ -153,3 +153,30 @@ func (l *keyLimiter) read(numbers []int64, err error) (allowance, error) {
 	}
 	return l.rate.allowance(numbers[0] == 1, numbers[1], numbers[2]), nil
 }
+
+// openLimiter caps what one key has open at once, in this process: each stream
+// and wait holds a connection and is asked for in the database.
+type openLimiter struct {
+	most int
+
+	mu   sync.Mutex
+	open map[string]int // by key; none at 0
+}
+
+// take counts one more until release, which may be called again; false: there
+// are most already.
+func (l *openLimiter) take(keyID string) (release func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[keyID] >= l.most {
+		return nil, false
+	}
+	l.open[keyID]++
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.open[keyID]--; l.open[keyID] == 0 {
+			delete(l.open, keyID)
+		}
+	}), true
+}

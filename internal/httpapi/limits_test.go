@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/clock"
+	"zimage/internal/problem"
 	"zimage/internal/testenv"
 )
 
@@ -185,6 +188,62 @@ func TestMatches(t *testing.T) {
 	} {
 		if got := matches(header, `"a"`); got != want {
 			t.Errorf("%s: %v", header, got)
+		}
+	}
+}
+
+func TestOpenLimiter(t *testing.T) {
+	t.Parallel()
+	l := openLimiter{most: 2, open: map[string]int{}}
+	first, ok := l.take("key_a")
+	second, also := l.take("key_a")
+	if !ok || !also {
+		t.Fatal("refused below the cap")
+	}
+	if _, ok := l.take("key_a"); ok {
+		t.Error("one more than the cap")
+	}
+	other, ok := l.take("key_b")
+	if !ok {
+		t.Fatal("another key pays for the first")
+	}
+	first()
+	first()
+	third, ok := l.take("key_a")
+	if !ok {
+		t.Fatal("released, and still counted")
+	}
+	if _, ok := l.take("key_a"); ok {
+		t.Error("released twice counts twice")
+	}
+	second()
+	third()
+	other()
+	if len(l.open) != 0 {
+		t.Errorf("keys are remembered: %v", l.open)
+	}
+}
+
+// A database that is away ends no wait; what is gone does.
+func TestWhatEndsAWait(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name          string
+		err           error
+		ends, silence bool
+	}{
+		{"removed", problem.New(problem.DataRemoved, "Gone."), true, false},
+		{"not found", fmt.Errorf("get: %w", problem.New(problem.NotFound, "No.")), true, false},
+		{"revoked", problem.New(problem.Unauthorized, "No."), true, false},
+		{"forbidden", problem.New(problem.Forbidden, "No."), true, false},
+		{"away", problem.New(problem.Unavailable, "Away."), false, false},
+		{"away, too slow", problem.Wrap(context.DeadlineExceeded, problem.Unavailable, "Away."), false, false},
+		{"nothing new", context.DeadlineExceeded, false, true},
+		{"unknown", errors.New("x"), false, false},
+		{"none", nil, false, false},
+	} {
+		if ends(c.err) != c.ends || silence(c.err) != c.silence {
+			t.Errorf("%s: ends %v, silence %v", c.name, ends(c.err), silence(c.err))
 		}
 	}
 }

@@ -30,6 +30,10 @@ const (
 	beatEvery = 15 * time.Second
 	// writeTime is how long a client may take to read one event.
 	writeTime = 10 * time.Second
+	// blipRest is how long a part of ours that failed is left alone.
+	blipRest = 500 * time.Millisecond
+	// mostOpen is how many streams and waits one key may have open at once.
+	mostOpen = 100
 	// retryMillis is what a broken stream waits before it comes back.
 	retryMillis = 2000
 )
@@ -53,7 +57,7 @@ func preferredWait(prefer string) time.Duration {
 
 // await returns the generation as it is when it is final or the time is over.
 // After an accept it fails only when the key does not hold any more or the data
-// is gone: what was accepted must be answered.
+// is gone: what was accepted must be answered, also while the database is away.
 func (a *API) await(ctx context.Context, owner string, g generate.Generation, wait time.Duration) (generate.Generation, error) {
 	if g.Status.Terminal() {
 		return g, nil
@@ -66,16 +70,15 @@ func (a *API) await(ctx context.Context, owner string, g generate.Generation, wa
 	if w, err := a.rooms.Watchers.Watch(until, owner, g.ID, g.Sequence); err == nil {
 		defer w.Close()
 		asked := time.Now()
-		for !g.Status.Terminal() {
+		for !g.Status.Terminal() && until.Err() == nil {
 			u, err := next(until, w, holdsEvery-time.Since(asked))
-			if known := new(problem.Error); errors.As(err, &known) {
-				return g, known
-			}
-			if until.Err() != nil || err != nil && !errors.Is(err, context.DeadlineExceeded) {
-				break
-			}
-			if err == nil {
+			switch {
+			case err == nil:
 				g = u.Generation
+			case ends(err):
+				return g, err
+			case !silence(err):
+				pause(until, blipRest)
 			}
 			if time.Since(asked) >= holdsEvery {
 				if err := a.stillHolds(until); err != nil {
@@ -91,11 +94,50 @@ func (a *API) await(ctx context.Context, owner string, g generate.Generation, wa
 		return g, err
 	}
 	if !g.Status.Terminal() {
-		if fresh, err := a.rooms.Generate.Get(ending, owner, g.ID); err == nil {
+		fresh, err := a.rooms.Generate.Get(ending, owner, g.ID)
+		if err == nil {
 			return fresh, nil
+		}
+		if ends(err) {
+			return g, err
 		}
 	}
 	return g, nil
+}
+
+// ends reports whether there is nothing more to wait for: the data is gone, or
+// the key does not hold. Any other error says nothing of the generation.
+func ends(err error) bool {
+	switch problem.CodeOf(err) {
+	case problem.DataRemoved, problem.NotFound, problem.Unauthorized, problem.Forbidden:
+		return true
+	}
+	return false
+}
+
+// silence reports whether next only ran out of its time. A part of ours that
+// took too long is no silence: it would be asked again at once.
+func silence(err error) bool {
+	known := new(problem.Error)
+	return errors.Is(err, context.DeadlineExceeded) && !errors.As(err, &known)
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// hold counts one stream or wait of the request's key until release.
+func (a *API) hold(ctx context.Context) (release func(), err error) {
+	release, ok := a.open.take(callOf(ctx).keyID)
+	if !ok {
+		return nil, problem.New(problem.RateLimited, "Too many streams and waits are open with this key.").After(5 * time.Second)
+	}
+	return release, nil
 }
 
 // next waits for one update, but no longer than most.
@@ -145,13 +187,19 @@ func (a *API) generationEvents(ctx context.Context, in *eventsInput) (*streamOut
 			hc.SetStatus(http.StatusOK)
 		}}, nil
 	}
+	release, err := a.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
 	live, cancelLive := a.untilClose(ctx)
 	w, err := a.rooms.Watchers.Watch(live, owner, in.ID, after)
 	if err != nil {
 		cancelLive()
+		release()
 		return nil, err
 	}
 	return &streamOutput{Body: func(hc huma.Context) {
+		defer release()
 		defer cancelLive()
 		defer w.Close()
 		a.meters.streams.Inc()
@@ -173,11 +221,14 @@ func (a *API) stream(ctx context.Context, out *eventWriter, w *generate.Watch) {
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.As(err, &known):
+		case ends(err):
 			// Deleted or expired while we watched.
-			_ = out.event("problem", "", view(ctx, known))
+			_ = out.event("problem", "", view(ctx, err))
 			return
-		case err != nil && !errors.Is(err, context.DeadlineExceeded):
+		case silence(err):
+		case errors.As(err, &known):
+			pause(ctx, blipRest) // a part of ours is away, and the generation is not
+		case err != nil:
 			a.log.ErrorContext(ctx, "stream failed", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
 			return // the client comes back after retry, with its Last-Event-ID
 		case err == nil && u.State:
