@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,10 +29,11 @@ import (
 const connections = 16
 
 type rig struct {
-	db     *db.DB
-	redis  *redis.Client
-	queue  *jobs.Queue // of those who submit
-	worker func() (stop func())
+	db            *db.DB
+	redis         *redis.Client
+	queue         *jobs.Queue // of those who submit
+	url, redisURL string
+	worker        func() (stop func())
 }
 
 func newRig(b *testing.B, slots int, interval time.Duration, run func(context.Context, *jobs.Run) error) *rig {
@@ -40,7 +43,8 @@ func newRig(b *testing.B, slots int, interval time.Duration, run func(context.Co
 	if err != nil {
 		b.Fatal(err)
 	}
-	o, err := redis.ParseURL(testenv.Redis(b))
+	redisURL := testenv.Redis(b)
+	o, err := redis.ParseURL(redisURL)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -60,7 +64,7 @@ func newRig(b *testing.B, slots int, interval time.Duration, run func(context.Co
 		return q
 	}
 	working := queue()
-	return &rig{db: d, redis: client, queue: queue(), worker: func() func() {
+	return &rig{db: d, redis: client, queue: queue(), url: url, redisURL: redisURL, worker: func() func() {
 		w := working.NewWorker([]jobs.Lane{{Name: "bench", Slots: jobs.NewFixed(slots), CheckInterval: interval}}, time.Second)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
@@ -318,31 +322,14 @@ func BenchmarkFairClaim(b *testing.B) {
 	}
 }
 
-// BenchmarkRedis measures what Redis holds for each queued job, and what
-// emptying it costs with 10,000 queued: the longest pause between two jobs.
-func BenchmarkRedis(b *testing.B) {
+// BenchmarkRedisBytes measures what Redis holds for each queued job while every
+// job has a ring of its own; beyond the bell's bound it is less.
+func BenchmarkRedisBytes(b *testing.B) {
 	for b.Loop() {
-		const n = 10_000
-		var mu sync.Mutex
-		var last time.Time
-		var pause time.Duration
-		done := 0
-		all := make(chan struct{})
-		r := newRig(b, 4, 10*time.Millisecond, func(context.Context, *jobs.Run) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if !last.IsZero() {
-				pause = max(pause, time.Since(last))
-			}
-			last = time.Now()
-			if done++; done == n {
-				close(all)
-			}
-			return nil
-		})
+		const n = 200 // below the bound of 256
+		r := newRig(b, 1, time.Second, nil)
 		ctx := context.Background()
-		used := func() float64 {
-			var total float64
+		used := func() (total float64) {
 			for _, key := range r.redis.Keys(ctx, "*").Val() {
 				total += float64(r.redis.MemoryUsage(ctx, key, 0).Val())
 			}
@@ -351,22 +338,136 @@ func BenchmarkRedis(b *testing.B) {
 		before := used()
 		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
 		testenv.Eventually(b, 30*time.Second, func() bool {
-			return r.redis.LLen(ctx, "asynq:{bench}:pending").Val() >= 256 // the bell's own bound
+			return r.redis.LLen(ctx, "asynq:{bench}:pending").Val() == n
 		})
 		b.ReportMetric((used()-before)/n, "redis-bytes/job")
-		stop := r.worker()
-		testenv.Eventually(b, 30*time.Second, func() bool { mu.Lock(); defer mu.Unlock(); return done > n/10 })
-		if err := r.redis.FlushAll(ctx).Err(); err != nil {
+	}
+}
+
+// BenchmarkFlushAll empties Redis with 10,000 jobs queued, and again and again
+// while jobs trickle in on an idle lane, and reports the longest wait of any job
+// after its slot was free.
+func BenchmarkFlushAll(b *testing.B) {
+	for b.Loop() {
+		const n, trickle = 10_000, 40
+		var mu sync.Mutex
+		var last time.Time
+		var pause time.Duration
+		done := 0
+		tell := make(chan struct{}, n+trickle)
+		r := newRig(b, 4, 10*time.Millisecond, func(context.Context, *jobs.Run) error {
+			mu.Lock()
+			if !last.IsZero() {
+				pause = max(pause, time.Since(last))
+			}
+			last = time.Now()
+			done++
+			mu.Unlock()
+			tell <- struct{}{}
+			return nil
+		})
+		ctx := context.Background()
+		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
+		if err := r.redis.FlushAll(ctx).Err(); err != nil { // every ring of the 10,000
 			b.Fatal(err)
 		}
-		select {
-		case <-all:
-		case <-time.After(2 * time.Minute):
+		mu.Lock()
+		last = time.Now()
+		mu.Unlock()
+		defer r.worker()()
+		for i := range n {
+			if i == n/2 {
+				_ = r.redis.FlushAll(ctx).Err() // in the middle of the work
+			}
+			<-tell
 		}
-		stop()
+		for i := range trickle {
+			mu.Lock()
+			last = time.Now()
+			mu.Unlock()
+			r.add(b, fmt.Sprint("owner", i))
+			_ = r.redis.FlushAll(ctx).Err() // with luck before its ring was heard
+			select {
+			case <-tell:
+			case <-time.After(time.Minute):
+			}
+		}
 		mu.Lock()
 		b.ReportMetric(pause.Seconds(), "longest-pause-s")
-		b.ReportMetric(float64(n-done), "lost")
+		b.ReportMetric(float64(n+trickle-done), "lost")
 		mu.Unlock()
+	}
+}
+
+// BenchmarkKill9 kills a worker process in the middle of a job and measures
+// until another worker runs it.
+func BenchmarkKill9(b *testing.B) {
+	for b.Loop() {
+		again := make(chan time.Time, 1)
+		r := newRig(b, 1, 10*time.Millisecond, func(context.Context, *jobs.Run) error {
+			again <- time.Now()
+			return nil
+		})
+		child := exec.Command(os.Args[0]) //nolint:gosec // this very binary
+		child.Env = append(os.Environ(), childDatabase+"="+r.url, childRedis+"="+r.redisURL)
+		if err := child.Start(); err != nil {
+			b.Fatal(err)
+		}
+		r.add(b, "owner")
+		testenv.Eventually(b, 20*time.Second, func() bool {
+			var running int
+			err := r.db.Get(context.Background(), &running, `SELECT count(*) FROM jobs WHERE state = 'running'`)
+			return err == nil && running == 1
+		})
+		defer r.worker()()
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go func() { _ = r.queue.NewScheduler().Run(ctx) }()
+		// The scheduler is patient for a lease after its own start; the kill comes
+		// later, right after a renewal: the worst moment.
+		time.Sleep(jobs.Lease + jobs.Renew)
+		killed := time.Now()
+		if err := child.Process.Kill(); err != nil {
+			b.Fatal(err)
+		}
+		_ = child.Wait()
+		select {
+		case at := <-again:
+			b.ReportMetric(at.Sub(killed).Seconds(), "running-again-s")
+			b.ReportMetric(at.Sub(killed).Seconds()/20, "ratio-of-20-s")
+		case <-time.After(2 * time.Minute):
+			b.Fatal("it did not run again")
+		}
+	}
+}
+
+// Where a child of BenchmarkKill9 finds its parts.
+const (
+	childDatabase = "ZIMAGE_TEST_JOBS_DATABASE"
+	childRedis    = "ZIMAGE_TEST_JOBS_REDIS"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childDatabase) == "" {
+		os.Exit(m.Run())
+	}
+	// A worker whose job never ends, to be killed.
+	d, err := db.Open(context.Background(), os.Getenv(childDatabase), db.Options{})
+	if err != nil {
+		panic(err)
+	}
+	o, err := redis.ParseURL(os.Getenv(childRedis))
+	if err != nil {
+		panic(err)
+	}
+	metrics := jobs.NewMetrics(nil)
+	q := jobs.New(d, clock.New(), jobs.NewBell(redis.NewClient(o), metrics), metrics, slog.New(slog.DiscardHandler))
+	q.Register(jobs.Kind{Name: "bench:run", Lane: "bench", Run: func(ctx context.Context, _ *jobs.Run) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}})
+	w := q.NewWorker([]jobs.Lane{{Name: "bench", Slots: jobs.NewFixed(1), CheckInterval: 10 * time.Millisecond}}, time.Second)
+	if err := w.Run(context.Background(), nil); err != nil {
+		panic(err)
 	}
 }
