@@ -9,9 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +37,7 @@ type generateCommand struct {
 	Force    bool     `short:"f" help:"Overwrite files that are there."`
 	Server   string   `env:"ZIMAGE_PUBLIC_URL" help:"Address of the service; default: the one on this machine."`
 	KeyFile  string   `help:"File with the API key; default: $ZIMAGE_KEY, else the first user's key of this installation."`
+	Insecure bool     `help:"Send the API key and the prompt in the clear to a --server that is http:// and not on this machine."`
 }
 
 // answer is as much of a generation as this client needs.
@@ -61,11 +66,18 @@ type answer struct {
 }
 
 func (g generateCommand) Run(ctx context.Context) error {
+	c, err := newClient(g.Server, g.KeyFile, g.Insecure)
+	if err != nil {
+		return err
+	}
 	files, err := g.files()
 	if err != nil {
 		return err
 	}
-	c, err := newClient(g.Server, g.KeyFile)
+	// Before anything is asked for: a folder that cannot be written to must not
+	// cost a picture.
+	drafts, err := openDrafts(files)
+	defer drafts.discard()
 	if err != nil {
 		return err
 	}
@@ -96,24 +108,39 @@ func (g generateCommand) Run(ctx context.Context) error {
 	bar := newBar(os.Stderr)
 	err = c.follow(ctx, gen.ID, bar.show)
 	bar.end()
-	if err != nil {
-		if ctx.Err() != nil {
-			return c.giveUp(gen.ID)
-		}
-		return err
+	if err != nil && ctx.Err() != nil {
+		return c.giveUp(gen.ID)
 	}
-	if err := c.json(context.WithoutCancel(ctx), http.MethodGet, "/v1/generations/"+gen.ID, nil, &gen); err != nil {
+	if err == nil {
+		err = g.fetch(ctx, c, gen.ID, files, drafts)
+	}
+	if err != nil {
+		return fmt.Errorf("generation %s: %w", gen.ID, err)
+	}
+	return nil
+}
+
+// fetch brings a generation's pictures into their files.
+func (g generateCommand) fetch(ctx context.Context, c *client, id string, files []string, drafts drafts) error {
+	var gen answer
+	if err := c.json(context.WithoutCancel(ctx), http.MethodGet, "/v1/generations/"+id, nil, &gen); err != nil {
 		return err
 	}
 	if gen.Status != "succeeded" {
 		if gen.Error != nil {
-			return fmt.Errorf("%s (%s, %s)", gen.Error.Message, gen.Error.Code, gen.ID)
+			return fmt.Errorf("%s (%s)", gen.Error.Message, gen.Error.Code)
 		}
-		return fmt.Errorf("the generation is %s (%s)", gen.Status, gen.ID)
+		return fmt.Errorf("it is %s", gen.Status)
+	}
+	if len(gen.Images) != len(files) {
+		return fmt.Errorf("it has %d pictures, not %d; fetch them from the service", len(gen.Images), len(files))
 	}
 	for i, image := range gen.Images {
-		if err := c.download(ctx, image.URL, files[i], g.Force); err != nil {
-			return err
+		if err := c.download(ctx, image.URL, drafts[i]); err != nil {
+			return fmt.Errorf("fetch %s: %w; the service still has it", image.URL, err)
+		}
+		if err := keep(drafts[i].Name(), files[i], g.Force, os.Link); err != nil {
+			return fmt.Errorf("write %s: %w; the service still has %s", files[i], err, image.URL)
 		}
 		fmt.Printf("%s  %d×%d  seed %d\n", files[i], image.Width, image.Height, image.Seed)
 	}
@@ -122,6 +149,13 @@ func (g generateCommand) Run(ctx context.Context) error {
 
 // files are the names to write, checked before anything is made.
 func (g generateCommand) files() ([]string, error) {
+	if base := filepath.Base(g.Output); g.Output == "" || strings.HasSuffix(g.Output, "/") || base == "." || base == ".." {
+		return nil, errors.New("--output needs the name of a file")
+	}
+	const most = 100 // far above what any model makes at once
+	if g.N < 1 || g.N > most {
+		return nil, fmt.Errorf("-n must be from 1 to %d", most)
+	}
 	files := []string{g.Output}
 	if g.N > 1 {
 		files = nil
@@ -131,7 +165,13 @@ func (g generateCommand) files() ([]string, error) {
 		}
 	}
 	for _, f := range files {
-		if _, err := os.Stat(f); err == nil && !g.Force {
+		switch info, err := os.Lstat(f); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, err
+		case !info.Mode().IsRegular():
+			return nil, fmt.Errorf("%s is there and no plain file; name another", f)
+		case !g.Force:
 			return nil, fmt.Errorf("%s is there already; --force overwrites it", f)
 		}
 		if info, err := os.Stat(filepath.Dir(f)); err != nil || !info.IsDir() {
@@ -139,6 +179,56 @@ func (g generateCommand) files() ([]string, error) {
 		}
 	}
 	return files, nil
+}
+
+// drafts are temporary files beside the ones to write, so that a broken
+// transfer leaves no half picture.
+type drafts []*os.File
+
+func openDrafts(files []string) (drafts, error) {
+	var d drafts
+	for _, name := range files {
+		f, err := os.CreateTemp(filepath.Dir(name), ".zimage-*")
+		if err != nil {
+			return d, fmt.Errorf("%s cannot be written: %w", name, err)
+		}
+		d = append(d, f)
+	}
+	return d, nil
+}
+
+// discard removes what was not kept.
+func (d drafts) discard() {
+	for _, f := range d {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+	}
+}
+
+// keep gives a draft its name. Without force it overwrites nothing, also not
+// what has come meanwhile: a link does so at once, and where the folder knows no
+// links, a new file with the same bytes.
+func keep(draft, name string, force bool, link func(from, to string) error) (err error) {
+	if force {
+		return os.Rename(draft, name)
+	}
+	if err := link(draft, name); err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	from, err := os.Open(draft) //nolint:gosec // our own
+	if err != nil {
+		return err
+	}
+	defer func() { _ = from.Close() }()
+	to, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // a picture, where the user says
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	if err = errors.Join(err, to.Close()); err != nil {
+		return errors.Join(err, os.Remove(name))
+	}
+	return nil
 }
 
 func formatOf(name string) string {
@@ -156,26 +246,67 @@ type client struct {
 	http      *http.Client
 }
 
-func newClient(server, keyPath string) (*client, error) {
-	c, err := config.Load(nil)
-	if err != nil {
-		return nil, err
+func newClient(server, keyPath string, insecure bool) (*client, error) {
+	key, source := os.Getenv("ZIMAGE_KEY"), "$ZIMAGE_KEY"
+	if keyPath != "" {
+		key = ""
 	}
-	if server == "" {
-		server = c.PublicURL
-	}
-	key := os.Getenv("ZIMAGE_KEY")
-	if keyPath != "" || key == "" {
-		if keyPath == "" {
+	if server == "" || key == "" && keyPath == "" {
+		c, err := installed()
+		if err != nil {
+			return nil, err
+		}
+		if server == "" {
+			server = c.PublicURL
+		}
+		if key == "" && keyPath == "" {
 			keyPath = keyFile(c)
 		}
+	}
+	base, err := url.Parse(strings.TrimSuffix(server, "/"))
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Hostname() == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return nil, errors.New("--server must be https://host or https://host:port")
+	}
+	if base.Scheme == "http" && !isLoopback(base.Hostname()) && !insecure {
+		return nil, fmt.Errorf("the API key would go to %s in the clear: name an https:// address, or accept it with --insecure", base.Host)
+	}
+	if key == "" {
 		text, err := os.ReadFile(keyPath) //nolint:gosec // the file that the user names
 		if err != nil {
 			return nil, fmt.Errorf("no API key: start `zimage up` here first, set $ZIMAGE_KEY, or name a file with --key-file (%w)", err)
 		}
-		key = strings.TrimSpace(string(text))
+		key, source = string(text), keyPath
 	}
-	return &client{base: strings.TrimSuffix(server, "/"), key: key, once: rand.Text(), http: &http.Client{}}, nil
+	key = strings.TrimSpace(key)
+	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, fmt.Errorf("%s must hold one API key and nothing else", source)
+	}
+	return &client{base: base.String(), key: key, once: rand.Text(), http: &http.Client{
+		// The API sends nobody elsewhere, and the key must not go there.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// installed is where the installation on this machine is and keeps its first
+// key. What else is wrong with its settings does not matter to a client.
+func installed() (config.Config, error) {
+	c, err := config.Load(nil)
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		problems = slices.DeleteFunc(problems, func(p config.Problem) bool {
+			return !slices.Contains([]string{"LISTEN", "PUBLIC_URL", "TLS_CERT", "TLS_KEY", "DATA"}, strings.TrimPrefix(p.Variable, config.Prefix))
+		})
+		err = nil
+		if len(problems) > 0 {
+			err = problems
+		}
+	}
+	return c, err
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
 func (c *client) do(ctx context.Context, method, path string, body any, header ...string) (*http.Response, error) {
@@ -317,30 +448,18 @@ func (c *client) giveUp(id string) error {
 	return fmt.Errorf("interrupted; %s is canceled", id)
 }
 
-// download writes an image beside its name first, so that a broken transfer
-// leaves no half picture.
-func (c *client) download(ctx context.Context, url, name string, force bool) (err error) {
+// download writes an image into f and closes it.
+func (c *client) download(ctx context.Context, url string, f *os.File) error {
 	res, err := c.do(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = res.Body.Close() }()
-	f, err := os.CreateTemp(filepath.Dir(name), ".zimage-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }()
 	n, err := io.Copy(f, res.Body)
 	if err == nil && res.ContentLength >= 0 && n != res.ContentLength {
 		err = io.ErrUnexpectedEOF
 	}
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if force {
-		return os.Rename(f.Name(), name)
-	}
-	return os.Link(f.Name(), name) // refuses to overwrite what has come meanwhile
+	return errors.Join(err, f.Chmod(0o644), f.Close())
 }
 
 // bar is a progress bar on a terminal, and a few lines elsewhere.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,11 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	}
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+	}
+	if info, err := os.Stat(c.Data); err != nil {
+		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+	} else if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%sDATA: other accounts may write to %s; mend it with: chmod go-w %s", config.Prefix, c.Data, quote(c.Data))
 	}
 	unlock, err := embedded.Lock(c.LockFile())
 	if err != nil {
@@ -66,9 +72,15 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 func keyFile(c config.Config) string { return filepath.Join(c.Data, "first-key") }
 
 // firstKey makes the first user and a key on the first start; later it finds
-// the file.
+// the file. An empty file is one that a crash left.
 func firstKey(ctx context.Context, a *app.App, c config.Config) error {
-	if info, err := os.Stat(keyFile(c)); err == nil && info.Size() > 0 {
+	switch info, err := os.Lstat(keyFile(c)); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s is a link or folder, not the file that this service made; remove it", keyFile(c))
+	case info.Size() > 0:
 		return nil
 	}
 	subject, err := a.Accounts.FindUser(ctx, firstUser)
@@ -82,11 +94,28 @@ func firstKey(ctx context.Context, a *app.App, c config.Config) error {
 	if err != nil {
 		return fmt.Errorf("make the first key: %w", err)
 	}
-	draft := keyFile(c) + ".new"
-	if err := os.WriteFile(draft, []byte(token+"\n"), 0o600); err != nil {
+	return writeSecret(keyFile(c), token+"\n")
+}
+
+// writeSecret makes or replaces a file that its owner alone may read, whole or
+// not at all.
+func writeSecret(name, text string) error {
+	draft := name + ".new"
+	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a crash
 		return err
 	}
-	return os.Rename(draft, keyFile(c))
+	f, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // a name of ours
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(draft))
+	}
+	return os.Rename(draft, name)
 }
 
 func welcome(w io.Writer, c config.Config, newRoots bool) {
