@@ -477,8 +477,9 @@ func TestCanceledContext(t *testing.T) {
 		defer cancel()
 		err = s.Put(midway, key, &broken{Reader: bytes.NewReader(data), readings: readings, fails: cancel}, int64(len(data)))
 		tells(t, err, context.Canceled)
-		if got := keysOf(t, s, ""); !slices.Equal(got, []string{"images/sub_a/g/1/0.bin"}) {
-			t.Errorf("there is %q", got)
+		// The request may have gone out whole before it was cut.
+		if got := get(t, s, key); got != nil && !bytes.Equal(got, data) {
+			t.Errorf("a part of %d bytes is there", len(got))
 		}
 	})
 }
