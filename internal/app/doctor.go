@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"zimage/internal/clock"
 	"zimage/internal/config"
 	"zimage/internal/db"
 	"zimage/internal/engine"
@@ -149,21 +150,21 @@ func examineEngines(ctx context.Context, c engine.Config, tell func(Finding)) {
 }
 
 func examineWorkers(ctx context.Context, d *db.DB, c engine.Config, good func(string, string), warn func(string, string, string)) {
-	var served []string
-	err := d.Select(ctx, &served, `SELECT DISTINCT lane FROM workers WHERE slots > 0 AND seen_at > ?`, time.Now().Add(-time.Minute).UnixMilli())
+	var served map[string]jobs.LaneState
+	now := clock.New()
+	_, err := now.Sync(ctx, d.Now)
+	if err == nil {
+		served, err = jobs.Lanes(ctx, d, now)
+	}
 	if err != nil {
 		warn("workers", "the schema is not there yet", "the first start of a process makes it")
 		return
 	}
-	seen := map[string]bool{}
-	for _, lane := range served {
-		seen[lane] = true
-	}
 	for _, lane := range append(c.Lanes(), jobs.Housekeeping) {
-		if seen[lane] {
+		if served[lane].Slots > 0 {
 			good("lane "+lane, "is served")
 		} else {
-			warn("lane "+lane, "no worker serves it now", "start a worker whose "+config.Prefix+"LANES has it")
+			warn("lane "+lane, "no worker serves it now", "start a worker whose "+config.Prefix+"LANES has it; `zimage engines list` tells whether its engines are drained or set aside")
 		}
 	}
 }

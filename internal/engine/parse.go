@@ -339,7 +339,7 @@ func (e Settings) base() (*url.URL, error) {
 		}
 		return u, nil
 	default:
-		return nil, errors.New("wants https://, http:// on loopback, or unix:")
+		return nil, errors.New("wants an https:// or unix: address, or http:// on loopback")
 	}
 }
 

@@ -319,9 +319,14 @@ type LaneState struct {
 
 // Lanes tells which lanes are served now.
 func (q *Queue) Lanes(ctx context.Context, r db.Querier) (map[string]LaneState, error) {
+	return Lanes(ctx, r, q.clock)
+}
+
+// Lanes is Queue.Lanes for those who have no queue.
+func Lanes(ctx context.Context, r db.Querier, c *clock.Clock) (map[string]LaneState, error) {
 	var rows []LaneState
 	err := r.Select(ctx, &rows, `SELECT lane, sum(slots) AS slots, coalesce(max(unit_micros), 0) AS unit_micros
-		FROM workers WHERE seen_at > ? GROUP BY lane`, q.clock.Millis()-workerGone.Milliseconds())
+		FROM workers WHERE seen_at > ? GROUP BY lane`, c.Millis()-workerGone.Milliseconds())
 	if err != nil {
 		return nil, err
 	}

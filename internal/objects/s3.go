@@ -231,7 +231,7 @@ func (s *S3) send(ctx context.Context, key string, r io.ReadSeeker, size int64, 
 		o.SetMatchETagExcept("*")
 	}
 	body := &lent{r: r}
-	defer body.take()
+	defer func() { _ = body.take() }() // also when PutObject panics
 	info, err := s.core.PutObject(ctx, s.bucket, key, body, size, "", sum, o)
 	if broken := body.take(); broken != nil {
 		return info, unreadable(broken)
@@ -299,7 +299,7 @@ func pause(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(100*time.Millisecond + mathrand.N(200*time.Millisecond)):
+	case <-time.After(100*time.Millisecond + mathrand.N(200*time.Millisecond)): //nolint:gosec // spreads retries, decides nothing
 		return nil
 	}
 }

@@ -370,7 +370,7 @@ func (p *painter) pine(d *dice, x, base, high, far float32) {
 	}
 	dark, bright := p.air(v.times(0.78), far), p.air(v.times(1.25), far)
 	snow := p.air(hex(0xf3f7fc), far*0.9)
-	n := noise(d.next())
+	n := noise(d.next() & 0xffffffff)
 	p.fill(func(px, py int) (rgb, float32) {
 		dx, dy := (float32(px)-x)/high, (base-float32(py))/high
 		c := dark.mix(bright, smooth(-0.16, 0.2, dx*lit+0.08*n.at(dx*34, dy*26)))

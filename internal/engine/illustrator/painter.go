@@ -40,7 +40,7 @@ func (p *painter) dice(part string) *dice {
 	return &dice{h}
 }
 
-func (p *painter) noise(part string) noise { return noise(p.dice(part).next()) }
+func (p *painter) noise(part string) noise { return noise(p.dice(part).next() & 0xffffffff) }
 
 // many scales a number of small things to the detail asked for.
 func (p *painter) many(n int) int { return int(float32(n)*(0.3+0.7*p.detail) + 0.5) }
@@ -114,7 +114,7 @@ func (p *painter) layers() []layer {
 // level so that gradients stay smooth.
 func (p *painter) develop() *image.RGBA {
 	out := image.NewRGBA(image.Rect(0, 0, p.w, p.h))
-	grain := noise(p.root)
+	grain := noise(p.root & 0xffffffff)
 	cx, cy := float32(p.w)/2, float32(p.h)/2
 	p.rows(0, p.h, func(y int) {
 		row := out.Pix[y*out.Stride:][:4*p.w]

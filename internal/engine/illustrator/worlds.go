@@ -75,7 +75,7 @@ func (p *painter) planets() {
 }
 
 func (p *painter) planet(d *dice, cx, cy, r float32, tones [2]rgb, rings bool) {
-	n := noise(d.next())
+	n := noise(d.next() & 0xffffffff)
 	tilt := d.in(-0.4, 0.4)
 	ring := func(front bool) {
 		if !rings {

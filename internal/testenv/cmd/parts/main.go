@@ -39,7 +39,7 @@ func run(args []string) (int, error) {
 		args = args[1:]
 	}
 	if len(args) == 0 {
-		return 2, errors.New("which command? parts -- go test ./...")
+		return 2, errors.New("which command? such as: parts -- go test ./internal/jobs")
 	}
 	// Before the first part starts, so that no signal can leave one behind.
 	signals := make(chan os.Signal, 8)
