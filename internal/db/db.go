@@ -62,8 +62,8 @@ type DB struct {
 	read    *sqlx.DB
 	rebound sync.Map // query with ? → query with $n
 
-	errors    atomic.Int64
-	lastError atomic.Int64 // milliseconds since 1970, this machine's
+	closed atomic.Bool
+	errors atomic.Int64
 }
 
 // Options for Open; the zero value is good.
@@ -169,6 +169,7 @@ func (d *DB) openPostgres(address string, o Options) error {
 
 // Close closes all connections.
 func (d *DB) Close() error {
+	d.closed.Store(true)
 	err := d.write.Close()
 	if d.read != d.write {
 		err = errors.Join(err, d.read.Close())
@@ -319,9 +320,11 @@ func (d *DB) seen(err error) error {
 	if err == nil || errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
+	if d.closed.Load() && !IsAway(err) {
+		err = fmt.Errorf("closed: %w", sql.ErrConnDone) // the process is shutting down
+	}
 	if IsAway(err) {
 		d.errors.Add(1)
-		d.lastError.Store(time.Now().UnixMilli())
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
