@@ -302,8 +302,5 @@ func (c Config) UsesS3() bool { return c.S3Endpoint != "" }
 // ObjectsFolder is where objects lie without S3.
 func (c Config) ObjectsFolder() string { return filepath.Join(c.Data, "objects") }
 
-// MailFolder is where mails lie without an SMTP server.
-func (c Config) MailFolder() string { return filepath.Join(c.Data, "mail") }
-
 // LockFile is held by the one process that runs on the data folder.
 func (c Config) LockFile() string { return filepath.Join(c.Data, "lock") }

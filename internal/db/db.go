@@ -223,11 +223,6 @@ func (d *DB) GetWrite(ctx context.Context, dest any, query string, args ...any) 
 	return d.seen(d.write.GetContext(ctx, dest, d.bind(query), args...))
 }
 
-// SelectWrite is GetWrite for many rows.
-func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...any) error {
-	return d.seen(d.write.SelectContext(ctx, dest, d.bind(query), args...))
-}
-
 // Tx is one transaction.
 type Tx struct {
 	tx    *sqlx.Tx
