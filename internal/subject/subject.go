@@ -1,6 +1,7 @@
-// Package subject is the person as everybody else sees one: an id, a state, and
-// the records of theirs that are on hold. It answers the questions that every
-// room must ask before it uses or deletes something of a person's.
+// Package subject is the person as everybody else sees one: an id, a state, what
+// they agreed and objected to, and the records of theirs that are on hold. It is
+// the one gate: May answers every use of a person's data beyond storing it, Held
+// every deletion.
 //
 // It never knows who the person is: no name, no address, no key.
 package subject
@@ -16,26 +17,34 @@ import (
 	"zimage/internal/problem"
 )
 
-// A State says how far a person's data may be used.
+// A State says how far a person's account lives.
 type State string
 
 // The states.
 const (
-	Active     State = "active"
-	Restricted State = "restricted" // stored, not processed, as the person asked
-	Suspended  State = "suspended"  // the operator refuses new work; what is there stays readable
-	Closing    State = "closing"    // access has ended and the erasure is on its way
-	Erased     State = "erased"     // final
+	Active  State = "active"
+	Closing State = "closing" // access has ended and the erasure is on its way; no way back
+	Erased  State = "erased"  // final
 )
 
-// A Purpose is what somebody's data is to be used for.
-type Purpose string
+// A Subject is what is known of a person here. A zero time means: not.
+type Subject struct {
+	ID           string
+	State        State
+	CreatedAt    time.Time
+	ChangedAt    time.Time // of the state
+	RestrictedAt time.Time // stored, not processed, as the person asked
+	SuspendedAt  time.Time // the operator refuses new work; what is there stays readable
+}
 
-// The purposes.
-const (
-	Generate Purpose = "generate" // make images, also those already asked for
-	Read     Purpose = "read"     // show a person what is theirs, and let them delete it
-)
+type row struct {
+	ID           string        `db:"id"`
+	State        State         `db:"state"`
+	CreatedAt    int64         `db:"created_at"`
+	ChangedAt    int64         `db:"changed_at"`
+	RestrictedAt sql.NullInt64 `db:"restricted_at"`
+	SuspendedAt  sql.NullInt64 `db:"suspended_at"`
+}
 
 // New adds a person, active, in the transaction that makes the account.
 func New(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
@@ -47,67 +56,80 @@ func New(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 	return nil
 }
 
-// May returns nil when the person's data may be used for the purpose now, and
-// otherwise a *problem.Error that says why not: Forbidden while the account
-// exists, Unauthorized when there is none (any more). An unknown state or
-// purpose is refused.
-func May(ctx context.Context, q db.Querier, subject string, purpose Purpose) error {
-	return may(ctx, q, subject, purpose, "")
+// Find reads one person; Unauthorized when there is none.
+func Find(ctx context.Context, q db.Querier, id string) (Subject, error) {
+	r, err := read(ctx, q, id, "")
+	if err != nil {
+		return Subject{}, err
+	}
+	return Subject{
+		ID: r.ID, State: r.State, CreatedAt: moment(r.CreatedAt), ChangedAt: moment(r.ChangedAt),
+		RestrictedAt: moment(r.RestrictedAt.Int64), SuspendedAt: moment(r.SuspendedAt.Int64),
+	}, nil
 }
 
-func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, lock string) error {
-	var state State
-	err := q.Get(ctx, &state, `SELECT state FROM subjects WHERE id = ?`+lock, subject)
+func read(ctx context.Context, q db.Querier, id, lock string) (row, error) {
+	var r row
+	err := q.Get(ctx, &r, `SELECT id, state, created_at, changed_at, restricted_at, suspended_at FROM subjects WHERE id = ?`+lock, id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return problem.New(problem.Unauthorized, "There is no such account.")
+		return row{}, noAccount()
 	}
 	if err != nil {
-		return fmt.Errorf("read a subject's state: %w", err)
+		return row{}, fmt.Errorf("read a subject's state: %w", err)
 	}
-	switch state {
-	case Closing:
-		return problem.New(problem.Unauthorized, "This account is closed and is being erased.")
-	case Erased:
-		return problem.New(problem.Unauthorized, "There is no such account.")
-	}
-	switch purpose {
-	case Read:
-		if state == Active || state == Restricted || state == Suspended {
-			return nil
-		}
-	case Generate:
-		switch state {
-		case Active:
-			return nil
-		case Restricted:
-			return problem.New(problem.Forbidden, "Processing of this account's data is restricted at its owner's request, so no images are made. Lifting the restriction allows it again.")
-		case Suspended:
-			return problem.New(problem.Forbidden, "This account is suspended, so no images are made. What is there can still be read and deleted.")
-		}
-	}
-	return problem.New(problem.Forbidden, "This use of the account's data is not allowed.")
+	return r, nil
 }
 
-// Enter is May for a transaction that begins something new of the person's. It
-// keeps the person's row until the transaction ends: neither a change of state
-// nor another Enter of the same person passes beside it.
-func Enter(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
-	return may(ctx, tx, subject, purpose, db.ForUpdate(tx))
+func moment(millis int64) time.Time {
+	if millis == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(millis).UTC()
 }
 
-// Held reports whether a hold keeps one of the table's records, so that nothing
-// may delete it. Ask in the transaction that deletes.
-func Held(ctx context.Context, q db.Querier, table string, ids ...string) (bool, error) {
-	if len(ids) == 0 {
-		return false, nil
+func noAccount() error { return problem.New(problem.Unauthorized, "There is no such account.") }
+
+// Restrict stops all processing of the person's data beyond storing it and what
+// the person does with the account itself. Restricting twice changes nothing.
+func Restrict(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
+	return set(ctx, tx, id, `restricted_at = coalesce(restricted_at, ?)`, now.UnixMilli())
+}
+
+// Unrestrict lifts a restriction. Whoever calls it has told the person before.
+func Unrestrict(ctx context.Context, tx *db.Tx, id string) error {
+	return set(ctx, tx, id, `restricted_at = NULL`)
+}
+
+// Suspend refuses new work of the person's, by the operator's decision.
+func Suspend(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
+	return set(ctx, tx, id, `suspended_at = coalesce(suspended_at, ?)`, now.UnixMilli())
+}
+
+// Unsuspend lets a suspended account work again.
+func Unsuspend(ctx context.Context, tx *db.Tx, id string) error {
+	return set(ctx, tx, id, `suspended_at = NULL`)
+}
+
+// Close ends all access, for good. It reports false when that was so already.
+func Close(ctx context.Context, tx *db.Tx, id string, now time.Time) (bool, error) {
+	n, err := tx.Exec(ctx, `UPDATE subjects SET state = ?, changed_at = ? WHERE id = ? AND state = ?`, Closing, now.UnixMilli(), id, Active)
+	if err != nil {
+		return false, fmt.Errorf("close a subject: %w", err)
 	}
-	args := []any{table}
-	for _, id := range ids {
-		args = append(args, id)
+	if n == 0 {
+		_, err = read(ctx, tx, id, "")
 	}
-	var n int
-	if err := q.Get(ctx, &n, `SELECT count(*) FROM holds WHERE table_name = ? AND row_id IN (`+db.Marks(len(ids))+`) AND released_at IS NULL`, args...); err != nil {
-		return false, fmt.Errorf("look for holds: %w", err)
+	return n == 1, err
+}
+
+// set changes a living account's row; Unauthorized when there is none.
+func set(ctx context.Context, tx *db.Tx, id, change string, args ...any) error {
+	n, err := tx.Exec(ctx, `UPDATE subjects SET `+change+` WHERE id = ? AND state = ?`, append(args, id, Active)...)
+	if err != nil {
+		return fmt.Errorf("change a subject: %w", err)
 	}
-	return n > 0, nil
+	if n == 0 {
+		return noAccount()
+	}
+	return nil
 }

@@ -1,0 +1,52 @@
+package subject
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+)
+
+// Hold keeps one record from every deletion until it is released; several may
+// keep the same one. reasonRef names the case and nothing else. It returns the
+// hold's id.
+func Hold(ctx context.Context, tx *db.Tx, subject, table, record, reasonRef string, now time.Time) (string, error) {
+	id := db.NewID("hold", now)
+	_, err := tx.Exec(ctx, `INSERT INTO holds (id, subject, table_name, row_id, reason_ref, created_at) VALUES (?, ?, ?, ?, ?, ?)`,
+		id, subject, table, record, reasonRef, now.UnixMilli())
+	if err != nil {
+		return "", fmt.Errorf("place a hold: %w", err)
+	}
+	return id, nil
+}
+
+// Release ends a hold; NotFound when there is none that holds.
+func Release(ctx context.Context, tx *db.Tx, hold string, now time.Time) error {
+	n, err := tx.Exec(ctx, `UPDATE holds SET released_at = ? WHERE id = ? AND released_at IS NULL`, now.UnixMilli(), hold)
+	if err != nil {
+		return fmt.Errorf("release a hold: %w", err)
+	}
+	if n == 0 {
+		return problem.New(problem.NotFound, "There is no such hold.")
+	}
+	return nil
+}
+
+// Held reports whether a hold keeps one of the table's records, so that nothing
+// may delete it. Ask in the transaction that deletes.
+func Held(ctx context.Context, q db.Querier, table string, ids ...string) (bool, error) {
+	if len(ids) == 0 {
+		return false, nil
+	}
+	args := []any{table}
+	for _, id := range ids {
+		args = append(args, id)
+	}
+	var n int
+	if err := q.Get(ctx, &n, `SELECT count(*) FROM holds WHERE table_name = ? AND row_id IN (`+db.Marks(len(ids))+`) AND released_at IS NULL`, args...); err != nil {
+		return false, fmt.Errorf("look for holds: %w", err)
+	}
+	return n > 0, nil
+}
