@@ -11,18 +11,45 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"runtime"
 	"time"
 
 	"zimage/internal/clock"
 	"zimage/internal/db"
+	"zimage/internal/events"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
 )
 
+// Options for New.
+type Options struct {
+	DB     *db.DB
+	Vault  *vault.Vault
+	Clock  *clock.Clock
+	Log    *slog.Logger
+	Mail   *mail.Mailer
+	Events *events.Log
+	// PublicURL is the address that browsers know the service by: passkeys are
+	// bound to its host.
+	PublicURL string
+	// PolicyVersion is the one that consents are given to.
+	PolicyVersion string
+	// Place says roughly where an address is; nil: nobody knows.
+	Place func(netip.Addr) string
+	// Level is the grid on which answers end that must not tell by their time
+	// whether an account exists; 0: none.
+	Level time.Duration
+	// HashQueue is how many may wait for a password to be hashed; 0 means 64.
+	HashQueue int
+}
+
 // A Service is safe for concurrent use.
 type Service struct {
+	o       Options
 	db      *db.DB
 	vault   *vault.Vault
 	clock   *clock.Clock
@@ -32,9 +59,9 @@ type Service struct {
 }
 
 // New makes the room. Run must run beside it for last uses to be written.
-func New(d *db.DB, v *vault.Vault, c *clock.Clock) *Service {
+func New(o Options) *Service {
 	return &Service{
-		db: d, vault: v, clock: c,
+		o: o, db: o.DB, vault: o.Vault, clock: o.Clock,
 		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		known:   newKnown(),
 		uses:    newUses(),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -12,9 +13,13 @@ import (
 	"time"
 
 	"github.com/alexedwards/argon2id"
+	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/clock"
 	"zimage/internal/db"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
@@ -69,7 +74,19 @@ func (h *home) process() *Service {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return New(open(h.url), v, h.clock)
+	d, log := open(h.url), slog.New(slog.DiscardHandler)
+	address, err := redis.ParseURL("redis://127.0.0.1:1/0") // away: nobody rings here
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	client, metrics := redis.NewClient(address), jobs.NewMetrics(nil)
+	bell := jobs.NewBell(client, metrics)
+	h.t.Cleanup(func() { bell.Close(); _ = client.Close() })
+	queue := jobs.New(d, h.clock, bell, metrics, log)
+	return New(Options{
+		DB: d, Vault: v, Clock: h.clock, Log: log, Events: events.New(), PublicURL: "https://images.example", PolicyVersion: "2026-01-01",
+		Mail: mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: h.clock, Log: log}),
+	})
 }
 
 const password = "correct horse"

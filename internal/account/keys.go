@@ -48,14 +48,21 @@ type Key struct {
 	LastUsedAt time.Time // zero: never; a few minutes behind
 }
 
-// A Principal is who a request acts for, and how far.
+// A Principal is who a request acts for, and how far: by a key, or in a session.
 type Principal struct {
-	Subject string
-	KeyID   string
-	Scopes  []string
+	Subject     string
+	Scopes      []string
+	Role        Role
+	Preferences Preferences
+
+	KeyID string // empty: a session
+
+	SessionID string // empty: a key
+	Method    Method
+	FreshAt   time.Time // when the session last proved who it is
 }
 
-// Has reports whether the key has the scope.
+// Has reports whether the key or session has the scope.
 func (p Principal) Has(scope string) bool { return slices.Contains(p.Scopes, scope) }
 
 type keyRow struct {

@@ -139,11 +139,13 @@ func TestAuthenticateRefusesAllAlike(t *testing.T) {
 		}
 
 		// Restricted and suspended people still get in, to export and erase.
-		for _, s := range []subject.State{subject.Restricted, subject.Suspended} {
+		for _, column := range []string{"restricted_at", "suspended_at"} {
 			token, _ := h.key(ann, time.Time{})
-			state(t, h, ann, s)
+			if _, err := h.db.Exec(ctx, `UPDATE subjects SET `+column+` = 1 WHERE id = ?`, ann); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := h.Authenticate(ctx, token); err != nil {
-				t.Errorf("%s: %v", s, err)
+				t.Errorf("%s: %v", column, err)
 			}
 		}
 	})

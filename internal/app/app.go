@@ -28,6 +28,7 @@ import (
 	"zimage/internal/generate"
 	"zimage/internal/httpapi"
 	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/objects"
 	"zimage/internal/vault"
 )
@@ -35,6 +36,9 @@ import (
 // retentionDays is how long generated content is kept: what the privacy policy
 // says.
 const retentionDays = 90
+
+// policyVersion is the one that people agree to.
+const policyVersion = "2026-01-01"
 
 // App is one process with its parts open. Close it.
 type App struct {
@@ -109,9 +113,14 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.bell = jobs.NewBell(a.redis, metrics)
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
-	a.Accounts = account.New(a.db, v, a.clock)
+	happened := events.New()
+	a.Accounts = account.New(account.Options{
+		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened,
+		Mail:      mail.New(mail.Options{DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log}),
+		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond,
+	})
 	a.Generate = generate.New(generate.Options{
-		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: events.New(), Clock: a.clock, Log: a.log,
+		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: happened, Clock: a.clock, Log: a.log,
 		Redis: a.redis, Metrics: generate.NewMetrics(a.registry), Engines: a.engines, Rules: rules,
 		RetentionDays: retentionDays, QueuedLimit: c.QueuedPerOwner, DailyLimit: c.DailyPerOwner,
 	})

@@ -23,6 +23,7 @@ const (
 	GenerationCanceled  Type = "generation.canceled"
 	GenerationDeleted   Type = "generation.deleted"
 	ImageDeleted        Type = "image.deleted"
+	AccountClosing      Type = "account.closing" // access has ended; its work is to stop
 )
 
 // An Event says what happened to what.

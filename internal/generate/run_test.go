@@ -15,7 +15,6 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/problem"
-	"zimage/internal/subject"
 	"zimage/internal/testenv"
 )
 
@@ -266,7 +265,7 @@ func TestWhatMayNotRunIsNotSentToTheEngine(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.clock.Advance(24*time.Hour + time.Second)
-		if _, err := r.db.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = ?`, subject.Restricted, r.ben); err != nil {
+		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = 1 WHERE id = ?`, r.ben); err != nil {
 			t.Fatal(err)
 		}
 		gone := r.submit(r.ada)

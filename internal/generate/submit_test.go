@@ -316,12 +316,12 @@ func TestIdempotency(t *testing.T) {
 			t.Errorf("the key is shared with somebody else: %v, %v", replayed, err)
 		}
 		// A refused submit does not use its key up.
-		if _, err := r.db.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = ?`, subject.Restricted, r.ada); err != nil {
+		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = 1 WHERE id = ?`, r.ada); err != nil {
 			t.Fatal(err)
 		}
 		_, _, err = r.service.Submit(ctx, r.ada, q, &Idempotency{"key-2", body})
 		wantCode(t, err, problem.Forbidden)
-		if _, err := r.db.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = ?`, subject.Active, r.ada); err != nil {
+		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = NULL WHERE id = ?`, r.ada); err != nil {
 			t.Fatal(err)
 		}
 		if _, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{"key-2", body}); err != nil || replayed {
@@ -351,15 +351,18 @@ func TestOnlyActivePeopleSubmit(t *testing.T) {
 	stacks(t, setup{idle: true, redis: nowhere}, func(t *testing.T, r *rig) {
 		ctx := t.Context()
 		g := r.submit(r.ada)
-		for state, code := range map[subject.State]problem.Code{
-			subject.Restricted: problem.Forbidden, subject.Suspended: problem.Forbidden,
-			subject.Closing: problem.Unauthorized, subject.Erased: problem.Unauthorized,
+		for _, c := range []struct {
+			change string
+			code   problem.Code
+		}{
+			{`restricted_at = 1`, problem.Forbidden}, {`restricted_at = NULL, suspended_at = 1`, problem.Forbidden},
+			{`suspended_at = NULL, state = 'closing'`, problem.Unauthorized}, {`state = 'erased'`, problem.Unauthorized},
 		} {
-			if _, err := r.db.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = ?`, state, r.ada); err != nil {
+			if _, err := r.db.Exec(ctx, `UPDATE subjects SET `+c.change+` WHERE id = ?`, r.ada); err != nil {
 				t.Fatal(err)
 			}
 			_, _, err := r.service.Submit(ctx, r.ada, Request{Prompt: "p"}, nil)
-			wantCode(t, err, code)
+			wantCode(t, err, c.code)
 		}
 		_, _, err := r.service.Submit(ctx, "sub_nobody", Request{Prompt: "p"}, nil)
 		wantCode(t, err, problem.Unauthorized)

@@ -34,6 +34,11 @@ type answer struct {
 var answers = []answer{
 	{problem.InvalidRequest, http.StatusBadRequest, "Invalid request", "The request breaks a documented rule; `errors` says which."},
 	{problem.Unauthorized, http.StatusUnauthorized, "Unauthorized", "There is no key, or it is unknown, expired or revoked."},
+	{problem.SignInFailed, http.StatusUnauthorized, "Sign-in failed", "The address, the password or the code is wrong."},
+	{problem.SecondFactorNeeded, http.StatusUnauthorized, "Second factor required", "The password is right; `second_factor` says what else can be sent."},
+	{problem.ReauthNeeded, http.StatusForbidden, "Prove again who you are", "This change needs a session that proved who it is within the last ten minutes: POST /v1/session/fresh."},
+	{problem.TooYoung, http.StatusUnprocessableEntity, "Too young", "The service is for people of 13 and older. Nothing of the request is kept."},
+	{problem.LinkInvalid, http.StatusUnprocessableEntity, "Code not valid", "The mailed code is unknown, was used, or has expired. Ask for a new one."},
 	{problem.Forbidden, http.StatusForbidden, "Forbidden", "The key lacks the scope, or the account may not do this now."},
 	{problem.NotFound, http.StatusNotFound, "Not found", "There is nothing here, or it belongs to somebody else."},
 	{problem.MethodNotAllowed, http.StatusMethodNotAllowed, "Method not allowed", "`Allow` lists the methods that the address takes."},

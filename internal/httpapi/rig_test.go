@@ -19,6 +19,7 @@ import (
 	"zimage/internal/events"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/objects"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
@@ -88,12 +89,16 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	t.Cleanup(bell.Close)
 	queue := jobs.New(d, c, bell, measured, log)
 	cfg := engine.DefaultConfig()
+	happened := events.New()
 	rooms := generate.New(generate.Options{
-		DB: d, Vault: v, Objects: store, Queue: queue, Events: events.New(), Clock: c, Log: log, Redis: client,
+		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
 	})
 	t.Cleanup(rooms.Close)
-	accounts := account.New(d, v, c)
+	accounts := account.New(account.Options{
+		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
+		Mail: mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
+	})
 	watchers := rooms.NewWatchers()
 
 	gate := make(chan struct{})

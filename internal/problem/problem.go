@@ -16,23 +16,28 @@ type Code string
 
 // The codes that rooms and ground may return.
 const (
-	InvalidRequest      Code = "invalid_request"      // the request breaks a documented rule; Fields says which
-	Unauthorized        Code = "unauthorized"         // no key, or one that is unknown, expired or revoked
-	Forbidden           Code = "forbidden"            // the key lacks the scope, or the subject's state refuses this use
-	NotFound            Code = "not_found"            // also for everything that belongs to somebody else
-	MethodNotAllowed    Code = "method_not_allowed"   // the route knows other methods
-	DataRemoved         Code = "data_removed"         // a tombstone: it was there, and its content is gone
-	Conflict            Code = "conflict"             // the state does not allow this any more
-	IdempotencyMismatch Code = "idempotency_mismatch" // the key was used with another body
-	PromptRefused       Code = "prompt_refused"       // the operator's prompt rules refuse it
-	TooLarge            Code = "too_large"            // the body is larger than the limit
-	UnsupportedMedia    Code = "unsupported_media"    // not a content type this route reads
-	RateLimited         Code = "rate_limited"         // too many requests of this key
-	QueueFull           Code = "queue_full"           // too many queued generations of this owner
-	DailyLimit          Code = "daily_limit"          // too many generations of this owner today
-	Timeout             Code = "timeout"              // the request took longer than its limit
-	Unavailable         Code = "unavailable"          // a part we need is away; trying again helps
-	Internal            Code = "internal"             // our fault; the request id finds it in the log
+	InvalidRequest      Code = "invalid_request"           // the request breaks a documented rule; Fields says which
+	Unauthorized        Code = "unauthorized"              // no key, or one that is unknown, expired or revoked
+	SignInFailed        Code = "sign_in_failed"            // the address, the password or the code is wrong, or there is no such account
+	SecondFactorNeeded  Code = "second_factor_required"    // the password is right and a second factor is in force
+	ReauthNeeded        Code = "reauthentication_required" // the session must prove again who it is
+	TooYoung            Code = "too_young"                 // not 13 yet; nothing of the request is kept
+	LinkInvalid         Code = "link_invalid"              // a mailed code that is unknown, used or expired
+	Forbidden           Code = "forbidden"                 // the key lacks the scope, or the subject's state refuses this use
+	NotFound            Code = "not_found"                 // also for everything that belongs to somebody else
+	MethodNotAllowed    Code = "method_not_allowed"        // the route knows other methods
+	DataRemoved         Code = "data_removed"              // a tombstone: it was there, and its content is gone
+	Conflict            Code = "conflict"                  // the state does not allow this any more
+	IdempotencyMismatch Code = "idempotency_mismatch"      // the key was used with another body
+	PromptRefused       Code = "prompt_refused"            // the operator's prompt rules refuse it
+	TooLarge            Code = "too_large"                 // the body is larger than the limit
+	UnsupportedMedia    Code = "unsupported_media"         // not a content type this route reads
+	RateLimited         Code = "rate_limited"              // too many requests of this key
+	QueueFull           Code = "queue_full"                // too many queued generations of this owner
+	DailyLimit          Code = "daily_limit"               // too many generations of this owner today
+	Timeout             Code = "timeout"                   // the request took longer than its limit
+	Unavailable         Code = "unavailable"               // a part we need is away; trying again helps
+	Internal            Code = "internal"                  // our fault; the request id finds it in the log
 )
 
 // A Field names one part of the request that is wrong. Location is a path such

@@ -29,23 +29,21 @@ func TestMay(t *testing.T) {
 		add(t, d, "sub_a")
 		add(t, d, "sub_other") // stays active
 		for _, c := range []struct {
-			state                   subject.State
+			change                  string
 			generate, read, unknown problem.Code
 		}{
-			{subject.Active, ok, ok, problem.Forbidden},
-			{subject.Restricted, problem.Forbidden, ok, problem.Forbidden},
-			{subject.Suspended, problem.Forbidden, ok, problem.Forbidden},
-			{subject.Closing, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
-			{subject.Erased, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
-			{"newer than this program", problem.Forbidden, problem.Forbidden, problem.Forbidden},
+			{`state = 'active'`, ok, ok, problem.Forbidden},
+			{`restricted_at = 1`, problem.Forbidden, ok, problem.Forbidden},
+			{`restricted_at = NULL, suspended_at = 1`, problem.Forbidden, ok, problem.Forbidden},
+			{`suspended_at = NULL, state = 'closing'`, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
+			{`state = 'erased'`, problem.Unauthorized, problem.Unauthorized, problem.Unauthorized},
+			{`state = 'newer than this program'`, problem.Forbidden, problem.Forbidden, problem.Forbidden},
 		} {
-			if c.state != subject.Active { // New makes it so
-				if _, err := d.Exec(ctx, `UPDATE subjects SET state = ? WHERE id = 'sub_a'`, c.state); err != nil {
-					t.Fatal(err)
-				}
+			if _, err := d.Exec(ctx, `UPDATE subjects SET `+c.change+` WHERE id = 'sub_a'`); err != nil {
+				t.Fatal(err)
 			}
 			for purpose, want := range map[subject.Purpose]problem.Code{subject.Generate: c.generate, subject.Read: c.read, "sell": c.unknown} {
-				expect(t, string(c.state)+" "+string(purpose), subject.May(ctx, d, "sub_a", purpose), want)
+				expect(t, c.change+" "+string(purpose), subject.May(ctx, d, "sub_a", purpose), want)
 			}
 		}
 		expect(t, "unknown", subject.May(ctx, d, "sub_none", subject.Read), problem.Unauthorized)
