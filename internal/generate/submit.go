@@ -196,11 +196,16 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 	bad := func(field, format string, args ...any) {
 		wrong = append(wrong, problem.Field{Location: "body." + field, Message: fmt.Sprintf(format, args...)})
 	}
+	if _, known := s.models[r.Defaults.Model]; r.Model == "" && known {
+		r.Model = r.Defaults.Model
+	}
 	if r.Model == "" && len(s.Engines.Models) > 0 {
 		r.Model = s.Engines.Models[0].ID
 	}
 	m, known := s.models[r.Model]
-	if !known {
+	if known {
+		r.prefer(m)
+	} else {
 		bad("model", "is not a model of this service; GET /v1/models lists them")
 		return engine.Model{}, problem.Invalid(wrong...)
 	}
@@ -268,6 +273,24 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 		return engine.Model{}, problem.Invalid(wrong...)
 	}
 	return m, nil
+}
+
+// prefer fills in from the person's preferences what the request leaves out and
+// the model can do.
+func (r *Request) prefer(m engine.Model) {
+	d := r.Defaults
+	fits := func(side int) bool {
+		return side >= m.MinSide && side <= m.MaxSide && (m.SideMultiple <= 1 || side%m.SideMultiple == 0)
+	}
+	if r.Width == 0 && r.Height == 0 && fits(d.Width) && fits(d.Height) && (m.MaxPixels == 0 || d.Width*d.Height <= m.MaxPixels) {
+		r.Width, r.Height = d.Width, d.Height
+	}
+	if r.N == 0 && d.N <= m.MaxImages {
+		r.N = d.N
+	}
+	if r.Format == "" && (d.Format == "png" || d.Format == "jpeg") {
+		r.Format = d.Format
+	}
 }
 
 func checkText(bad func(string, string, ...any), field, text string, limit int, needed bool) {

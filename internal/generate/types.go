@@ -35,6 +35,19 @@ type Request struct {
 	RetentionDays  int               `json:"retention_days"` // at most the policy's
 	EmbedPrompt    bool              `json:"embed_prompt"`   // write the prompt into the file
 	Metadata       map[string]string `json:"metadata"`       // the caller's own
+
+	// Defaults fill in what is left out, before the model's own; they are not kept.
+	Defaults Defaults `json:"-"`
+}
+
+// Defaults are a person's preferences. One that the model cannot do is passed
+// over: it was not asked for now.
+type Defaults struct {
+	Model  string
+	Width  int
+	Height int
+	N      int
+	Format string
 }
 
 // A Generation is one request and what became of it, as its owner sees it.

@@ -69,6 +69,7 @@ type API struct {
 	meters   meters
 	keys     *keyLimiter
 	failures *failureLimiter
+	origins  *http.CrossOriginProtection
 	open     openLimiter
 	probe    probe
 
@@ -97,6 +98,13 @@ func New(o Options) (*API, error) {
 		keys:   newKeyLimiter(o.Redis, o.Clock, o.RequestsPerMinute),
 	}
 	a.failures = newFailureLimiter(o.Clock)
+	a.origins = http.NewCrossOriginProtection()
+	if a.base != "" {
+		// Behind a proxy the Host may be another one than the browser's.
+		if err := a.origins.AddTrustedOrigin(a.base); err != nil {
+			return nil, fmt.Errorf("public URL: %w", err)
+		}
+	}
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
 	a.probe = probe{ask: o.Ready}
 	var err error

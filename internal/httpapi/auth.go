@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -14,17 +16,35 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
 	"github.com/gin-gonic/gin"
 
+	"zimage/internal/account"
 	"zimage/internal/clock"
 	"zimage/internal/problem"
 )
 
-// guard lets a request through whose key holds, has the scope, and is within
-// its rate.
-func (a *API) guard(scope string) func(huma.Context, func(huma.Context)) {
+// access says who may use a route.
+type access struct {
+	public  bool   // anybody
+	scope   string // a key or session that has it
+	session bool   // a session alone: no key reaches what protects the account
+}
+
+var (
+	public    = access{public: true}
+	inSession = access{session: true}
+)
+
+func with(scope string) access { return access{scope: scope} }
+
+// guard lets a request through whose key or session holds, may use the route,
+// and is within its rate.
+func (a *API) guard(need access) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		c := humagin.Unwrap(hc)
-		ctx := c.Request.Context()
-		if err := a.admit(ctx, c, scope); err != nil {
+		err := a.checkOrigin(c.Request)
+		if err == nil && !need.public {
+			err = a.admit(c.Request.Context(), c, need)
+		}
+		if err != nil {
 			a.fail(c, err)
 			return
 		}
@@ -32,16 +52,25 @@ func (a *API) guard(scope string) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-func (a *API) admit(ctx context.Context, c *gin.Context, scope string) error {
-	token, ok := bearer(c.Request.Header.Values("Authorization"))
-	if !ok {
-		return problem.New(problem.Unauthorized, "Send your key as Authorization: Bearer zi_…")
+// checkOrigin refuses what another site has a browser send. A request with a
+// key in its header is no browser's doing.
+func (a *API) checkOrigin(r *http.Request) error {
+	if r.Header.Get("Authorization") == "" && a.origins.Check(r) != nil {
+		return problem.New(problem.Forbidden, "A page of another site may not do this.")
+	}
+	return nil
+}
+
+func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
+	token, authenticate, err := a.presented(c.Request)
+	if err != nil {
+		return err
 	}
 	from := network(c.ClientIP())
 	if wait := a.failures.refused(from, token); wait > 0 {
-		return problem.New(problem.RateLimited, "Too many attempts with keys that do not hold.").After(wait)
+		return problem.New(problem.RateLimited, "Too many attempts with keys or sessions that do not hold.").After(wait)
 	}
-	who, err := a.rooms.Accounts.Authenticate(ctx, token)
+	who, err := authenticate(ctx, token)
 	if err != nil {
 		if problem.CodeOf(err) == problem.Unauthorized {
 			a.failures.failed(from, token)
@@ -50,17 +79,36 @@ func (a *API) admit(ctx context.Context, c *gin.Context, scope string) error {
 	}
 	a.failures.succeeded(token)
 	call := callOf(ctx)
-	call.keyID, call.owner, call.token = who.KeyID, who.Subject, token
+	call.who, call.owner, call.token = who, who.Subject, token
 
-	left := a.keys.take(ctx, who.KeyID)
+	left := a.keys.take(ctx, cmp.Or(who.KeyID, who.SessionID))
 	left.show(c.Writer.Header())
 	if !left.ok {
-		return problem.New(problem.RateLimited, "Too many requests with this key.").After(left.retry)
+		return problem.New(problem.RateLimited, "Too many requests with this key or session.").After(left.retry)
 	}
-	if !who.Has(scope) {
-		return problem.New(problem.Forbidden, "The key lacks the scope "+scope+".")
+	if need.session && who.SessionID == "" {
+		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	}
+	if need.scope != "" && !who.Has(need.scope) {
+		return problem.New(problem.Forbidden, "The scope "+need.scope+" is needed here.")
 	}
 	return nil
+}
+
+// presented is the key in the Authorization header, else the session in the
+// cookie, and how to find out whether it holds.
+func (a *API) presented(r *http.Request) (string, func(context.Context, string) (account.Principal, error), error) {
+	if headers := r.Header.Values("Authorization"); len(headers) > 0 {
+		token, ok := bearer(headers)
+		if !ok {
+			return "", nil, problem.New(problem.Unauthorized, "Send your key as Authorization: Bearer zi_…")
+		}
+		return token, a.rooms.Accounts.Authenticate, nil
+	}
+	if token := a.cookie(r); token != "" {
+		return token, a.rooms.Accounts.AuthenticateSession, nil
+	}
+	return "", nil, problem.New(problem.Unauthorized, "Send your key as Authorization: Bearer zi_…, or sign in.")
 }
 
 // bearer takes the key out of the one Authorization header.
@@ -81,10 +129,15 @@ func visible(s string, most int) bool {
 	return s != "" && len(s) <= most && strings.IndexFunc(s, func(r rune) bool { return r < '!' || r > '~' }) < 0
 }
 
-// stillHolds looks again whether the key of an open request holds. A failure of
-// ours is no reason to end it.
+// stillHolds looks again whether the key or session of an open request holds. A
+// failure of ours is no reason to end it.
 func (a *API) stillHolds(ctx context.Context) error {
-	_, err := a.rooms.Accounts.Authenticate(ctx, callOf(ctx).token)
+	call := callOf(ctx)
+	authenticate := a.rooms.Accounts.Authenticate
+	if call.who.SessionID != "" {
+		authenticate = a.rooms.Accounts.AuthenticateSession
+	}
+	_, err := authenticate(ctx, call.token)
 	switch problem.CodeOf(err) {
 	case problem.Unauthorized, problem.Forbidden:
 		return err

@@ -45,6 +45,10 @@ const (
 	tagGenerations = "Generations"
 	tagImages      = "Images"
 	tagModels      = "Models"
+	tagAccount     = "Account"
+	tagSignIn      = "Signing in"
+	tagKeys        = "Keys"
+	tagStaff       = "Staff"
 	tagOperations  = "Operations"
 )
 
@@ -194,16 +198,25 @@ func sample(status generate.Status) generationView {
 func pointer[T any](v T) *T { return &v }
 
 // operation is the OpenAPI of a route, complete with every error it can answer.
-func (d doc) operation(a *API, method, path, scope string) huma.Operation {
+func (d doc) operation(a *API, method, path string, need access) huma.Operation {
 	registry := a.spec.OpenAPI().Components.Schemas
 	op := huma.Operation{
 		OperationID: d.id, Method: method, Path: path, Tags: []string{d.tag}, Summary: d.summary, Description: d.description,
 		DefaultStatus: d.answers[0].status, Responses: map[string]*huma.Response{},
 	}
 	codes := slices.Clone(d.codes)
-	if scope != public {
-		op.Security = []map[string][]string{{"key": {scope}}}
-		op.Description += " The key needs the scope `" + scope + "`."
+	if strings.HasPrefix(path, "/v1/") && need.public {
+		codes = append(codes, problem.Forbidden, problem.RateLimited, problem.InvalidRequest, problem.Timeout, problem.Unavailable)
+	}
+	if !need.public {
+		switch {
+		case need.session:
+			op.Security = []map[string][]string{{"session": {}}}
+			op.Description += " A session is needed: no key may do this."
+		default:
+			op.Security = []map[string][]string{{"key": {need.scope}}, {"session": {}}}
+			op.Description += " A key needs the scope `" + need.scope + "`."
+		}
 		codes = append(codes, problem.Unauthorized, problem.Forbidden, problem.RateLimited, problem.InvalidRequest, problem.Timeout, problem.Unavailable)
 	}
 	codes = append(codes, problem.Internal)
@@ -216,7 +229,7 @@ func (d doc) operation(a *API, method, path, scope string) huma.Operation {
 	}
 	for _, g := range d.answers {
 		r := &huma.Response{Description: g.description, Headers: headers(append(g.headers, "X-Request-ID")...)}
-		if scope != public {
+		if !need.public {
 			addHeaders(r.Headers, "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 		}
 		switch {
@@ -324,13 +337,20 @@ func (a *API) document() *huma.OpenAPI {
 			{Name: tagGenerations, Description: "A prompt and what becomes of it."},
 			{Name: tagImages, Description: "The finished pictures."},
 			{Name: tagModels, Description: "What can be asked for."},
+			{Name: tagAccount, Description: "Who you are here, what you agreed to, and how you leave."},
+			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
+			{Name: tagKeys, Description: "By which programs act for you."},
+			{Name: tagStaff, Description: "For those who run the service: with a role, two factors and a reason that is kept."},
 			{Name: tagOperations, Description: "For whoever runs it."},
 		},
 		Components: &huma.Components{
 			Schemas: registry,
 			SecuritySchemes: map[string]*huma.SecurityScheme{"key": {
 				Type: "http", Scheme: "bearer", BearerFormat: "zi_…",
-				Description: "`Authorization: Bearer zi_…`. A key has the scopes `generate` (make, cancel, delete) and `read`. Never put it into a URL.",
+				Description: "`Authorization: Bearer zi_…`. A key has some of the scopes `generate` (make, cancel, delete), `read`, `webhooks`, `account` and `admin`. Never put it into a URL.",
+			}, "session": {
+				Type: "apiKey", In: "cookie", Name: sessionCookie,
+				Description: "Set by signing in: `__Host-zimage` over https, `zimage` on a loopback address. It has every scope but `admin`.",
 			}},
 			Headers: map[string]*huma.Header{
 				"X-Request-ID":         header("string", "Finds this request in the operator's log.", "req_1s7g3kqv9m2x4c8w"),
@@ -342,6 +362,7 @@ func (a *API) document() *huma.OpenAPI {
 				"Location":             header("string", "Where to look.", "/v1/generations/"+sampleGeneration),
 				"Preference-Applied":   header("string", "The wait that was taken over from Prefer.", "wait=30"),
 				"Idempotency-Replayed": header("string", "true when the generation was made by an earlier request with this Idempotency-Key.", "true"),
+				"Set-Cookie":           header("string", "The session, or what is left of it after a sign-out.", sessionCookie+"=zs_…; Path=/; HttpOnly; Secure; SameSite=Lax"),
 				"ETag":                 header("string", "Of the file.", `"9f86d081884c7d65"`),
 				"Content-Disposition":  header("string", "A file name that is not made of the prompt.", `inline; filename="`+sampleImage+`.png"`),
 			},

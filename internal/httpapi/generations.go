@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
 
+	"zimage/internal/account"
 	"zimage/internal/generate"
 	"zimage/internal/problem"
 )
@@ -60,7 +61,7 @@ type getOutput struct {
 }
 
 func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOutput, error) {
-	r, err := in.request()
+	r, err := in.request(callOf(ctx).who.Preferences)
 	if err != nil {
 		return nil, err
 	}
@@ -103,12 +104,12 @@ type submission struct {
 
 // request is the room's. The room checks it against the model's limits; the
 // schema has refused what no model takes.
-func (in *createInput) request() (submission, error) {
+func (in *createInput) request(p account.Preferences) (submission, error) {
 	b := in.Body
 	s := submission{Request: generate.Request{
 		Prompt: b.Prompt, NegativePrompt: b.NegativePrompt, Model: b.Model, N: b.N, Width: b.Width, Height: b.Height,
 		Seed: b.Seed, Steps: b.Steps, Guidance: b.Guidance, Format: b.Format, RetentionDays: b.RetentionDays,
-		EmbedPrompt: b.EmbedPrompt, Metadata: b.Metadata,
+		EmbedPrompt: b.EmbedPrompt, Metadata: b.Metadata, Defaults: generate.Defaults(p),
 	}}
 	if in.IdempotencyKey != "" {
 		// Marshalled again, so that spaces and the order of fields make no difference.

@@ -14,17 +14,20 @@ import (
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"zimage/internal/account"
 	"zimage/internal/problem"
 )
 
 // call is what is known of one request, for its log line and its errors.
 type call struct {
-	id    string // ours; one that the client sends is not read
-	keyID string
-	owner string // subject id of the key's owner
-	token string // to look again whether the key still holds
-	code  string // of the problem that was answered
-	head  bool   // HEAD came; it is served as GET
+	id     string            // ours; one that the client sends is not read
+	who    account.Principal // whom it acts for; none on public routes
+	owner  string            // who.Subject
+	token  string            // of the key or session, to look again whether it still holds
+	client account.Client    // who asks, as far as can be seen
+	code   string            // of the problem that was answered
+	head   bool              // HEAD came; it is served as GET
+	quiet  bool              // no line is logged of it
 
 	writer http.ResponseWriter // to move the deadlines of its connection
 }
@@ -40,8 +43,11 @@ func callOf(ctx context.Context) *call {
 
 func (c *call) attrs(more ...any) []any {
 	list := []any{slog.String("request_id", c.id)}
-	if c.keyID != "" {
-		list = append(list, slog.String("key_id", c.keyID))
+	if c.who.KeyID != "" {
+		list = append(list, slog.String("key_id", c.who.KeyID))
+	}
+	if c.who.SessionID != "" {
+		list = append(list, slog.String("session_id", c.who.SessionID))
 	}
 	return append(list, more...)
 }
@@ -119,6 +125,7 @@ func (a *API) begin(c *gin.Context) {
 	started := time.Now()
 	call := callOf(c.Request.Context())
 	call.writer = c.Writer
+	call.client = a.clientOf(c)
 	h := c.Writer.Header()
 	h.Set("X-Request-ID", call.id)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -146,6 +153,9 @@ func (a *API) begin(c *gin.Context) {
 		took := time.Since(started)
 		a.meters.requests.WithLabelValues(route, method, strconv.Itoa(status)).Inc()
 		a.meters.seconds.WithLabelValues(route, method).Observe(took.Seconds())
+		if call.quiet {
+			return
+		}
 		attrs := call.attrs(slog.String("route", route), slog.String("method", method), slog.Int("status", status),
 			slog.Float64("ms", float64(took.Microseconds())/1000))
 		if call.code != "" {

@@ -19,6 +19,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/validation"
 	"github.com/gin-gonic/gin"
 
+	"zimage/internal/account"
 	"zimage/internal/problem"
 )
 
@@ -81,6 +82,8 @@ type problemView struct {
 	RequestID string      `json:"request_id,omitempty" doc:"Finds this request in the operator's log."`
 	Errors    []fieldView `json:"errors,omitempty" nullable:"false" doc:"Each part of the request that is wrong."`
 
+	SecondFactor *secondFactorView `json:"second_factor,omitempty" doc:"With second_factor_required: what can be sent beside the password."`
+
 	retryAfter time.Duration
 }
 
@@ -134,6 +137,10 @@ func view(ctx context.Context, err error) *problemView {
 	}
 	for _, f := range known.Fields {
 		p.Errors = append(p.Errors, fieldView(f))
+	}
+	var second *account.SecondFactor
+	if errors.As(err, &second) {
+		p.SecondFactor = secondFactor(second)
 	}
 	if p.retryAfter == 0 && a.Status == http.StatusServiceUnavailable {
 		p.retryAfter = 2 * time.Second
@@ -334,7 +341,10 @@ func locate(location string) string {
 
 // knownNames are the fields and parameters that a location may name.
 var knownNames = namesOf(map[string][]any{
-	"body":   {createBody{}, deleteBody{}},
+	"body": {
+		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
+		passwordBody{}, consentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, keyBody{}, findBody{}, reasonBody{},
+	},
 	"query":  {listInput{}, contentInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},
 	"path":   {getInput{}},

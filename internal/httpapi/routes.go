@@ -9,26 +9,69 @@ import (
 	"zimage/internal/account"
 )
 
-// public routes need no key.
-const public = ""
-
 // routes is the whole API in one list. What each route is told to the reader as
 // stands beside it in docs.go.
 func (a *API) routes() {
-	add(a, http.MethodPost, "/v1/generations", account.ScopeGenerate, createDoc, a.createGeneration)
-	add(a, http.MethodGet, "/v1/generations", account.ScopeRead, listDoc, a.listGenerations)
-	add(a, http.MethodDelete, "/v1/generations", account.ScopeGenerate, deleteGenerationsDoc, a.deleteGenerations)
-	add(a, http.MethodGet, "/v1/generations/{id}", account.ScopeRead, getDoc, a.getGeneration)
-	add(a, http.MethodDelete, "/v1/generations/{id}", account.ScopeGenerate, deleteGenerationDoc, a.deleteGeneration)
-	add(a, http.MethodPost, "/v1/generations/{id}/cancel", account.ScopeGenerate, cancelDoc, a.cancelGeneration)
-	add(a, http.MethodGet, "/v1/generations/{id}/events", account.ScopeRead, eventsDoc, a.generationEvents)
+	add(a, http.MethodPost, "/v1/generations", with(account.ScopeGenerate), createDoc, a.createGeneration)
+	add(a, http.MethodGet, "/v1/generations", with(account.ScopeRead), listDoc, a.listGenerations)
+	add(a, http.MethodDelete, "/v1/generations", with(account.ScopeGenerate), deleteGenerationsDoc, a.deleteGenerations)
+	add(a, http.MethodGet, "/v1/generations/{id}", with(account.ScopeRead), getDoc, a.getGeneration)
+	add(a, http.MethodDelete, "/v1/generations/{id}", with(account.ScopeGenerate), deleteGenerationDoc, a.deleteGeneration)
+	add(a, http.MethodPost, "/v1/generations/{id}/cancel", with(account.ScopeGenerate), cancelDoc, a.cancelGeneration)
+	add(a, http.MethodGet, "/v1/generations/{id}/events", with(account.ScopeRead), eventsDoc, a.generationEvents)
 
-	add(a, http.MethodDelete, "/v1/images", account.ScopeGenerate, deleteImagesDoc, a.deleteImages)
-	add(a, http.MethodGet, "/v1/images/{id}", account.ScopeRead, imageDoc, a.getImage)
-	add(a, http.MethodDelete, "/v1/images/{id}", account.ScopeGenerate, deleteImageDoc, a.deleteImage)
-	add(a, http.MethodGet, "/v1/images/{id}/content", account.ScopeRead, contentDoc, a.imageContent)
+	add(a, http.MethodDelete, "/v1/images", with(account.ScopeGenerate), deleteImagesDoc, a.deleteImages)
+	add(a, http.MethodGet, "/v1/images/{id}", with(account.ScopeRead), imageDoc, a.getImage)
+	add(a, http.MethodDelete, "/v1/images/{id}", with(account.ScopeGenerate), deleteImageDoc, a.deleteImage)
+	add(a, http.MethodGet, "/v1/images/{id}/content", with(account.ScopeRead), contentDoc, a.imageContent)
 
-	add(a, http.MethodGet, "/v1/models", account.ScopeRead, modelsDoc, a.listModels)
+	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
+
+	add(a, http.MethodPost, "/v1/account", public, signUpDoc, a.signUp)
+	add(a, http.MethodPost, "/v1/account/confirm", public, confirmSignUpDoc, a.confirmSignUp)
+	add(a, http.MethodGet, "/v1/account", with(account.ScopeAccount), accountDoc, a.getAccount)
+	add(a, http.MethodPatch, "/v1/account", with(account.ScopeAccount), updateAccountDoc, a.updateAccount)
+	add(a, http.MethodDelete, "/v1/account", inSession, closeAccountDoc, a.closeAccount)
+	add(a, http.MethodPost, "/v1/account/email", inSession, changeEmailDoc, a.changeEmail)
+	add(a, http.MethodPost, "/v1/account/email/confirm", public, confirmEmailDoc, a.confirmEmail)
+	add(a, http.MethodPut, "/v1/account/password", inSession, changePasswordDoc, a.changePassword)
+	add(a, http.MethodPost, "/v1/account/password/reset", public, requestResetDoc, a.requestReset)
+	add(a, http.MethodPost, "/v1/account/password/reset/confirm", public, resetDoc, a.reset)
+	add(a, http.MethodGet, "/v1/account/consents", with(account.ScopeAccount), consentsDoc, a.listConsents)
+	add(a, http.MethodPut, "/v1/account/consents/{purpose}", inSession, setConsentDoc, a.setConsent)
+	add(a, http.MethodGet, "/v1/account/objections", with(account.ScopeAccount), objectionsDoc, a.listObjections)
+	add(a, http.MethodPut, "/v1/account/objections/{purpose}", inSession, objectDoc, a.object)
+	add(a, http.MethodDelete, "/v1/account/objections/{purpose}", inSession, withdrawObjectionDoc, a.withdrawObjection)
+	add(a, http.MethodPut, "/v1/account/restriction", inSession, restrictDoc, a.restrict)
+	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
+
+	add(a, http.MethodPost, "/v1/account/totp", inSession, beginTOTPDoc, a.beginTOTP)
+	add(a, http.MethodPost, "/v1/account/totp/confirm", inSession, confirmTOTPDoc, a.confirmTOTP)
+	add(a, http.MethodDelete, "/v1/account/totp", inSession, removeTOTPDoc, a.removeTOTP)
+	add(a, http.MethodPost, "/v1/account/recovery-codes", inSession, recoveryCodesDoc, a.newRecoveryCodes)
+	add(a, http.MethodPost, "/v1/account/passkeys/challenge", inSession, beginPasskeyDoc, a.beginPasskey)
+	add(a, http.MethodPost, "/v1/account/passkeys", inSession, addPasskeyDoc, a.addPasskey)
+	add(a, http.MethodGet, "/v1/account/passkeys", inSession, passkeysDoc, a.listPasskeys)
+	add(a, http.MethodDelete, "/v1/account/passkeys/{id}", inSession, removePasskeyDoc, a.removePasskey)
+
+	add(a, http.MethodPost, "/v1/session", public, signInDoc, a.signIn)
+	add(a, http.MethodGet, "/v1/session", inSession, sessionDoc, a.getSession)
+	add(a, http.MethodDelete, "/v1/session", inSession, signOutDoc, a.signOut)
+	add(a, http.MethodPost, "/v1/session/fresh", inSession, freshDoc, a.reauthenticate)
+	add(a, http.MethodPost, "/v1/session/passkey/challenge", public, passkeyChallengeDoc, a.passkeyChallenge)
+	add(a, http.MethodPost, "/v1/session/passkey", public, passkeySignInDoc, a.signInWithPasskey)
+	add(a, http.MethodGet, "/v1/sessions", inSession, sessionsDoc, a.listSessions)
+	add(a, http.MethodDelete, "/v1/sessions", inSession, endSessionsDoc, a.endSessions)
+	add(a, http.MethodDelete, "/v1/sessions/{id}", inSession, endSessionDoc, a.endSession)
+
+	add(a, http.MethodGet, "/v1/keys", with(account.ScopeAccount), keysDoc, a.listKeys)
+	add(a, http.MethodPost, "/v1/keys", inSession, createKeyDoc, a.createKey)
+	add(a, http.MethodDelete, "/v1/keys/{id}", with(account.ScopeAccount), revokeKeyDoc, a.revokeKey)
+
+	add(a, http.MethodPost, "/v1/admin/accounts/find", inSession, findAccountDoc, a.findAccount)
+	add(a, http.MethodPost, "/v1/admin/accounts/{id}/suspend", inSession, suspendDoc, a.suspendAccount)
+	add(a, http.MethodPost, "/v1/admin/accounts/{id}/unsuspend", inSession, unsuspendDoc, a.unsuspendAccount)
+	add(a, http.MethodPost, "/v1/admin/accounts/{id}/close-child", inSession, closeChildDoc, a.closeChild)
 
 	add(a, http.MethodGet, "/healthz", public, healthDoc, a.health)
 	add(a, http.MethodGet, "/readyz", public, readyDoc, a.ready)
@@ -38,17 +81,14 @@ func (a *API) routes() {
 	a.engine.GET("/docs.css", a.serveStyle)
 }
 
-// add registers one route with everything that is around a handler: the key, the
+// add registers one route with everything that is around a handler: who may, the
 // body, the time limit, the words of its errors.
-func add[I, O any](a *API, method, path, scope string, d doc, handle func(context.Context, *I) (*O, error)) {
-	op := d.operation(a, method, path, scope)
+func add[I, O any](a *API, method, path string, need access, d doc, handle func(context.Context, *I) (*O, error)) {
+	op := d.operation(a, method, path, need)
 	op.RejectUnknownQueryParameters = true
 	op.MaxBodyBytes = maxBody + 1 // readStrict has already counted it
 	op.BodyReadTimeout = -1       // and taken the time
-	if scope != public {
-		op.Middlewares = append(op.Middlewares, a.guard(scope))
-	}
-	op.Middlewares = append(op.Middlewares, a.checkQuery)
+	op.Middlewares = append(op.Middlewares, a.guard(need), a.checkQuery)
 	if d.request != nil {
 		op.Middlewares = append(op.Middlewares, a.readStrict)
 	} else {

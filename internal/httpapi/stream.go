@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,7 +134,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // hold counts one stream or wait of the request's key until release.
 func (a *API) hold(ctx context.Context) (release func(), err error) {
-	release, ok := a.open.take(callOf(ctx).keyID)
+	release, ok := a.open.take(cmp.Or(callOf(ctx).who.KeyID, callOf(ctx).who.SessionID))
 	if !ok {
 		return nil, problem.New(problem.RateLimited, "Too many streams and waits are open with this key.").After(5 * time.Second)
 	}
