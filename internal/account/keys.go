@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"zimage/internal/db"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
@@ -82,6 +83,26 @@ type keyRow struct {
 // time that is not valid, Conflict when the owner has 100 live keys, and
 // Unauthorized when the account is closed.
 func (s *Service) CreateKey(ctx context.Context, owner, name string, scopes []string, expires time.Time) (string, Key, error) {
+	return s.createKey(ctx, owner, name, scopes, expires, func(*db.Tx) error { return nil })
+}
+
+// NewKey is CreateKey for a person in a fresh session, who is told of it by
+// mail. The scope admin is for staff.
+func (s *Service) NewKey(ctx context.Context, p Principal, name string, scopes []string, expires time.Time) (string, Key, error) {
+	if err := s.fresh(p); err != nil {
+		return "", Key{}, err
+	}
+	if slices.Contains(scopes, ScopeAdmin) {
+		if err := p.may(RoleSupport, RolePrivacy, RoleOperator); err != nil {
+			return "", Key{}, err
+		}
+	}
+	return s.createKey(ctx, p.Subject, name, scopes, expires, func(tx *db.Tx) error {
+		return s.tell(ctx, tx, p.Subject, mail.KeyCreated, map[string]string{"Name": name})
+	})
+}
+
+func (s *Service) createKey(ctx context.Context, owner, name string, scopes []string, expires time.Time, also func(*db.Tx) error) (string, Key, error) {
 	now := s.clock.Now()
 	expires = expires.UTC().Truncate(time.Millisecond)
 	scopes, fields := checkKey(name, scopes, expires, now)
@@ -120,7 +141,10 @@ func (s *Service) CreateKey(ctx context.Context, owner, name string, scopes []st
 		_, err := tx.Exec(ctx, `INSERT INTO api_keys (id, owner, token_lookup, prefix, name, scopes, created_at, expires_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 			k.ID, owner, s.tokenLookup(token), k.Prefix, sealed, strings.Join(scopes, " "), now.UnixMilli(), nullable(expires))
-		return err
+		if err != nil {
+			return err
+		}
+		return also(tx)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", Key{}, noAccount()
@@ -198,6 +222,18 @@ func (s *Service) RevokeKey(ctx context.Context, owner, id string) error {
 		return problem.New(problem.NotFound, "There is no such key.")
 	}
 	return nil
+}
+
+// forgetOwner lets nobody in by what was known of this person a moment ago.
+func (k *known) forgetOwner(owner string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.turns++
+	for lookup, one := range k.keys {
+		if one.who.Subject == owner {
+			delete(k.keys, lookup)
+		}
+	}
 }
 
 func (s *Service) tokenLookup(token string) string { return s.vault.Lookup("api key", token) }

@@ -113,7 +113,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.bell = jobs.NewBell(a.redis, metrics)
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
-	happened := events.New()
+	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
 	a.Accounts = account.New(account.Options{
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened,
 		Mail:      mail.New(mail.Options{DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log}),

@@ -79,6 +79,7 @@ func New(o Options) *Service {
 	s.bulletin = newBulletin(o.Redis)
 	o.Queue.Register(jobs.Kind{Name: KindRun, Lane: "generation", Timeout: 6 * time.Hour, Run: s.run, Ended: s.ended})
 	o.Queue.Register(jobs.Kind{Name: KindSweep, MaxAttempts: 100, Run: s.sweep})
+	o.Queue.Register(jobs.Kind{Name: KindCancelAll, MaxAttempts: 100, Run: s.cancelAll})
 	for _, k := range []removal{s.generationRemoval(), s.imageRemoval()} {
 		o.Queue.Register(jobs.Kind{Name: k.kind, MaxAttempts: 100, Run: s.deleteRest(k)})
 	}
