@@ -18,7 +18,13 @@ type cli struct {
 	Up       upCommand       `cmd:"" help:"Start everything in one process: API, worker and scheduler, on embedded parts."`
 	Generate generateCommand `cmd:"" help:"Make a picture of a prompt, with progress, and write it to a file."`
 	User     struct {
-		Create userCreate `cmd:"" help:"Create a user; the password is read from standard input."`
+		Create   userCreate       `cmd:"" help:"Create a user; the password is read from standard input."`
+		List     userList         `cmd:"" help:"List users by id, with state and role."`
+		Disable  userDisable      `cmd:"" help:"Suspend a user: no new work, what is there stays readable. The user is told why."`
+		Enable   userEnable       `cmd:"" help:"Lift a suspension."`
+		Close    userClose        `cmd:"" help:"Close a user's account, for good: access ends within 5 seconds."`
+		Reset2FA userResetFactors `cmd:"" name:"reset-2fa" help:"Remove the second factors of a user who has lost them, and end all sessions."`
+		Role     userRole         `cmd:"" help:"Make a user with a second factor a member of staff, or no longer one."`
 	} `cmd:"" help:"Manage users."`
 	Key struct {
 		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once."`

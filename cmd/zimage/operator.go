@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"zimage/internal/account"
 	"zimage/internal/app"
 	"zimage/internal/config"
 	"zimage/internal/engine"
@@ -59,6 +60,101 @@ func (u userCreate) Run(ctx context.Context) error {
 		}
 		fmt.Println(subject)
 		return nil
+	})
+}
+
+type userList struct {
+	After string `help:"Go on after this id."`
+	Limit int    `default:"100" help:"How many."`
+}
+
+func (u userList) Run(ctx context.Context) error {
+	return with(ctx, func(a *app.App) error {
+		list, err := a.Accounts.Accounts(ctx, u.After, min(max(u.Limit, 1), 10_000))
+		if err != nil {
+			return err
+		}
+		w := table("ID", "STATE", "ROLE", "CREATED")
+		for _, one := range list {
+			state := string(one.State)
+			if one.RestrictedAt > 0 {
+				state += ", restricted"
+			}
+			if one.SuspendedAt > 0 {
+				state += ", suspended"
+			}
+			row(w, one.ID, state, string(one.Role), when(one.Created()))
+		}
+		return w.Flush()
+	})
+}
+
+// someone is whom a command is about, and why: the reason is kept.
+type someone struct {
+	Email  string `required:"" help:"Mail address of the user."`
+	Reason string `required:"" help:"Why, in 10 to 500 characters. It is kept, and sealed with the user's key."`
+}
+
+func (u someone) act(ctx context.Context, f func(a *app.App, id string) error) error {
+	return with(ctx, func(a *app.App) error {
+		id, err := a.Accounts.FindUser(ctx, u.Email)
+		if err != nil {
+			return err
+		}
+		return f(a, id)
+	})
+}
+
+type userDisable struct{ someone }
+
+func (u userDisable) Run(ctx context.Context) error {
+	return u.act(ctx, func(a *app.App, id string) error {
+		return a.Accounts.Suspend(ctx, account.AtTheMachine(), id, u.Reason)
+	})
+}
+
+type userEnable struct{ someone }
+
+func (u userEnable) Run(ctx context.Context) error {
+	return u.act(ctx, func(a *app.App, id string) error {
+		return a.Accounts.Unsuspend(ctx, account.AtTheMachine(), id, u.Reason)
+	})
+}
+
+type userClose struct {
+	someone
+	Child bool `help:"The user turned out to be under 13."`
+}
+
+func (u userClose) Run(ctx context.Context) error {
+	return u.act(ctx, func(a *app.App, id string) error {
+		if u.Child {
+			return a.Accounts.CloseChild(ctx, account.AtTheMachine(), id, u.Reason)
+		}
+		return a.Accounts.CloseFor(ctx, account.AtTheMachine(), id, u.Reason)
+	})
+}
+
+type userResetFactors struct{ someone }
+
+func (u userResetFactors) Run(ctx context.Context) error {
+	return u.act(ctx, func(a *app.App, id string) error {
+		return a.Accounts.ResetFactors(ctx, account.AtTheMachine(), id, u.Reason)
+	})
+}
+
+type userRole struct {
+	someone
+	Role string `arg:"" enum:"support,privacy,operator,none" help:"One of ${enum}."`
+}
+
+func (u userRole) Run(ctx context.Context) error {
+	role := account.Role(u.Role)
+	if u.Role == "none" {
+		role = account.NoRole
+	}
+	return u.act(ctx, func(a *app.App, id string) error {
+		return a.Accounts.SetRole(ctx, account.AtTheMachine(), id, role, u.Reason)
 	})
 }
 
