@@ -1,9 +1,10 @@
-// Package account is the room of accounts: people's mail addresses and
-// passwords, and the API keys by which programs act for them.
+// Package account is the room of accounts: how people sign up, sign in and prove
+// who they are, what they say about themselves, and the API keys by which
+// programs act for them.
 //
-// It never stores a token or a readable address: both are found by a keyed hash
-// and the address lies sealed with its owner's key. It knows nothing of what the
-// keys are used for.
+// It never stores a token, a code or a readable address: each is found by a keyed
+// hash, and what is to be read again lies sealed with its owner's key. It knows
+// nothing of what an account is used for.
 package account
 
 import (
@@ -13,7 +14,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"zimage/internal/clock"
@@ -49,34 +49,35 @@ type Options struct {
 
 // A Service is safe for concurrent use.
 type Service struct {
-	o       Options
-	db      *db.DB
-	vault   *vault.Vault
-	clock   *clock.Clock
-	hashing chan struct{} // a place each: a hash takes 19 MiB
-	known   *known
-	uses    *uses
+	o      Options
+	db     *db.DB
+	vault  *vault.Vault
+	clock  *clock.Clock
+	hasher *hasher
+	known  *known
+	uses   *uses
 }
 
-// New makes the room. Run must run beside it for last uses to be written.
+// New makes the room. Run must run beside it for last uses to be written and
+// for what has expired to go.
 func New(o Options) *Service {
 	return &Service{
 		o: o, db: o.DB, vault: o.Vault, clock: o.Clock,
-		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)),
-		known:   newKnown(),
-		uses:    newUses(),
+		hasher: newHasher(o.HashQueue),
+		known:  newKnown(),
+		uses:   newUses(),
 	}
 }
 
-// CreateUser makes an account and returns its subject id. It returns
-// InvalidRequest for what is no mail address or no password, and Conflict when
-// the address has an account.
+// CreateUser makes an account for the operator, who answers for the address, and
+// returns its subject id. It returns InvalidRequest for what is no mail address
+// or not allowed as a password, and Conflict when the address has an account.
 func (s *Service) CreateUser(ctx context.Context, email, password string) (string, error) {
 	email, canonical, err := normalise(email)
 	if err != nil {
 		return "", err
 	}
-	if err := checkPassword(password); err != nil {
+	if err := checkPassword(password, canonical, ""); err != nil {
 		return "", err
 	}
 	lookup := s.emailLookup(canonical)
@@ -104,22 +105,27 @@ func (s *Service) CreateUser(ctx context.Context, email, password string) (strin
 	if err != nil {
 		return "", away(fmt.Errorf("create a user: %w", err))
 	}
+	var pending []string
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if err := subject.New(ctx, tx, id, now); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO users (id, email_lookup, email, password, created_at) VALUES (?, ?, ?, ?, ?)`,
-			id, lookup, sealed, hash, now.UnixMilli())
+		if _, err := tx.Exec(ctx, `INSERT INTO users (id, email_lookup, email, password, created_at) VALUES (?, ?, ?, ?, ?)`,
+			id, lookup, sealed, hash, now.UnixMilli()); err != nil {
+			return err
+		}
+		var err error
+		pending, err = dropSignUps(ctx, tx, lookup)
 		return err
 	})
 	if db.IsUnique(err) {
-		// Certain to be unused; if this fails, the sweep does it.
-		_ = s.vault.Destroy(ctx, id)
+		s.destroy(ctx, id) // certain to be unused
 		return "", taken()
 	}
 	if err != nil {
 		return "", away(fmt.Errorf("create a user: %w", err))
 	}
+	s.destroy(ctx, pending...)
 	return id, nil
 }
 
@@ -149,7 +155,8 @@ func (s *Service) findUser(ctx context.Context, lookup string) (string, error) {
 	return id, nil
 }
 
-// Owned says which of the subjects have an account, for vault.SweepUnowned.
+// Owned says which of the subjects have an account, or may get one by a sign-up
+// that waits for its code, for vault.SweepUnowned.
 func (s *Service) Owned(ctx context.Context, subjects []string) (map[string]bool, error) {
 	owned := make(map[string]bool, len(subjects))
 	if len(subjects) == 0 {
@@ -159,8 +166,10 @@ func (s *Service) Owned(ctx context.Context, subjects []string) (map[string]bool
 	for i, id := range subjects {
 		args[i] = id
 	}
+	in := ` WHERE id IN (` + db.Marks(len(args)) + `)`
 	var ids []string
-	if err := s.db.Select(ctx, &ids, `SELECT id FROM users WHERE id IN (`+db.Marks(len(args))+`)`, args...); err != nil {
+	// One statement: a sign-up that is confirmed meanwhile stands in one of both.
+	if err := s.db.Select(ctx, &ids, `SELECT id FROM users`+in+` UNION SELECT id FROM signups`+in, append(args, args...)...); err != nil {
 		return nil, fmt.Errorf("look for accounts: %w", err)
 	}
 	for _, id := range ids {
@@ -180,7 +189,9 @@ func away(err error) error {
 	var p *problem.Error
 	var r *vault.RootError
 	switch {
-	case errors.As(err, &p), errors.As(err, &r),
+	case errors.As(err, &p):
+		return p // what was done when it came up is nothing to the caller
+	case errors.As(err, &r),
 		errors.Is(err, vault.ErrNoKey), errors.Is(err, vault.ErrExists), errors.Is(err, vault.ErrDestroyed), errors.Is(err, vault.ErrCorrupt),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err

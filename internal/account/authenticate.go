@@ -47,8 +47,13 @@ func (s *Service) Authenticate(ctx context.Context, token string) (Principal, er
 
 func (s *Service) find(ctx context.Context, lookup string, now time.Time) (knownKey, error) {
 	turn := s.known.turn()
-	var row keyRow
-	err := s.db.Get(ctx, &row, `SELECT id, owner, scopes, expires_at, revoked_at FROM api_keys WHERE token_lookup = ?`, lookup)
+	var row struct {
+		keyRow
+		Role        Role   `db:"role"`
+		Preferences []byte `db:"preferences"`
+	}
+	err := s.db.Get(ctx, &row, `SELECT k.id, k.owner, k.scopes, k.expires_at, k.revoked_at, u.role, u.preferences
+		FROM api_keys k JOIN users u ON u.id = k.owner WHERE k.token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return knownKey{}, refused()
 	}
@@ -59,13 +64,20 @@ func (s *Service) find(ctx context.Context, lookup string, now time.Time) (known
 		return knownKey{}, refused()
 	}
 	if err := subject.May(ctx, s.db, row.Owner, subject.Read); err != nil {
-		if code := problem.CodeOf(err); code == problem.Unauthorized || code == problem.Forbidden {
+		if isRefusal(err) {
 			return knownKey{}, refused()
 		}
 		return knownKey{}, away(err)
 	}
+	who := Principal{Subject: row.Owner, KeyID: row.ID, Scopes: strings.Fields(row.Scopes), Role: row.Role}
+	if who.Role == NoRole { // a member of staff no longer: the key opens no more than its owner may
+		who.Scopes = slices.DeleteFunc(who.Scopes, func(scope string) bool { return scope == ScopeAdmin })
+	}
+	if err := s.unsealUser(ctx, row.Owner, "preferences", row.Preferences, &who.Preferences); err != nil {
+		return knownKey{}, away(fmt.Errorf("find a key: %w", err))
+	}
 	one := knownKey{
-		who:     Principal{Subject: row.Owner, KeyID: row.ID, Scopes: strings.Fields(row.Scopes)},
+		who:     who,
 		expires: timeOf(row.ExpiresAt),
 		found:   now,
 	}
@@ -170,14 +182,18 @@ func (u *uses) take() map[string]time.Time {
 	return last
 }
 
-// Run writes when keys were last used, once a minute and once more when ctx
-// ends. failed is told of errors; a use that could not be written is lost.
+// Run writes when keys were last used and removes what has expired, once a
+// minute; uses once more when ctx ends. failed is told of errors; a use that could
+// not be written is lost, what could not be removed goes in the next minute.
 func (s *Service) Run(ctx context.Context, failed func(error)) {
 	tick := time.NewTicker(usesEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
+			if err := s.prune(ctx); err != nil && ctx.Err() == nil {
+				failed(err)
+			}
 		case <-ctx.Done():
 		}
 		// Also after the end of ctx, but not for long.
@@ -216,4 +232,78 @@ func (s *Service) writeUses(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// pruneBatch is how many rows of a table go in one transaction, and in one
+// minute of one process.
+const pruneBatch = 500
+
+// prune removes what has expired: pending sign-ups with their keys, mailed
+// links, challenges, throttles that are even again, and browsers that nobody has
+// used for long. Any number of processes may do it at once.
+func (s *Service) prune(ctx context.Context) error {
+	now := s.clock.Now()
+	var doomed []string
+	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+		doomed = nil
+		// Behind the commit: a key destroyed first would leave a row that nobody
+		// can read if the commit failed.
+		return tx.Select(ctx, &doomed, `DELETE FROM signups WHERE id IN (SELECT id FROM signups WHERE expires_at <= ? LIMIT ?) RETURNING id`,
+			now.UnixMilli(), pruneBatch)
+	})
+	if err != nil {
+		return fmt.Errorf("remove expired sign-ups: %w", err)
+	}
+	s.destroy(ctx, doomed...)
+	for _, old := range []struct {
+		table, key, column string
+		before             time.Time
+	}{
+		{"mailed_links", "id", "expires_at", now},
+		{"passkey_challenges", "id", "expires_at", now},
+		{"throttles", "bucket", "arrival", now},
+		{"sessions", "id", "last_used_at", now.Add(-unusedFor)},
+	} {
+		if err := s.pruneOne(ctx, old.table, old.key, old.column, old.before.UnixMilli()); err != nil {
+			return fmt.Errorf("remove expired %s: %w", old.table, err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) pruneOne(ctx context.Context, table, key, column string, before int64) error {
+	return s.db.Tx(ctx, func(tx *db.Tx) error {
+		var keys []string
+		if err := tx.Select(ctx, &keys, `SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`, before, pruneBatch); err != nil || len(keys) == 0 {
+			return err
+		}
+		held, err := subject.Held(ctx, tx, table, keys...)
+		if err != nil {
+			return err
+		}
+		if held { // rare: then each for itself
+			if keys, err = notHeld(ctx, tx, table, keys); err != nil || len(keys) == 0 {
+				return err
+			}
+		}
+		args := []any{before} // asked for again: the row may have been used meanwhile
+		for _, k := range keys {
+			args = append(args, k)
+		}
+		_, err = tx.Exec(ctx, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`)`, args...)
+		return err
+	})
+}
+
+func notHeld(ctx context.Context, tx *db.Tx, table string, keys []string) (free []string, err error) {
+	for _, k := range keys {
+		held, err := subject.Held(ctx, tx, table, k)
+		if err != nil {
+			return nil, err
+		}
+		if !held {
+			free = append(free, k)
+		}
+	}
+	return free, nil
 }

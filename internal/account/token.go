@@ -8,40 +8,55 @@ import (
 	"strings"
 )
 
-// A token is zi_ and 40 letters and digits: 20 random bytes and 5 of their
-// SHA-256, in base 32. The sum refuses typing errors and guesses without asking
-// the database; it keeps nobody out.
+// A form is how one kind of token looks: its start, then random bytes and some
+// of their SHA-256 in base 32. The sum refuses typing errors and guesses without
+// asking the database; it keeps nobody out.
+type form struct {
+	start       string
+	random, sum int // bytes; together a multiple of 5, so that base 32 fills up
+}
+
+// The forms. A session's has 256 random bits, since nobody types it.
+var (
+	keyForm     = form{start: "zi_", random: 20, sum: 5}
+	codeForm    = form{start: "zc_", random: 20, sum: 5} // mailed, to be copied
+	sessionForm = form{start: "zs_", random: 32, sum: 3}
+)
+
 const (
 	tokenStart  = "zi_"
-	tokenRandom = 20 // bytes: 160 bits
-	tokenSum    = 5  // bytes
-	tokenLength = len(tokenStart) + (tokenRandom+tokenSum)*8/5
-	prefixShown = len(tokenStart) + 6 // leaves 130 bits unknown
+	prefixShown = len(tokenStart) + 6 // of a key: leaves 130 bits unknown
 )
 
 func tokenAlphabet() *base32.Encoding {
 	return base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 }
 
-func newToken() string {
-	b := make([]byte, tokenRandom, tokenRandom+tokenSum)
+func (f form) length() int { return len(f.start) + (f.random+f.sum)*8/5 }
+
+func (f form) make() string {
+	b := make([]byte, f.random, f.random+f.sum)
 	_, _ = rand.Read(b) // it never fails: without randomness the program ends
-	return tokenStart + tokenAlphabet().EncodeToString(append(b, sumOf(b)...))
+	return f.start + tokenAlphabet().EncodeToString(append(b, f.sumOf(b)...))
 }
 
-// wellFormed reports whether the token can be one of ours.
-func wellFormed(token string) bool {
-	if len(token) != tokenLength || !strings.HasPrefix(token, tokenStart) {
+// fits reports whether the token can be one of ours.
+func (f form) fits(token string) bool {
+	if len(token) != f.length() || !strings.HasPrefix(token, f.start) {
 		return false
 	}
-	b, err := tokenAlphabet().DecodeString(token[len(tokenStart):])
-	if err != nil || len(b) != tokenRandom+tokenSum {
+	b, err := tokenAlphabet().DecodeString(token[len(f.start):])
+	if err != nil || len(b) != f.random+f.sum {
 		return false
 	}
-	return subtle.ConstantTimeCompare(b[tokenRandom:], sumOf(b[:tokenRandom])) == 1
+	return subtle.ConstantTimeCompare(b[f.random:], f.sumOf(b[:f.random])) == 1
 }
 
-func sumOf(b []byte) []byte {
+func (f form) sumOf(b []byte) []byte {
 	sum := sha256.Sum256(b)
-	return sum[:tokenSum]
+	return sum[:f.sum]
 }
+
+func newToken() string { return keyForm.make() }
+
+func wellFormed(token string) bool { return keyForm.fits(token) }

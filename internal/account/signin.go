@@ -1,0 +1,305 @@
+package account
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+)
+
+// A claimed account is who somebody says they are, for as long as that is to be
+// proved.
+type claimed struct {
+	ID       string `db:"id"`       // empty: there is no such account
+	Password string `db:"password"` // its hash
+	device   string // the session row that knows this browser; empty: none
+}
+
+// SignIn opens a session. A wrong address, password or code and an account that
+// may not be entered get one same SignInFailed after the same work.
+// SecondFactorNeeded, whose cause is a *SecondFactor, means that the password is
+// right. RateLimited counts attempts, whether there is an account or not.
+func (s *Service) SignIn(ctx context.Context, c Client, cr Credentials) (SignedIn, error) {
+	if cr.Password == "" && cr.Passkey != nil {
+		return s.SignInWithPasskey(ctx, c, *cr.Passkey)
+	}
+	started := time.Now()
+	_, canonical, err := normalise(cr.Email)
+	if err != nil {
+		return SignedIn{}, err
+	}
+	if err := typed(cr.Password); err != nil {
+		return SignedIn{}, err
+	}
+	in, err := s.signIn(ctx, c, canonical, cr)
+	if problem.CodeOf(err) == problem.SignInFailed {
+		s.level(ctx, started)
+	}
+	return in, err
+}
+
+func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Credentials) (in SignedIn, err error) {
+	leave, err := s.hasher.enter() // before any query: the queue bounds those too
+	if err != nil {
+		return SignedIn{}, err
+	}
+	defer leave()
+	var who claimed
+	err = s.db.Get(ctx, &who, `SELECT id, password FROM users WHERE email_lookup = ?`, s.emailLookup(canonical))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return SignedIn{}, away(fmt.Errorf("sign in: %w", err))
+	}
+	device, err := s.device(ctx, c.Device)
+	if err != nil {
+		return SignedIn{}, err
+	}
+	buckets := s.networkBucket(c.Addr)
+	if who.ID != "" && device.Owner == who.ID {
+		who.device = device.ID
+		buckets = append(buckets, deviceBucket(device.ID))
+	} else {
+		buckets = append(buckets, s.accountBucket(canonical))
+	}
+	err = s.check(ctx, who, cr, buckets, func(tx *db.Tx, m Method) error {
+		var isNew bool
+		var err error
+		if in, isNew, err = s.openSession(ctx, tx, who.ID, c, m); err != nil || !isNew {
+			return err
+		}
+		return s.tellNewDevice(ctx, tx, who.ID, c)
+	})
+	return in, err
+}
+
+// check proves an account by its password and, where one is in force, a second
+// factor. What follows from it is written by then, in the transaction that uses
+// the factor up and in which the account still has this password. The caller has
+// entered the hasher's queue.
+func (s *Service) check(ctx context.Context, who claimed, cr Credentials, buckets []bucket, then func(*db.Tx, Method) error) error {
+	if err := s.take(ctx, buckets...); err != nil {
+		return err
+	}
+	match, outdated, err := s.hasher.verify(ctx, cr.Password, who.Password)
+	if err != nil {
+		return err
+	}
+	if !match {
+		return signInFailed()
+	}
+	var better string
+	if outdated {
+		if better, err = s.hasher.hash(ctx, cr.Password); err != nil {
+			return err
+		}
+	}
+	// A refusal is told only after the commit: what it used up stays used.
+	var refusal error
+	needed := false
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		refusal, needed = nil, false
+		if err := s.enter(ctx, tx, who.ID); err != nil {
+			return err
+		}
+		var password string
+		if err := tx.Get(ctx, &password, `SELECT password FROM users WHERE id = ?`+db.ForUpdate(tx), who.ID); err != nil {
+			return err
+		}
+		if password != who.Password { // changed since it was checked
+			refusal = signInFailed()
+			return nil
+		}
+		m, err := s.checkSecond(ctx, tx, who, cr)
+		switch code := problem.CodeOf(err); {
+		case code == problem.SecondFactorNeeded:
+			needed = true
+			return giveBack(ctx, tx, buckets)
+		case code == problem.SignInFailed || code == problem.RateLimited:
+			refusal = err
+			return nil
+		case err != nil:
+			return err
+		}
+		if better != "" {
+			if _, err := tx.Exec(ctx, `UPDATE users SET password = ? WHERE id = ?`, better, who.ID); err != nil {
+				return err
+			}
+		}
+		if err := then(tx, m); err != nil {
+			return err
+		}
+		return giveBack(ctx, tx, buckets)
+	})
+	switch {
+	case err != nil:
+		return away(fmt.Errorf("check credentials: %w", err))
+	case needed:
+		return s.secondFactorNeeded(ctx, who.ID)
+	}
+	return refusal
+}
+
+// checkSecond checks the second factor, if one is in force, and uses it up.
+func (s *Service) checkSecond(ctx context.Context, tx *db.Tx, who claimed, cr Credentials) (Method, error) {
+	have, err := s.factors(ctx, tx, who.ID)
+	switch {
+	case err != nil:
+		return "", err
+	case !have.TOTP && have.Passkeys == 0:
+		return ByPassword, nil
+	case cr.Code == "" && cr.Passkey == nil:
+		return "", problem.New(problem.SecondFactorNeeded, "")
+	}
+	limit := codeBucket(who.ID)
+	if who.device != "" {
+		limit = codeBucket(who.device)
+	}
+	switch wait, err := takeOne(ctx, tx, limit, s.clock.Millis()); {
+	case err != nil:
+		return "", err
+	case wait > 0:
+		return "", tooMany(wait)
+	}
+	m := ByPasswordPasskey
+	if cr.Code != "" {
+		m, err = s.checkCode(ctx, tx, who.ID, cr.Code)
+	} else {
+		_, err = s.checkPasskey(ctx, tx, who.ID, *cr.Passkey)
+	}
+	if errors.Is(err, errWrongCode) {
+		return "", signInFailed()
+	}
+	if err != nil {
+		return "", err
+	}
+	return m, giveBack(ctx, tx, []bucket{limit})
+}
+
+// secondFactorNeeded says what there is to choose from.
+func (s *Service) secondFactorNeeded(ctx context.Context, owner string) error {
+	need, err := s.secondFactor(ctx, owner)
+	if err != nil {
+		return away(fmt.Errorf("ask for a second factor: %w", err))
+	}
+	return problem.Wrap(need, problem.SecondFactorNeeded, "The password is right. A second factor is needed too.")
+}
+
+// Reauthenticate proves again who a session is, makes it fresh and gives it a
+// new token. A passkey alone, for a challenge of PasskeyChallenge, is enough.
+func (s *Service) Reauthenticate(ctx context.Context, p Principal, c Client, cr Credentials) (in SignedIn, err error) {
+	err = s.proveThen(ctx, p, c, cr, func(tx *db.Tx, m Method) error {
+		var err error
+		in, err = s.rotate(ctx, tx, p, c, m)
+		return err
+	})
+	return in, err
+}
+
+// prove asks a session for the credentials once more, and changes nothing.
+func (s *Service) prove(ctx context.Context, p Principal, c Client, cr Credentials) error {
+	return s.proveThen(ctx, p, c, cr, func(*db.Tx, Method) error { return nil })
+}
+
+func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Credentials, then func(*db.Tx, Method) error) error {
+	if p.SessionID == "" {
+		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	}
+	buckets := append(s.networkBucket(c.Addr), deviceBucket(p.SessionID))
+	if cr.Password == "" && cr.Passkey != nil {
+		return s.provePasskey(ctx, p, *cr.Passkey, buckets, then)
+	}
+	if err := typed(cr.Password); err != nil {
+		return err
+	}
+	leave, err := s.hasher.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	who := claimed{device: p.SessionID}
+	err = s.db.Get(ctx, &who, `SELECT id, password FROM users WHERE id = ?`, p.Subject)
+	if errors.Is(err, sql.ErrNoRows) {
+		return noAccount()
+	}
+	if err != nil {
+		return away(fmt.Errorf("prove a session: %w", err))
+	}
+	return s.check(ctx, who, cr, buckets, then)
+}
+
+func (s *Service) provePasskey(ctx context.Context, p Principal, a PasskeyAnswer, buckets []bucket, then func(*db.Tx, Method) error) error {
+	if err := s.take(ctx, buckets...); err != nil {
+		return err
+	}
+	wrong := false
+	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+		wrong = false
+		if err := s.enter(ctx, tx, p.Subject); err != nil {
+			return err
+		}
+		found, err := s.checkPasskey(ctx, tx, "", a)
+		if errors.Is(err, errWrongCode) || (err == nil && found != p.Subject) {
+			wrong = true // and its challenge stays used
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := then(tx, ByPasskey); err != nil {
+			return err
+		}
+		return giveBack(ctx, tx, buckets)
+	})
+	if err != nil {
+		return away(fmt.Errorf("prove a session: %w", err))
+	}
+	if wrong {
+		return signInFailed()
+	}
+	return nil
+}
+
+// enter keeps the account's state as it is until the transaction ends. One that
+// may not be entered looks like one that does not exist.
+func (s *Service) enter(ctx context.Context, tx *db.Tx, owner string) error {
+	err := subject.Enter(ctx, tx, owner, subject.Account)
+	if isRefusal(err) {
+		return signInFailed()
+	}
+	return err
+}
+
+// signInFailed is one answer for every reason, so that it tells nothing about
+// which accounts there are (OWASP ASVS 5.0, 6.3.8).
+func signInFailed() error {
+	return problem.New(problem.SignInFailed, "The address, the password or the code is not right.")
+}
+
+// typed refuses what cannot be a password of ours before anything is done for
+// it.
+func typed(password string) error {
+	if password == "" || len(password) > passwordMost || !utf8.ValidString(password) {
+		return problem.Invalid(problem.Field{Location: "body.password", Message: fmt.Sprintf("must be text of at most %d bytes", passwordMost)})
+	}
+	return nil
+}
+
+// level waits until a whole number of Options.Level has passed since started, so
+// that the time of an answer does not tell what was done for it.
+func (s *Service) level(ctx context.Context, started time.Time) {
+	grid := s.o.Level
+	if grid <= 0 {
+		return
+	}
+	t := time.NewTimer(grid - time.Since(started)%grid)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

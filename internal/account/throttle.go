@@ -1,0 +1,138 @@
+package account
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+)
+
+// A limit lets burst attempts through at once and then one each interval.
+type limit struct {
+	burst    int64
+	interval time.Duration
+}
+
+var (
+	// perAccount counts attempts at one address, whether it has an account or
+	// not. A browser that was signed in to this account before has a count of its
+	// own: an attacker can use up the address's, and never that.
+	perAccount = limit{10, time.Minute}
+	// perNetwork counts attempts of one IPv4 address, or of one IPv6 /64, which is
+	// what one customer gets.
+	perNetwork = limit{30, 2 * time.Second}
+	// perCode counts second factors behind a right password, and passwords behind
+	// a mailed code. Six digits stand up to it: at 96 guesses a day with three
+	// steps' codes right at any time, half of a chance takes years.
+	perCode = limit{10, 15 * time.Minute}
+	// perLetter counts mails with a code to one address, so that nobody's
+	// mailbox is filled by who knows it.
+	perLetter = limit{5, 10 * time.Minute}
+)
+
+// A bucket is a limit on something; its key names that only by a hash or an id.
+type bucket struct {
+	key string
+	limit
+}
+
+func (s *Service) accountBucket(canonical string) bucket {
+	return bucket{"account:" + s.vault.Lookup("throttle account", canonical), perAccount}
+}
+
+func (s *Service) letterBucket(canonical string) bucket {
+	return bucket{"letter:" + s.vault.Lookup("throttle account", canonical), perLetter}
+}
+
+func deviceBucket(session string) bucket { return bucket{"device:" + session, perAccount} }
+
+func codeBucket(id string) bucket { return bucket{"code:" + id, perCode} }
+
+// networkBucket is none for a client whose address is not known, such as one
+// behind a socket: all of those together would lock each other out.
+func (s *Service) networkBucket(addr netip.Addr) []bucket {
+	addr = addr.Unmap()
+	if !addr.IsValid() {
+		return nil
+	}
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	network, err := addr.WithZone("").Prefix(bits)
+	if err != nil {
+		return nil
+	}
+	return []bucket{{"network:" + s.vault.Lookup("throttle network", network.String()), perNetwork}}
+}
+
+// take counts an attempt in every bucket, RateLimited when one is full. It comes
+// before whatever the attempt costs, in a transaction of its own: what is full
+// for one process is for all. A refused attempt counts in no bucket behind the
+// full one.
+func (s *Service) take(ctx context.Context, buckets ...bucket) error {
+	var wait time.Duration
+	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+		wait = 0
+		for _, b := range buckets {
+			var err error
+			if wait, err = takeOne(ctx, tx, b, s.clock.Millis()); err != nil || wait > 0 {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return away(fmt.Errorf("count an attempt: %w", err))
+	}
+	if wait > 0 {
+		return tooMany(wait)
+	}
+	return nil
+}
+
+func tooMany(wait time.Duration) error {
+	return problem.New(problem.RateLimited, "Too many attempts. Try again later.").After(wait)
+}
+
+// takeOne is GCRA: arrival is when the next attempt would be on time if they
+// came one each interval, and it may lie at most burst intervals ahead. One
+// statement tests and counts, so that two at once never pass as one. It returns
+// how long to wait, 0 for counted.
+func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration, error) {
+	step := b.interval.Milliseconds()
+	var arrival int64
+	err := tx.Get(ctx, &arrival, `INSERT INTO throttles (bucket, arrival) VALUES (?, ?)
+		ON CONFLICT (bucket) DO UPDATE SET arrival = `+db.Greatest(tx)+`(throttles.arrival, ?) + ?
+			WHERE throttles.arrival <= ?
+		RETURNING arrival`,
+		b.key, now+step, now, step, now+(b.burst-1)*step)
+	if err == nil {
+		return 0, nil
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return 0, err
+	}
+	err = tx.Get(ctx, &arrival, `SELECT arrival FROM throttles WHERE bucket = ?`, b.key)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) { // none: pruned in between, it is free now
+		return 0, err
+	}
+	return time.Duration(max(arrival-(b.burst-1)*step-now, 1)) * time.Millisecond, nil
+}
+
+// giveBack takes a successful attempt out of the count again: whoever may come
+// in is never slowed down by coming often. It gives back no more than was taken,
+// so that an attacker's own account does not wash away the count of a network.
+func giveBack(ctx context.Context, tx *db.Tx, taken []bucket) error {
+	for _, b := range taken { // in the order of take: two transactions must not wait for each other
+		if _, err := tx.Exec(ctx, `UPDATE throttles SET arrival = arrival - ? WHERE bucket = ?`, b.interval.Milliseconds(), b.key); err != nil {
+			return fmt.Errorf("give back an attempt: %w", err)
+		}
+	}
+	return nil
+}
