@@ -169,8 +169,14 @@ func (a *API) requestReset(ctx context.Context, in *emailInput) (*sentOutput, er
 	return sent(), nil
 }
 
-func (a *API) reset(ctx context.Context, in *codePasswordInput) (*struct{}, error) {
-	return nil, a.rooms.Accounts.Reset(ctx, callOf(ctx).client, in.Body.Code, in.Body.Password)
+// reset leaves a cookie that opens nothing: who has the mailbox is known as a
+// device of the account, which nobody else's attempts lock out.
+func (a *API) reset(ctx context.Context, in *codePasswordInput) (*clearedOutput, error) {
+	device, err := a.rooms.Accounts.Reset(ctx, callOf(ctx).client, in.Body.Code, in.Body.Password)
+	if err != nil {
+		return nil, err
+	}
+	return &clearedOutput{SetCookie: a.setCookie(device, deviceLife)}, nil
 }
 
 type consentsOutput struct{ Body consentsView }
@@ -187,13 +193,13 @@ func (a *API) listConsents(ctx context.Context, _ *struct{}) (*consentsOutput, e
 	return out, nil
 }
 
-type consentBody struct {
+type setConsentBody struct {
 	Granted bool `json:"granted" doc:"true: you agree; false: you take it back."`
 }
 
 type consentInput struct {
-	Purpose string      `path:"purpose" enum:"analytics,marketing,profiling,training" doc:"What it is about." example:"marketing"`
-	Body    consentBody `contentType:"application/json"`
+	Purpose string         `path:"purpose" enum:"analytics,marketing,profiling,training" doc:"What it is about." example:"marketing"`
+	Body    setConsentBody `contentType:"application/json"`
 }
 
 func (a *API) setConsent(ctx context.Context, in *consentInput) (*struct{}, error) {

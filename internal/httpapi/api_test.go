@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"zimage/internal/account"
+	"zimage/internal/db"
 	"zimage/internal/testenv"
+	"zimage/internal/vault"
 )
 
 // rig is the API on real rooms, with two people and an engine that waits to be
@@ -29,6 +32,11 @@ type rig struct {
 	readOnly string // another of ada's
 	pass     func() // lets the engine finish one image
 	revoke   func(key string)
+	keyOf    func(token string) string // its id
+	person   func(email string) string // their subject id
+	accounts *account.Service
+	db       *db.DB
+	vault    *vault.Vault
 }
 
 func (r *rig) serve(o Options) {
@@ -290,6 +298,15 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		id, image := r.finished(r.ada)
+		owner := r.person("ada@example.org")
+		adas := &browser{rig: r}
+		adas.want(200, "POST", "/v1/session", `{"email":"ada@example.org","password":"a long password of ada"}`)
+		bens := &browser{rig: r}
+		bens.want(200, "POST", "/v1/session", `{"email":"ben@example.org","password":"a long password of ben"}`)
+		things := map[string]string{
+			"/v1/images": image, "/v1/sessions": adas.want(200, "GET", "/v1/session", "").text(t, "id"),
+			"/v1/keys": r.keyOf(r.ada), "/v1/account/passkeys": "pk_00000000000000000000000000", "/v1/admin": owner,
+		}
 		made := 0
 		for path, item := range r.api.spec.OpenAPI().Paths {
 			if !strings.Contains(path, "{id}") {
@@ -300,25 +317,35 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 					continue
 				}
 				mine := id
-				if strings.HasPrefix(path, "/v1/images") {
-					mine = image
+				for prefix, thing := range things {
+					if strings.HasPrefix(path, prefix) {
+						mine = thing
+					}
+				}
+				body, wanted := "", 404
+				if strings.HasPrefix(path, "/v1/admin") {
+					body, wanted = `{"reason":"I would like to know"}`, 403 // to who is no staff
 				}
 				made++
-				a := r.do(method, strings.Replace(path, "{id}", mine, 1), r.ben, "")
+				a := bens.do(method, strings.Replace(path, "{id}", mine, 1), body)
+				if wanted == 403 && a.status == 403 && !strings.Contains(a.body, mine) {
+					continue
+				}
 				if a.status != 404 || a.field(t, "code") != "not_found" || strings.Contains(a.body, secret) || strings.Contains(a.body, mine) {
 					t.Errorf("%s %s: %d %s", method, path, a.status, a.body)
 				}
 				for _, strange := range []string{"gen_", "img_", "gen_UPPERCASE99", "gen_00000000000000000000000000", "img_00000000000000000000000000", "%00", "gen_a%00bcdefghi", "..%2f..", strings.Repeat("a", 3000)} {
-					a := r.do(method, strings.Replace(path, "{id}", strange, 1), r.ada, "")
+					a := adas.do(method, strings.Replace(path, "{id}", strange, 1), "")
 					if a.status != 404 || a.field(t, "code") != "not_found" {
 						t.Errorf("%s %s with a strange id: %d %s", method, path, a.status, a.body)
 					}
 				}
 			}
 		}
-		if made != 7 {
-			t.Errorf("%d routes with an id were tried, want 7", made)
+		if made != 13 {
+			t.Errorf("%d routes with an id were tried, want 13", made)
 		}
+		adas.want(200, "GET", "/v1/session", "")
 		if a := r.do("GET", "/v1/generations", r.ben, ""); a.status != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {
 			t.Errorf("list: %d %s", a.status, a.body)
 		}

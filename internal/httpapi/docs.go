@@ -46,7 +46,7 @@ const (
 	tagImages      = "Images"
 	tagModels      = "Models"
 	tagAccount     = "Account"
-	tagSignIn      = "Signing in"
+	tagSignIn      = "Sign-in"
 	tagKeys        = "Keys"
 	tagStaff       = "Staff"
 	tagOperations  = "Operations"

@@ -108,7 +108,7 @@ var (
 		id: "reset-password", tag: tagSignIn, summary: "Set a new password",
 		description: "With the code from the mail. Ends every session and opens none: a second factor stays in force and is asked for when you sign in.",
 		request:     codePasswordBody{Code: "zc_…", Password: samplePassword},
-		answers:     none("Set. Sign in with it."),
+		answers:     none("Set. Sign in with it.", cookieSet...),
 		codes:       []problem.Code{problem.LinkInvalid},
 	}
 	consentsDoc = doc{
@@ -119,7 +119,7 @@ var (
 	setConsentDoc = doc{
 		id: "set-consent", tag: tagAccount, summary: "Agree, or take it back",
 		description: "In force at once. Each word is kept with its time, as the proof of what you agreed to.",
-		request:     consentBody{Granted: true},
+		request:     setConsentBody{Granted: true},
 		answers:     none("Kept."),
 	}
 	objectionsDoc = doc{
@@ -260,7 +260,7 @@ var (
 	createKeyDoc = doc{
 		id: "create-key", tag: tagKeys, summary: "Make a key",
 		description: "Named, with some scopes, for ever or until a time. The key is shown once. You are told by mail.",
-		request:     keyBody{Name: "laptop", Scopes: []string{"generate", "read"}},
+		request:     createKeyBody{Name: "laptop", Scopes: []string{"generate", "read"}},
 		answers:     []good{{status: http.StatusCreated, description: "The key, once.", body: newKeyView{Token: "zi_…", Key: sampleKey}}},
 		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}

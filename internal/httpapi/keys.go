@@ -7,14 +7,14 @@ import (
 	"zimage/internal/account"
 )
 
-type keyBody struct {
+type createKeyBody struct {
 	Name      string     `json:"name,omitempty" maxLength:"100" doc:"What it is for."`
 	Scopes    []string   `json:"scopes" enum:"generate,read,webhooks,account,admin" minItems:"1" maxItems:"5" nullable:"false" doc:"What it may do."`
 	ExpiresAt *time.Time `json:"expires_at,omitempty" doc:"Left out: never."`
 }
 
 type createKeyInput struct {
-	Body keyBody `contentType:"application/json"`
+	Body createKeyBody `contentType:"application/json"`
 }
 
 type newKeyOutput struct{ Body newKeyView }

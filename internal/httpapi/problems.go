@@ -343,7 +343,7 @@ func locate(location string) string {
 var knownNames = namesOf(map[string][]any{
 	"body": {
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
-		passwordBody{}, consentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, keyBody{}, findBody{}, reasonBody{},
+		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{},
 	},
 	"query":  {listInput{}, contentInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},

@@ -89,8 +89,9 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	t.Cleanup(bell.Close)
 	queue := jobs.New(d, c, bell, measured, log)
 	cfg := engine.DefaultConfig()
-	happened := events.New()
-	rooms := generate.New(generate.Options{
+	var rooms *generate.Service
+	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
+	rooms = generate.New(generate.Options{
 		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
 	})
@@ -143,7 +144,14 @@ func newRig(t *testing.T, d *db.DB) *rig {
 			t.Error("no engine waits")
 		}
 	}
+	r.keyOf = func(token string) string { return owners[token][1] }
+	r.person = func(email string) string {
+		id, err := accounts.FindUser(ctx, email)
+		must(err)
+		return id
+	}
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
+	r.accounts, r.db, r.vault = accounts, d, v
 	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
 	return r
 }

@@ -1,0 +1,493 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pquerna/otp/totp"
+
+	"zimage/internal/account"
+	"zimage/internal/mail"
+	"zimage/internal/testenv"
+	"zimage/internal/vault"
+)
+
+// browser keeps a cookie, as one tab of a browser does, and sends no key.
+type browser struct {
+	*rig
+	token string
+}
+
+func (b *browser) do(method, path, body string, headers ...string) answered {
+	b.t.Helper()
+	if b.token != "" {
+		headers = append(headers, "Cookie", loopbackCookie+"="+b.token)
+	}
+	a := b.rig.do(method, path, "", body, headers...)
+	for _, c := range a.Cookies() {
+		if c.Name != loopbackCookie || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" {
+			b.t.Errorf("the cookie is %v", c)
+		}
+		b.token = c.Value
+	}
+	return a
+}
+
+func (b *browser) want(status int, method, path, body string, headers ...string) answered {
+	b.t.Helper()
+	a := b.do(method, path, body, headers...)
+	if a.status != status {
+		b.t.Fatalf("%s %s: %d %s, want %d", method, path, a.status, a.body, status)
+	}
+	return a
+}
+
+// mailed is a value of the newest mail of a template.
+func (r *rig) mailed(template mail.Template, name string) string {
+	r.t.Helper()
+	var row struct {
+		ID      string `db:"id"`
+		Subject string `db:"subject"`
+		Data    []byte `db:"data"`
+	}
+	ctx := context.Background()
+	if err := r.db.Get(ctx, &row, `SELECT id, subject, data FROM mails WHERE template = ? ORDER BY id DESC LIMIT 1`, template); err != nil {
+		r.t.Fatalf("no mail %s: %v", template, err)
+	}
+	plain, err := r.vault.Unseal(ctx, row.Subject, row.Data, vault.Data("mails", "data", row.ID))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var data map[string]string
+	if err := json.Unmarshal(plain, &data); err != nil || data[name] == "" {
+		r.t.Fatalf("the mail %s has no %s: %v", template, name, err)
+	}
+	return data[name]
+}
+
+const (
+	eveAddress  = "eve@example.org"
+	evePassword = "seven purple tractors at noon"
+	eveSignUp   = `{"email":"` + eveAddress + `","username":"Eve_7","password":"` + evePassword + `","old_enough":true,"consents":["marketing"]}`
+	eveSignIn   = `{"email":"` + eveAddress + `","password":"` + evePassword + `"}`
+)
+
+// joined is a browser that signed up, confirmed and is signed in.
+func (r *rig) joined() *browser {
+	r.t.Helper()
+	b := &browser{rig: r}
+	b.want(202, "POST", "/v1/account", eveSignUp)
+	b.want(200, "POST", "/v1/account/confirm", `{"code":"`+r.mailed(mail.ConfirmSignUp, "Code")+`","password":"`+evePassword+`"}`)
+	return b
+}
+
+func TestPromise_A1_AnAccountIsAnAddressAUsernameAndAPassword(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		me := b.want(200, "GET", "/v1/account", "")
+		if me.text(t, "email") != eveAddress || me.text(t, "username") != "Eve_7" || me.field(t, "name") != nil {
+			t.Errorf("the account is %s", me.body)
+		}
+		// What is optional can be given, and emptied.
+		b.want(200, "PATCH", "/v1/account", `{"name":"Eve","preferences":{"width":64,"height":64,"format":"jpeg"}}`)
+		if got := b.want(200, "GET", "/v1/account", ""); got.text(t, "name") != "Eve" || got.field(t, "preferences.format") != "jpeg" {
+			t.Errorf("after the change: %s", got.body)
+		}
+		got := b.want(200, "PATCH", "/v1/account", `{"name":"","preferences":{}}`)
+		if got.field(t, "name") != nil || got.field(t, "preferences.format") != nil {
+			t.Errorf("after emptying: %s", got.body)
+		}
+		for what, body := range map[string]string{
+			"no address":            `{"username":"x_y","password":"` + evePassword + `","old_enough":true}`,
+			"no username":           `{"email":"x@example.org","password":"` + evePassword + `","old_enough":true}`,
+			"no password":           `{"email":"x@example.org","username":"x_y","old_enough":true}`,
+			"no word about the age": `{"email":"x@example.org","username":"x_y","password":"` + evePassword + `"}`,
+			"a field too many":      `{"email":"x@example.org","username":"x_y","password":"` + evePassword + `","old_enough":true,"phone":"1"}`,
+		} {
+			if a := (&browser{rig: r}).do("POST", "/v1/account", body); a.status != 400 {
+				t.Errorf("%s: %d %s", what, a.status, a.body)
+			}
+		}
+	})
+}
+
+func TestPromise_A3_PreferencesAreTheNextDefaults(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		b.want(200, "PATCH", "/v1/account", `{"preferences":{"width":128,"height":64,"n":2,"format":"jpeg"}}`)
+		g := b.want(202, "POST", "/v1/generations", `{"prompt":"p"}`)
+		if g.field(t, "width") != 128.0 || g.field(t, "height") != 64.0 || g.field(t, "n") != 2.0 || g.field(t, "format") != "jpeg" {
+			t.Errorf("with preferences: %s", g.body)
+		}
+		g = b.want(202, "POST", "/v1/generations", `{"prompt":"p","width":64,"height":64,"n":1,"format":"png"}`)
+		if g.field(t, "width") != 64.0 || g.field(t, "n") != 1.0 || g.field(t, "format") != "png" {
+			t.Errorf("what is asked for does not win: %s", g.body)
+		}
+		// A preference that the model cannot do is no error of this request.
+		b.want(200, "PATCH", "/v1/account", `{"preferences":{"model":"gone","width":16384,"height":16384,"n":100}}`)
+		b.want(202, "POST", "/v1/generations", `{"prompt":"p"}`)
+	})
+}
+
+func TestPromise_A6_AChildLeavesNothing(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		logged := len(r.log.String())
+		a := (&browser{rig: r}).do("POST", "/v1/account", strings.Replace(eveSignUp, "true", "false", 1))
+		if a.status != 422 || a.text(t, "code") != "too_young" || len(a.Cookies()) != 0 {
+			t.Errorf("%d %s %v", a.status, a.body, a.Cookies())
+		}
+		for _, table := range []string{"signups", "throttles", "mails", "sessions"} {
+			var n int
+			if err := r.db.Get(t.Context(), &n, `SELECT count(*) FROM `+table); err != nil || n != 0 {
+				t.Errorf("%d rows in %s (%v)", n, table, err)
+			}
+		}
+		if more := r.log.String()[logged:]; strings.Contains(more, "account") || strings.Contains(more, "too_young") {
+			t.Errorf("the log tells of it: %s", more)
+		}
+	})
+}
+
+func TestPromise_A5_SessionsAreSeenAndEnded(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		one := r.joined()
+		two := &browser{rig: r}
+		two.want(200, "POST", "/v1/session", eveSignIn, "User-Agent", "Second/2.0")
+		list := one.want(200, "GET", "/v1/sessions", "")
+		var sessions struct{ Data []sessionView }
+		if err := json.Unmarshal([]byte(list.body), &sessions); err != nil || len(sessions.Data) != 2 {
+			t.Fatalf("%s (%v)", list.body, err)
+		}
+		var other string
+		for _, s := range sessions.Data {
+			if s.Current == (s.Agent == "Second/2.0") {
+				t.Errorf("which one asks is wrong: %+v", s)
+			}
+			if !s.Current {
+				other = s.ID
+			}
+		}
+		one.want(204, "DELETE", "/v1/sessions/"+other, "")
+		if a := two.do("GET", "/v1/account", ""); a.status != 401 {
+			t.Errorf("an ended session is answered %d", a.status)
+		}
+		one.want(404, "DELETE", "/v1/sessions/"+other, "")
+		two.token = ""
+		two.want(200, "POST", "/v1/session", eveSignIn)
+		if n := one.want(200, "DELETE", "/v1/sessions", "").field(t, "ended"); n != 1.0 {
+			t.Errorf("%v ended", n)
+		}
+		if a := two.do("GET", "/v1/account", ""); a.status != 401 {
+			t.Errorf("after all were ended: %d", a.status)
+		}
+		one.want(200, "GET", "/v1/session", "")
+	})
+}
+
+// A cookie that was stolen before the sign-out opens nothing after it.
+func TestAttack_StolenCookieAfterSignOut(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		stolen := &browser{rig: r, token: b.token}
+		stolen.want(200, "GET", "/v1/account", "")
+		b.want(204, "DELETE", "/v1/session", "")
+		left := &browser{rig: r, token: b.token}
+		for what, who := range map[string]*browser{"the stolen cookie": stolen, "the cookie that is left": left} {
+			if a := who.do("GET", "/v1/account", ""); a.status != 401 {
+				t.Errorf("%s is answered %d", what, a.status)
+			}
+		}
+	})
+}
+
+// Whoever plants a cookie in a browser does not know the session that its owner
+// opens with it.
+func TestAttack_SessionFixation(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		attacker := r.joined()
+		planted := attacker.token
+		victim := &browser{rig: r, token: planted}
+		a := victim.do("POST", "/v1/session", `{"email":"ada@example.org","password":"a long password of ada"}`)
+		if a.status != 200 || victim.token == planted {
+			t.Fatalf("%d, the token is the same: %v", a.status, victim.token == planted)
+		}
+		if a := attacker.do("GET", "/v1/account", ""); a.status == 200 && a.text(t, "email") != eveAddress {
+			t.Error("the planted cookie opens the victim's account")
+		}
+		before := victim.token
+		victim.want(200, "POST", "/v1/session/fresh", `{"password":"a long password of ada"}`)
+		if a := (&browser{rig: r, token: before}).do("GET", "/v1/account", ""); victim.token == before || a.status != 401 {
+			t.Errorf("the token from before the proof is answered %d", a.status)
+		}
+	})
+}
+
+func TestAttack_CrossSitePost(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		for what, headers := range map[string][]string{
+			"another origin":       {"Origin", "https://evil.example"},
+			"no origin at all":     {"Origin", "null"},
+			"another site":         {"Sec-Fetch-Site", "cross-site", "Origin", "https://evil.example"},
+			"another host of ours": {"Sec-Fetch-Site", "same-site"},
+		} {
+			for _, c := range [][3]string{
+				{"POST", "/v1/generations", `{"prompt":"p"}`}, {"DELETE", "/v1/account", `{"password":"` + evePassword + `"}`},
+				{"POST", "/v1/session", eveSignIn}, {"POST", "/v1/account", eveSignUp}, {"PUT", "/v1/account/restriction", ""},
+			} {
+				if a := b.do(c[0], c[1], c[2], headers...); a.status != 403 || len(a.Cookies()) != 0 {
+					t.Errorf("%s, %s %s: %d", what, c[0], c[1], a.status)
+				}
+			}
+		}
+		b.want(200, "GET", "/v1/account", "", "Sec-Fetch-Site", "cross-site") // a link leads here; it changes nothing
+		b.want(202, "POST", "/v1/generations", `{"prompt":"p"}`, "Sec-Fetch-Site", "same-origin")
+		if a := r.do("POST", "/v1/generations", r.ada, `{"prompt":"p"}`, "Origin", "https://app.example"); a.status != 202 {
+			t.Errorf("a key from another origin: %d", a.status)
+		}
+	})
+}
+
+// Nobody escapes the count of their network by making up a header.
+func TestAttack_ForgedForwardedFor(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		limited := false
+		for i := range 60 {
+			a := (&browser{rig: r}).do("POST", "/v1/session", `{"email":"n`+string(rune('a'+i%26))+`@example.org","password":"not the password"}`,
+				"X-Forwarded-For", "198.51.100."+string(rune('1'+i%9)), "X-Real-IP", "203.0.113.9", "Forwarded", "for=203.0.113.8")
+			switch a.status {
+			case 401:
+			case 429:
+				limited = true
+				if a.Header.Get("Retry-After") == "" {
+					t.Error("no Retry-After")
+				}
+			default:
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		if !limited {
+			t.Error("sixty failures under made-up addresses were not slowed down")
+		}
+		var rows []string
+		if err := r.db.Select(t.Context(), &rows, `SELECT bucket FROM throttles`); err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range rows {
+			if strings.Contains(row, "127.0.0.1") || strings.Contains(row, "198.51") || strings.Contains(row, "example") {
+				t.Errorf("a bucket is readable: %s", row)
+			}
+		}
+	})
+}
+
+func TestAttack_OversizedFields(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		long := strings.Repeat("x", 5000)
+		b := &browser{rig: r}
+		for what, c := range map[string][3]string{
+			"address":  {"POST", "/v1/session", `{"email":"` + long + `@example.org","password":"p"}`},
+			"password": {"POST", "/v1/session", `{"email":"a@example.org","password":"` + long + `"}`},
+			"code":     {"POST", "/v1/session", `{"email":"a@example.org","password":"p","code":"` + long + `"}`},
+			"username": {"POST", "/v1/account", strings.Replace(eveSignUp, "Eve_7", long, 1)},
+			"token":    {"POST", "/v1/account/confirm", `{"code":"` + long + `","password":"p"}`},
+			"consents": {"POST", "/v1/account", strings.Replace(eveSignUp, `["marketing"]`, `["`+long+`"]`, 1)},
+		} {
+			if a := b.do(c[0], c[1], c[2]); a.status != 400 || strings.Contains(a.body, "xxxx") {
+				t.Errorf("%s: %d %.200s", what, a.status, a.body)
+			}
+		}
+		huge := &browser{rig: r, token: strings.Repeat("z", 4000)}
+		if a := huge.do("GET", "/v1/account", ""); a.status != 401 {
+			t.Errorf("a huge cookie: %d", a.status)
+		}
+	})
+}
+
+// A key reaches nothing that protects the account.
+func TestKeysDoNotReachWhatProtectsTheAccount(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		owner, err := r.accounts.FindUser(t.Context(), "ada@example.org")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, _, err := r.accounts.CreateKey(t.Context(), owner, "all", account.Scopes(), time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range [][3]string{
+			{"DELETE", "/v1/account", `{"password":"a long password of ada"}`}, {"POST", "/v1/account/email", `{"email":"x@example.org"}`},
+			{"PUT", "/v1/account/password", `{"password":"another long one here"}`}, {"POST", "/v1/account/totp", ""},
+			{"POST", "/v1/keys", `{"scopes":["read"]}`}, {"GET", "/v1/sessions", ""}, {"POST", "/v1/session/fresh", `{"password":"a long password of ada"}`},
+			{"POST", "/v1/admin/accounts/find", `{"email":"ben@example.org","reason":"because I would like to"}`},
+			{"POST", "/v1/admin/accounts/" + owner + "/suspend", `{"reason":"because I would like to"}`},
+		} {
+			if a := r.do(c[0], c[1], all, c[2]); a.status != 403 {
+				t.Errorf("%s %s: %d %s", c[0], c[1], a.status, a.body)
+			}
+		}
+		if a := r.do("GET", "/v1/account", r.ada, ""); a.status != 403 {
+			t.Errorf("a key without the scope account: %d", a.status)
+		}
+		if a := r.do("GET", "/v1/account", all, ""); a.status != 200 {
+			t.Errorf("a key with it: %d %s", a.status, a.body)
+		}
+	})
+}
+
+func TestPromise_R7_ClosingEndsAllAccessAtOnce(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		other := &browser{rig: r}
+		other.want(200, "POST", "/v1/session", eveSignIn)
+		key := b.want(201, "POST", "/v1/keys", `{"name":"k","scopes":["generate","read"]}`).text(t, "token")
+		running, queued := r.submit(key), r.submit(key)
+		wrong := b.do("DELETE", "/v1/account", `{"password":"not the password"}`)
+		if wrong.status != 401 {
+			t.Fatalf("closed without a proof: %d %s", wrong.status, wrong.body)
+		}
+		b.want(204, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
+		for what, a := range map[string]answered{
+			"the session": (&browser{rig: r, token: b.token}).do("GET", "/v1/account", ""), "another session": other.do("GET", "/v1/account", ""),
+			"a key": r.do("GET", "/v1/generations", key, ""), "signing in again": (&browser{rig: r}).do("POST", "/v1/session", eveSignIn),
+		} {
+			if a.status != 401 {
+				t.Errorf("%s: %d %s", what, a.status, a.body)
+			}
+		}
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			var n int
+			err := r.db.Get(t.Context(), &n, `SELECT count(*) FROM generations WHERE status = 'canceled' AND id IN (?, ?)`, running, queued)
+			return err == nil && n == 2
+		})
+		// The address is free for nobody: what is being erased is not revived.
+		(&browser{rig: r}).want(202, "POST", "/v1/account", strings.Replace(eveSignUp, "Eve_7", "eve8", 1))
+		var n int
+		if err := r.db.Get(t.Context(), &n, `SELECT count(*) FROM subjects WHERE state = 'closing'`); err != nil || n != 1 {
+			t.Errorf("%d closing (%v)", n, err)
+		}
+	})
+}
+
+func TestPromise_G6_ARestrictedAccountIsStoredAndNotProcessed(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		b.want(204, "PUT", "/v1/account/restriction", "")
+		refused := b.want(403, "POST", "/v1/generations", `{"prompt":"p"}`)
+		if !strings.Contains(refused.body, "restricted at its owner's request") {
+			t.Errorf("no reason: %s", refused.body)
+		}
+		b.want(200, "GET", "/v1/generations", "")
+		b.want(200, "GET", "/v1/account", "")
+		(&browser{rig: r}).want(200, "POST", "/v1/session", eveSignIn)
+		b.want(204, "DELETE", "/v1/account/restriction", "")
+		var told int
+		if err := r.db.Get(t.Context(), &told, `SELECT count(*) FROM mails WHERE template = ?`, mail.RestrictionLifted); err != nil || told != 1 {
+			t.Errorf("told %d times (%v)", told, err)
+		}
+		b.want(202, "POST", "/v1/generations", `{"prompt":"p"}`)
+	})
+}
+
+func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		b.want(204, "PUT", "/v1/account/objections/statistics", "")
+		if a := b.want(200, "GET", "/v1/account/objections", ""); a.field(t, "data.objected") != true {
+			t.Errorf("%s", a.body)
+		}
+		b.want(204, "DELETE", "/v1/account/objections/statistics", "")
+		if a := b.want(200, "GET", "/v1/account/objections", ""); a.field(t, "data.objected") != false {
+			t.Errorf("%s", a.body)
+		}
+		b.want(400, "PUT", "/v1/account/objections/generate", "")
+		consents := b.want(200, "GET", "/v1/account/consents", "").body
+		if strings.Count(consents, `"granted":true`) != 1 || !strings.Contains(consents, `"policy_version":"2026-01-01"`) {
+			t.Errorf("%s", consents)
+		}
+		b.want(204, "PUT", "/v1/account/consents/marketing", `{"granted":false}`)
+		if consents := b.want(200, "GET", "/v1/account/consents", "").body; strings.Contains(consents, `"granted":true`) {
+			t.Errorf("%s", consents)
+		}
+	})
+}
+
+func TestSecondFactorOverTheAPI(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		secret := b.want(200, "POST", "/v1/account/totp", "").text(t, "secret")
+		code := func(ago time.Duration) string {
+			c, err := totp.GenerateCode(secret, time.Now().Add(ago))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		confirmed := b.want(200, "POST", "/v1/account/totp/confirm", `{"code":"`+code(-30*time.Second)+`"}`)
+		var codes recoveryView
+		if err := json.Unmarshal([]byte(confirmed.body), &codes); err != nil || len(codes.RecoveryCodes) != 10 {
+			t.Fatalf("%s (%v)", confirmed.body, err)
+		}
+		c := &browser{rig: r}
+		asked := c.want(401, "POST", "/v1/session", eveSignIn)
+		if asked.text(t, "code") != "second_factor_required" || asked.field(t, "second_factor.totp") != true || len(asked.Cookies()) != 0 {
+			t.Errorf("%s", asked.body)
+		}
+		c.want(401, "POST", "/v1/session", strings.Replace(eveSignIn, "}", `,"code":"000000"}`, 1))
+		in := c.want(200, "POST", "/v1/session", strings.Replace(eveSignIn, "}", `,"code":"`+codes.RecoveryCodes[3]+`"}`, 1))
+		if in.text(t, "method") != "password+recovery" {
+			t.Errorf("%s", in.body)
+		}
+		if again := (&browser{rig: r}).do("POST", "/v1/session", strings.Replace(eveSignIn, "}", `,"code":"`+codes.RecoveryCodes[3]+`"}`, 1)); again.status != 401 {
+			t.Errorf("a recovery code works twice: %d", again.status)
+		}
+		for what, a := range map[string]answered{
+			"a challenge":      c.want(200, "POST", "/v1/session/passkey/challenge", ""),
+			"a registration":   c.want(200, "POST", "/v1/account/passkeys/challenge", ""),
+			"the list of none": c.want(200, "GET", "/v1/account/passkeys", ""),
+		} {
+			if !json.Valid([]byte(a.body)) {
+				t.Errorf("%s: %s", what, a.body)
+			}
+		}
+		c.want(401, "POST", "/v1/session/passkey", `{"passkey":{"challenge_id":"none","response":{"id":"x"}}}`)
+		for _, word := range []string{evePassword, eveAddress, secret, codes.RecoveryCodes[0]} {
+			if strings.Contains(r.log.String(), word) {
+				t.Errorf("the log holds %q", word)
+			}
+		}
+	})
+}
+
+// The cookie that browsers get over https cannot come from any other host.
+func TestTheCookieIsBoundToItsHost(t *testing.T) {
+	t.Parallel()
+	a := bare(t, func(o *Options) { o.PublicURL = "https://images.example.org" })
+	c := a.setCookie("zs_token", time.Hour)
+	for _, part := range []string{"__Host-zimage=zs_token", "Path=/", "Secure", "HttpOnly", "SameSite=Lax", "Max-Age=3600"} {
+		if !strings.Contains(c, part) {
+			t.Errorf("%s lacks %s", c, part)
+		}
+	}
+	if strings.Contains(c, "Domain") {
+		t.Errorf("%s names a domain", c)
+	}
+}
