@@ -34,9 +34,10 @@ const roots = `{"current": {"id": "root", "created": "2026-01-31T08:00:00Z", "ke
 // home is an installation: both databases and the clock. Each process of it has
 // its own connections and caches.
 type home struct {
-	t         *testing.T
+	t         testing.TB
 	url, keys string
 	clock     *clock.Clock
+	log       bytes.Buffer // of its first process
 	*Service
 }
 
@@ -45,12 +46,17 @@ func onBoth(t *testing.T, test func(t *testing.T, h *home)) {
 	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
 		t.Run(string(dialect), func(t *testing.T) {
 			t.Parallel()
-			_, url := testenv.Database(t, dialect)
-			h := &home{t: t, url: url, keys: testenv.DatabaseURL(t, dialect), clock: clock.Manual(start)}
-			h.Service = h.process()
-			test(t, h)
+			test(t, newHome(t, dialect))
 		})
 	}
+}
+
+func newHome(t testing.TB, dialect db.Dialect) *home {
+	t.Helper()
+	_, url := testenv.Database(t, dialect)
+	h := &home{t: t, url: url, keys: testenv.DatabaseURL(t, dialect), clock: clock.Manual(start)}
+	h.Service = h.process()
+	return h
 }
 
 func (h *home) process() *Service {
@@ -77,6 +83,9 @@ func (h *home) process() *Service {
 		h.t.Fatal(err)
 	}
 	d, log := open(h.url), slog.New(slog.DiscardHandler)
+	if h.Service == nil {
+		log = slog.New(slog.NewTextHandler(&h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	address, err := redis.ParseURL("redis://127.0.0.1:1/0") // away: nobody rings here
 	if err != nil {
 		h.t.Fatal(err)

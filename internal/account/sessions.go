@@ -37,7 +37,7 @@ type sessionRow struct {
 	EndedAt    sql.NullInt64 `db:"ended_at"`
 }
 
-const sessionColumns = `s.id, s.owner, s.method, s.agent, s.place, s.created_at, s.fresh_at, s.last_used_at, s.expires_at, s.ended_at`
+const sessionColumns = `sessions.id, owner, method, agent, place, sessions.created_at, fresh_at, last_used_at, expires_at, ended_at`
 
 // limits are how long a session may lie unused, and how long it lives.
 func limits(r Role) (idle, life time.Duration) {
@@ -73,7 +73,7 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 		Preferences []byte `db:"preferences"`
 	}
 	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role, u.preferences
-		FROM sessions s JOIN users u ON u.id = s.owner WHERE s.token_lookup = ?`, s.sessionLookup(token))
+		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, s.sessionLookup(token))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, notSignedIn()
 	}
@@ -259,7 +259,7 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 // the only one.
 func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method) (SignedIn, error) {
 	var row sessionRow
-	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions s WHERE s.id = ? AND s.owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
+	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
 		return SignedIn{}, notSignedIn()
 	}
@@ -296,7 +296,7 @@ func (s *Service) SignOut(ctx context.Context, p Principal) (device string, err 
 // Sessions lists where the account is signed in, the newest first.
 func (s *Service) Sessions(ctx context.Context, p Principal) ([]Session, error) {
 	var rows []sessionRow
-	if err := s.db.Select(ctx, &rows, `SELECT `+sessionColumns+` FROM sessions s WHERE s.owner = ? AND s.ended_at IS NULL`, p.Subject); err != nil {
+	if err := s.db.Select(ctx, &rows, `SELECT `+sessionColumns+` FROM sessions WHERE owner = ? AND ended_at IS NULL`, p.Subject); err != nil {
 		return nil, away(fmt.Errorf("list sessions: %w", err))
 	}
 	now := s.clock.Now()
@@ -352,7 +352,7 @@ func (s *Service) EndSessions(ctx context.Context, owner, except string) (n int,
 
 func endSessions(ctx context.Context, tx *db.Tx, owner, except string, now int64) (int, error) {
 	var rows []sessionRow
-	if err := tx.Select(ctx, &rows, `DELETE FROM sessions AS s WHERE s.owner = ? AND s.id <> ? RETURNING `+sessionColumns, owner, except); err != nil {
+	if err := tx.Select(ctx, &rows, `DELETE FROM sessions WHERE owner = ? AND id <> ? RETURNING `+sessionColumns, owner, except); err != nil {
 		return 0, err
 	}
 	n := 0

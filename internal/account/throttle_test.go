@@ -1,0 +1,342 @@
+package account
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+)
+
+func TestABucketCountsExactlyHoweverManyAskAtOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		b := bucket{"test", limit{5, time.Minute}}
+		processes := []*Service{h.Service, h.process()}
+		var passed atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				switch err := processes[i%2].take(ctx, b); problem.CodeOf(err) {
+				case problem.RateLimited:
+				default:
+					if err != nil {
+						t.Error(err)
+					}
+					passed.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if passed.Load() != 5 {
+			t.Errorf("%d passed", passed.Load())
+		}
+		wait := func() time.Duration {
+			t.Helper()
+			var p *problem.Error
+			err := h.take(ctx, b)
+			if err == nil {
+				return 0
+			}
+			if !errors.As(err, &p) || p.Code != problem.RateLimited {
+				t.Fatal(err)
+			}
+			return p.RetryAfter
+		}
+		if w := wait(); w != time.Minute {
+			t.Errorf("wait %v", w)
+		}
+		h.clock.Advance(time.Minute - time.Millisecond)
+		if w := wait(); w != time.Millisecond {
+			t.Errorf("wait %v", w)
+		}
+		h.clock.Advance(time.Millisecond)
+		if w := wait(); w != 0 {
+			t.Errorf("after a minute: wait %v", w)
+		}
+		if w := wait(); w != time.Minute {
+			t.Errorf("one a minute: wait %v", w)
+		}
+		// Rest fills it up again, and no further.
+		h.clock.Advance(24 * time.Hour)
+		for range 5 {
+			if w := wait(); w != 0 {
+				t.Errorf("after a day: wait %v", w)
+			}
+		}
+		if w := wait(); w != time.Minute {
+			t.Errorf("more than full: wait %v", w)
+		}
+	})
+}
+
+func TestNetworks(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		key := func(s string) string {
+			b := h.networkBucket(netip.MustParseAddr(s))
+			if len(b) != 1 {
+				t.Fatal(s)
+			}
+			return b[0].key
+		}
+		if key("192.0.2.1") == key("192.0.2.2") || key("192.0.2.1") != key("::ffff:192.0.2.1") {
+			t.Error("IPv4 is not counted by address")
+		}
+		if key("2001:db8:1:2::1") != key("2001:db8:1:2:ffff::9%eth0") || key("2001:db8:1:2::1") == key("2001:db8:1:3::1") {
+			t.Error("IPv6 is not counted by /64")
+		}
+		if len(h.networkBucket(netip.Addr{})) != 0 {
+			t.Error("clients without an address share a count")
+		}
+	})
+}
+
+// signIn returns the code of the answer; empty: signed in.
+func (h *home) signIn(s *Service, c Client, email, password string) problem.Code {
+	h.t.Helper()
+	_, err := s.SignIn(context.Background(), c, Credentials{Email: email, Password: password})
+	if err == nil {
+		return ""
+	}
+	return problem.CodeOf(err)
+}
+
+func TestPromise_U5_AnAccountsAttemptsAreCountedOverAllProcessesAndNetworks(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		h.user("ann@example.org")
+		processes := []*Service{h.Service, h.process()}
+		// Alike for an address that has an account and one that has none.
+		for a, email := range []string{"ann@example.org", "nobody@example.org"} {
+			for i := range 10 {
+				if code := h.signIn(processes[i%2], browser(fmt.Sprintf("10.%d.0.%d", a, i), ""), email, "wrong horse"); code != problem.SignInFailed {
+					t.Fatalf("%s, attempt %d: %s", email, i+1, code)
+				}
+			}
+			hashes := 0
+			h.hasher.counted = func() { hashes++ }
+			for _, p := range []string{"wrong horse", password} { // the right one tells nothing either
+				if code := h.signIn(h.Service, browser("10.9.0.1", ""), email, p); code != problem.RateLimited {
+					t.Errorf("%s, one more: %s", email, code)
+				}
+			}
+			if hashes != 0 {
+				t.Error("a refused attempt was hashed")
+			}
+		}
+		h.clock.Advance(time.Minute)
+		if code := h.signIn(h.Service, browser("10.9.0.1", ""), "Ann@Example.org", password); code != "" {
+			t.Errorf("a minute later: %s", code)
+		}
+	})
+}
+
+func TestPromise_U5_AKnownDeviceIsNotLockedOutByAnAttack(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		home := browser("192.0.2.1", "")
+		in, err := h.SignIn(ctx, home, Credentials{Email: "ann@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		device, err := h.SignOut(ctx, h.principal(in.Token))
+		if err != nil {
+			t.Fatal(err)
+		}
+		attack := func() (code problem.Code) {
+			for i := range 12 {
+				code = h.signIn(h.Service, browser(fmt.Sprintf("10.0.0.%d", i), ""), "ann@example.org", "wrong horse")
+			}
+			return code
+		}
+		if code := attack(); code != problem.RateLimited {
+			t.Fatalf("the attack goes on: %s", code)
+		}
+		if code := h.signIn(h.Service, browser("192.0.2.1", ""), "ann@example.org", password); code != problem.RateLimited {
+			t.Fatalf("a device that is not known: %s", code)
+		}
+		// Also by a device that was signed in elsewhere, which is no proof here.
+		h.user("eve@example.org")
+		eve, err := h.SignIn(ctx, browser("10.0.0.99", ""), Credentials{Email: "eve@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code := h.signIn(h.Service, browser("10.0.0.99", eve.Token), "ann@example.org", password); code != problem.RateLimited {
+			t.Errorf("somebody else's device: %s", code)
+		}
+		if code := h.signIn(h.Service, browser("192.0.2.1", device), "ann@example.org", password); code != "" {
+			t.Errorf("the known device: %s", code)
+		}
+	})
+}
+
+func TestPromise_U5_AKnownDeviceHasALimitToo(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		in, _ := h.member("ann@example.org", "ann")
+		stolen := browser("10.0.0.1", in.Token)
+		for range 10 {
+			if code := h.signIn(h.Service, stolen, "ann@example.org", "wrong horse"); code != problem.SignInFailed {
+				t.Fatal(code)
+			}
+		}
+		if code := h.signIn(h.Service, stolen, "ann@example.org", password); code != problem.RateLimited {
+			t.Errorf("one more: %s", code)
+		}
+		if code := h.signIn(h.Service, browser("192.0.2.7", ""), "ann@example.org", password); code != "" {
+			t.Errorf("everybody else: %s", code)
+		}
+	})
+}
+
+func TestPromise_U5_ANetworkThatStuffsCredentialsIsSlowedDown(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		answers := map[problem.Code]int{}
+		for i := range 40 { // every address once, from one /64
+			answers[h.signIn(h.Service, browser(fmt.Sprintf("2001:db8::%x", i+1), ""), fmt.Sprintf("nobody%d@example.org", i), password)]++
+		}
+		if answers[problem.SignInFailed] != 30 || answers[problem.RateLimited] != 10 {
+			t.Errorf("%v", answers)
+		}
+		err := h.SignUp(ctx, browser("2001:db8::1", ""), SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true})
+		wantCode(t, "a sign-up from there", err, problem.RateLimited)
+		wantCode(t, "a reset from there", h.RequestReset(ctx, browser("2001:db8::1", ""), "ann@example.org"), problem.RateLimited)
+		if code := h.signIn(h.Service, browser("2001:db8:0:1::1", ""), "ann@example.org", password); code != "" {
+			t.Errorf("the network beside it: %s", code)
+		}
+		h.clock.Advance(2 * time.Second)
+		if code := h.signIn(h.Service, browser("2001:db8::1", ""), "ann@example.org", password); code != "" {
+			t.Errorf("two seconds later: %s", code)
+		}
+	})
+}
+
+func TestASuccessfulSignInIsNotCounted(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		h.user("ann@example.org")
+		c := browser("192.0.2.1", "")
+		for i := range 9 {
+			if code := h.signIn(h.Service, c, "ann@example.org", "wrong horse"); code != problem.SignInFailed {
+				t.Fatal(i, code)
+			}
+		}
+		for i := range 40 { // more than any burst
+			if code := h.signIn(h.Service, c, "ann@example.org", password); code != "" {
+				t.Fatalf("sign-in %d: %s", i, code)
+			}
+		}
+		// And washes nothing away: the nine still count, as in an attacker's own
+		// account between two guesses.
+		if code := h.signIn(h.Service, c, "ann@example.org", "wrong horse"); code != problem.SignInFailed {
+			t.Error(code)
+		}
+		if code := h.signIn(h.Service, c, "ann@example.org", "wrong horse"); code != problem.RateLimited {
+			t.Error(code)
+		}
+	})
+}
+
+func TestThrottlesNameNobody(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		h.signIn(h.Service, browser("198.51.100.77", ""), "canary.ann@example.org", "wrong horse")
+		raw := everything(t, h.db, h.url)
+		for _, secret := range []string{"canary.ann", "198.51.100"} {
+			if found(raw, secret) {
+				t.Errorf("%s stands in the database", secret)
+			}
+		}
+		if n := h.count(`SELECT count(*) FROM throttles`); n != 2 {
+			t.Errorf("%d counts", n)
+		}
+		// Even again, they go.
+		h.clock.Advance(10 * time.Second)
+		if err := h.prune(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.count(`SELECT count(*) FROM throttles`); n != 1 {
+			t.Errorf("%d counts after ten seconds", n)
+		}
+		h.clock.Advance(time.Minute)
+		if err := h.prune(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.count(`SELECT count(*) FROM throttles`); n != 0 {
+			t.Errorf("%d counts after a minute", n)
+		}
+	})
+}
+
+func TestOneAddressGetsABoundedNumberOfLetters(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		for i := range 8 {
+			// Nobody is told, neither of an account nor of its letters.
+			if err := h.RequestReset(ctx, browser(fmt.Sprintf("10.0.0.%d", i), ""), "ann@example.org"); err != nil {
+				t.Error(err)
+			}
+			if err := h.SignUp(ctx, browser(fmt.Sprintf("10.0.1.%d", i), ""), SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true}); err != nil {
+				t.Error(err)
+			}
+		}
+		count := func() (n [2]int) {
+			for _, l := range h.letters() {
+				switch l.To {
+				case "ann@example.org":
+					n[0]++
+				case "new@example.org":
+					n[1]++
+				}
+			}
+			return n
+		}
+		if n := count(); n != [2]int{5, 5} {
+			t.Errorf("%v letters", n)
+		}
+		h.clock.Advance(10 * time.Minute)
+		if err := h.RequestReset(ctx, browser("10.0.0.1", ""), "ann@example.org"); err != nil {
+			t.Error(err)
+		}
+		if n := count(); n != [2]int{6, 5} {
+			t.Errorf("%v letters", n)
+		}
+	})
+}
+
+func TestCountsThatCannotBeWrittenLetNobodyIn(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		h.user("ann@example.org")
+		other := h.process()
+		if err := other.db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if code := h.signIn(other, browser("192.0.2.1", ""), "ann@example.org", password); code != problem.Unavailable {
+			t.Errorf("without a database: %s", code)
+		}
+		// A count that fails in the transaction of the sign-in rolls it back.
+		err := h.db.Tx(context.Background(), func(tx *db.Tx) error {
+			_, err := takeOne(context.Background(), tx, bucket{"a", limit{1, time.Minute}}, 0)
+			return errors.Join(err, errors.New("no"))
+		})
+		if err == nil || h.count(`SELECT count(*) FROM throttles`) != 0 {
+			t.Errorf("%v", err)
+		}
+	})
+}
