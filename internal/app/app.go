@@ -55,6 +55,7 @@ type App struct {
 	registry *prometheus.Registry
 	queue    *jobs.Queue
 	bell     *jobs.Bell
+	mail     *mail.Mailer
 	open     func(engine.Settings) (engine.Engine, error) // the adapter of an engine
 
 	Accounts *account.Service
@@ -116,7 +117,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
 	a.Accounts = account.New(account.Options{
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened,
-		Mail:      mail.New(mail.Options{DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log}),
+		Mail:      a.mail,
 		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond,
 	})
 	a.Generate = generate.New(generate.Options{
@@ -146,7 +147,7 @@ func (a *App) Close() error {
 // unused refuses settings whose part of the service is not built yet: an
 // operator must not believe that they are followed.
 func unused(c config.Config) error {
-	for variable, value := range map[string]string{"POLICY": c.Policy, "SMTP_URL": c.SMTPURL, "GEOIP": c.GeoIP} {
+	for variable, value := range map[string]string{"POLICY": c.Policy, "GEOIP": c.GeoIP} {
 		if value != "" {
 			return fmt.Errorf("%s%s: this version does not follow it yet; leave it out", config.Prefix, variable)
 		}
@@ -206,6 +207,16 @@ func (a *App) openRedis() error {
 	return nil
 }
 
+// mailTransport is the mail server that the settings name, or else a folder.
+func mailTransport(c config.Config, now *clock.Clock) mail.Transport {
+	if !c.UsesSMTP() {
+		return mail.NewDirectory(c.MailFolder(), now)
+	}
+	s := c.SMTP()
+	return mail.NewSMTP(mail.SMTPOptions{Host: s.Host, Port: s.Port, User: s.User, Password: s.Password,
+		Implicit: s.Implicit, Local: s.Local, Excepted: s.Excepted})
+}
+
 type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
@@ -223,8 +234,10 @@ func readEngines(c config.Config) (engine.Config, error) {
 	if err != nil {
 		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
 	}
-	if slices.Contains(e.Lanes(), jobs.Housekeeping) {
-		return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, jobs.Housekeeping)
+	for _, own := range []string{jobs.Housekeeping, mail.Lane} {
+		if slices.Contains(e.Lanes(), own) {
+			return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, own)
+		}
 	}
 	return e, checkLanes(c, e)
 }

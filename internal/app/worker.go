@@ -2,17 +2,22 @@ package app
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"zimage/internal/engine"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/mail"
 )
 
 // housekeepingSlots is how many jobs of the housekeeping lane a worker runs at
 // once.
 const housekeepingSlots = 4
+
+// mailSlots is how many mails a worker hands over at once.
+const mailSlots = 4
 
 // runWorker serves this process's lanes until ctx ends, then drains: it
 // finishes, within the shutdown time or until abort is closed, or releases.
@@ -24,7 +29,8 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 	var lanes []jobs.Lane
 	for _, name := range a.lanes() {
 		if name == jobs.Housekeeping {
-			lanes = append(lanes, jobs.Lane{Name: name, Slots: jobs.NewFixed(housekeepingSlots)})
+			lanes = append(lanes, jobs.Lane{Name: name, Slots: jobs.NewFixed(housekeepingSlots)},
+				jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(mailSlots)})
 			continue
 		}
 		lane := jobs.Lane{Name: name, Slots: generate.LaneSlots{Fleet: fleet, Lane: name}, CheckInterval: 10 * time.Millisecond}
@@ -40,6 +46,9 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 	var work sync.WaitGroup
 	work.Go(func() { fleet.Run(beside) })
 	work.Go(func() { a.Generate.ReportEngines(beside, w.ID(), fleet) })
+	if slices.Contains(a.lanes(), jobs.Housekeeping) {
+		work.Go(func() { a.mail.Tend(beside) })
+	}
 	defer work.Wait()
 	defer stop()
 	return w.Run(ctx, abort)
@@ -64,6 +73,7 @@ func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 
 // runScheduler keeps queue and schedules in order until ctx ends.
 func (a *App) runScheduler(ctx context.Context) error {
-	return a.queue.NewScheduler(append(generate.Schedules(),
-		jobs.Schedule{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep})...).Run(ctx)
+	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), []jobs.Schedule{
+		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
+	})...).Run(ctx)
 }

@@ -198,15 +198,3 @@ func (c Config) checkS3(problems *Problems) {
 		problems.add("S3_TLS", "must be true off loopback"+orException(HopS3))
 	}
 }
-
-func (c Config) checkSMTP(problems *Problems) {
-	if c.SMTPURL == "" {
-		return
-	}
-	// smtp:// is plain text only on loopback or by exception; the sender
-	// requires STARTTLS everywhere else, so there is nothing to refuse here.
-	u, err := url.Parse(c.SMTPURL)
-	if err != nil || (u.Scheme != "smtp" && u.Scheme != "smtps") || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {
-		problems.add("SMTP_URL", "must be smtp://user:password@host:587 or smtps://user:password@host:465")
-	}
-}

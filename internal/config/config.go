@@ -59,10 +59,11 @@ type Config struct {
 	S3TLS       bool   `env:"S3_TLS" envDefault:"true" doc:"Speak TLS to the object store."`
 
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes."`
-	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list."`
+	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail goes with housekeeping."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted."`
 	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
-	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"none" doc:"smtp:// (STARTTLS required off loopback) or smtps:// address for outgoing mail. Not followed yet: setting it is refused."`
+	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
+	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places. Not followed yet: setting it is refused."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
@@ -278,6 +279,9 @@ func (c *Config) fillDefaults() {
 		}
 	}
 	c.PublicURL = strings.TrimSuffix(c.PublicURL, "/")
+	if c.MailFrom == "" {
+		c.MailFrom = "zimage@localhost"
+	}
 	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes} {
 		*list = trimmed(*list)
 	}
@@ -301,6 +305,9 @@ func (c Config) UsesS3() bool { return c.S3Endpoint != "" }
 
 // ObjectsFolder is where objects lie without S3.
 func (c Config) ObjectsFolder() string { return filepath.Join(c.Data, "objects") }
+
+// MailFolder is where mails lie without a mail server.
+func (c Config) MailFolder() string { return filepath.Join(c.Data, "mail") }
 
 // LockFile is held by the one process that runs on the data folder.
 func (c Config) LockFile() string { return filepath.Join(c.Data, "lock") }

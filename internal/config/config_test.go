@@ -172,8 +172,18 @@ func TestRefusals(t *testing.T) {
 		{name: "S3 by exception", set: m("ZIMAGE_S3_TLS", "false", "ZIMAGE_TLS_EXCEPTIONS", "s3")},
 		{name: "S3 on loopback", set: m("ZIMAGE_S3_TLS", "false", "ZIMAGE_S3_ENDPOINT", "127.0.0.1:9000")},
 		{name: "S3 and a word for TLS", set: m("ZIMAGE_S3_TLS", "maybe"), at: "ZIMAGE_S3_TLS", says: "true or false"},
-		{name: "mail of another kind", set: m("ZIMAGE_SMTP_URL", "mail://u:"+canary+"@h"), at: "ZIMAGE_SMTP_URL", says: "smtps://"},
-		{name: "mail", set: m("ZIMAGE_SMTP_URL", "smtp://u:"+canary+"@mail.internal:587")},
+		{name: "mail of another kind", set: m("ZIMAGE_SMTP_URL", "mail://u:"+canary+"@h", "ZIMAGE_MAIL_FROM", "a@b.example"), at: "ZIMAGE_SMTP_URL", says: "smtps://"},
+		{name: "mail", set: m("ZIMAGE_SMTP_URL", "smtp://u:"+canary+"@mail.internal:587", "ZIMAGE_MAIL_FROM", "no-reply@zimage.example")},
+		{name: "mail over TLS, from a name", set: m("ZIMAGE_SMTP_URL", "smtps://mail.internal", "ZIMAGE_MAIL_FROM", "Z Image <no-reply@zimage.example>")},
+		{name: "mail without a sender", set: m("ZIMAGE_SMTP_URL", "smtp://u:"+canary+"@mail.internal"), at: "ZIMAGE_MAIL_FROM", says: "is missing"},
+		{name: "a sender without mail", set: m("ZIMAGE_MAIL_FROM", "no-reply@zimage.example")},
+		{name: "a sender that is no address", set: m("ZIMAGE_MAIL_FROM", "zimage.example"), at: "ZIMAGE_MAIL_FROM", says: "an address"},
+		{name: "two senders", set: m("ZIMAGE_MAIL_FROM", "a@zimage.example, b@zimage.example"), at: "ZIMAGE_MAIL_FROM", says: "an address"},
+		{name: "a sender with a line of its own", set: m("ZIMAGE_MAIL_FROM", "=?utf-8?q?a=0D=0ABcc:_b?= <a@zimage.example>"), at: "ZIMAGE_MAIL_FROM", says: "an address"},
+		{name: "mail with a path", set: m("ZIMAGE_SMTP_URL", "smtp://mail.internal/inbox", "ZIMAGE_MAIL_FROM", "a@b.example"), at: "ZIMAGE_SMTP_URL", says: "nothing after it"},
+		{name: "mail with options", set: m("ZIMAGE_SMTP_URL", "smtp://u:"+canary+"@mail.internal?tls=off", "ZIMAGE_MAIL_FROM", "a@b.example"), at: "ZIMAGE_SMTP_URL", says: "nothing after it"},
+		{name: "mail with a user alone", set: m("ZIMAGE_SMTP_URL", "smtp://"+canary+"@mail.internal", "ZIMAGE_MAIL_FROM", "a@b.example"), at: "ZIMAGE_SMTP_URL", says: "user:password"},
+		{name: "mail to port 0", set: m("ZIMAGE_SMTP_URL", "smtp://mail.internal:0", "ZIMAGE_MAIL_FROM", "a@b.example"), at: "ZIMAGE_SMTP_URL", says: "host:587"},
 
 		{name: "engines that are not there", set: m("ZIMAGE_ENGINES", "/nowhere/engines.yaml"), at: "ZIMAGE_ENGINES", says: "no such file"},
 		{name: "policy that is a folder", set: m("ZIMAGE_POLICY", t.TempDir()), at: "ZIMAGE_POLICY", says: "a folder"},
@@ -251,6 +261,33 @@ func noS3(pairs ...string) map[string]string {
 		set["ZIMAGE_S3_"+name] = "-"
 	}
 	return set
+}
+
+func TestTheAddressOfTheMailServerIsReadAsItStands(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]SMTPServer{
+		"smtp://localhost":                       {Host: "localhost", Port: 587, Local: true},
+		"smtp://127.0.0.1:2525/":                 {Host: "127.0.0.1", Port: 2525, Local: true},
+		"smtp://[::1]:25":                        {Host: "::1", Port: 25, Local: true},
+		"smtp://u:p%40%2F%3A@mail.example":       {Host: "mail.example", Port: 587, User: "u", Password: "p@/:"},
+		"smtps://u%40example.org:p@mail.example": {Host: "mail.example", Port: 465, User: "u@example.org", Password: "p", Implicit: true},
+		"smtp://localhost.example:587":           {Host: "localhost.example", Port: 587},
+	} {
+		for _, exception := range []string{"", "s3,smtp"} {
+			want.Excepted = exception != ""
+			c, err := Load(m("ZIMAGE_SMTP_URL", address, "ZIMAGE_MAIL_FROM", "a@b.example", "ZIMAGE_TLS_EXCEPTIONS", exception))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.SMTP(); got != want || !c.UsesSMTP() {
+				t.Errorf("%s: %+v", address, got)
+			}
+		}
+	}
+	c, err := Load(m())
+	if err != nil || c.UsesSMTP() || c.MailFrom != "zimage@localhost" || c.MailFolder() != filepath.Join(c.Data, "mail") {
+		t.Errorf("without settings: %s in %s, %v", c.MailFrom, c.MailFolder(), err)
+	}
 }
 
 func TestTheEnvironmentOfPostgresCounts(t *testing.T) {
@@ -333,6 +370,7 @@ func TestRedactedShowsNoSecret(t *testing.T) {
 	t.Parallel()
 	environ := production(t)
 	environ["ZIMAGE_SMTP_URL"] = "smtps://" + canary + ":" + canary + "@mail.internal:465"
+	environ["ZIMAGE_MAIL_FROM"] = "no-reply@zimage.example"
 	environ["ZIMAGE_KEYS_DATABASE_URL"] = "postgres://keys.internal/keys?user=k&password=" + canary + "&sslmode=verify-full"
 	delete(environ, "ZIMAGE_S3_SECRET_KEY")
 	file := written(t, "secret", canary)

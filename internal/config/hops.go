@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/mail"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/redis/go-redis/v9"
@@ -176,6 +178,72 @@ func RedisOptions(address string) (*redis.Options, error) {
 		o.TLSConfig.MinVersion = tls.VersionTLS13
 	}
 	return o, nil
+}
+
+// An SMTPServer is what SMTP_URL says of the mail server.
+type SMTPServer struct {
+	Host           string
+	Port           int
+	User, Password string // empty: no authentication
+	Implicit       bool   // TLS from the first byte on, not by STARTTLS
+	Local          bool   // on this machine
+	Excepted       bool   // accepted without verified TLS 1.3
+}
+
+// UsesSMTP reports whether mail goes to a server rather than to a folder.
+func (c Config) UsesSMTP() bool { return c.SMTPURL != "" }
+
+// SMTP is the mail server, when there is one.
+func (c Config) SMTP() SMTPServer {
+	s, _ := parseSMTP(c.SMTPURL) // checked by Load
+	s.Local, s.Excepted = isLocal(s.Host), c.excepted(HopSMTP)
+	return s
+}
+
+func (c Config) checkSMTP(problems *Problems) {
+	if from, err := mail.ParseAddress(c.MailFrom); err != nil || strings.ContainsFunc(from.Name+from.Address, unicode.IsControl) ||
+		strings.ContainsFunc(from.Address, unicode.IsSpace) {
+		problems.add("MAIL_FROM", "must be an address such as no-reply@example.com, or a name before it: Z Image <no-reply@example.com>")
+	}
+	if !c.UsesSMTP() {
+		return
+	}
+	if !c.isSet("MAIL_FROM") {
+		problems.add("MAIL_FROM", "is missing: mail that goes to "+Prefix+"SMTP_URL needs a sender")
+	}
+	if _, ok := parseSMTP(c.SMTPURL); !ok {
+		problems.add("SMTP_URL", "must be smtp://user:password@host:587 or smtps://user:password@host:465, with nothing after it; characters such as @, / and : in the password are written as %40, %2F and %3A")
+	}
+	// Plain text off loopback is refused by the sender, which asks for STARTTLS
+	// where the exception is not named: the address alone does not tell.
+}
+
+func parseSMTP(address string) (s SMTPServer, ok bool) {
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return SMTPServer{}, false
+	}
+	switch u.Scheme {
+	case "smtp":
+		s.Port = 587 // RFC 6409
+	case "smtps":
+		s.Port, s.Implicit = 465, true // RFC 8314
+	default:
+		return SMTPServer{}, false
+	}
+	if u.Port() != "" {
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		if err != nil || port == 0 {
+			return SMTPServer{}, false
+		}
+		s.Port = int(port)
+	}
+	s.Host, s.User = u.Hostname(), u.User.Username()
+	s.Password, _ = u.User.Password()
+	if (s.User == "") != (s.Password == "") {
+		return SMTPServer{}, false
+	}
+	return s, true
 }
 
 // ServerTLS is what the API serves with; nil without a certificate. TLS 1.3 is

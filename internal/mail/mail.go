@@ -3,14 +3,22 @@
 // recorded acceptance. Without a server mails become files in a directory.
 //
 // It never decides whom to tell what. Address and content lie sealed with the
-// receiver's key until they are accepted, and are gone then.
+// receiver's key until they are accepted or given up, and are gone then. Of what
+// a mail server says only its reply code is kept: its words may quote addresses.
 package mail
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	netmail "net/mail"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"zimage/internal/clock"
 	"zimage/internal/db"
@@ -18,13 +26,21 @@ import (
 	"zimage/internal/vault"
 )
 
-// KindSend is the job that sends one mail; its ref is the mail's id.
-const KindSend = "mail:send"
+const (
+	// KindSend is the job that sends one mail; its ref is the mail's id.
+	KindSend = "mail:send"
+	// KindPrune is the job that removes what is not needed any more.
+	KindPrune = "mail:prune"
+	// Lane is where mails wait: a server that hangs must not hold up the other
+	// housekeeping.
+	Lane = "mail"
+)
 
 // A Template is a kind of mail.
 type Template string
 
-// The templates, with the data that each shows.
+// The templates, with the data that each shows. A mail whose data has another
+// key, or lacks one that is not in brackets, is refused by Send.
 const (
 	ConfirmSignUp       Template = "confirm-signup"        // Code
 	SignUpAttempt       Template = "signup-attempt"        // somebody tried to sign up with an address that has an account
@@ -33,9 +49,9 @@ const (
 	EmailChanged        Template = "email-changed"         // to both
 	ResetPassword       Template = "reset-password"        // Code
 	PasswordChanged     Template = "password-changed"      //
-	NewDevice           Template = "new-device"            // When, Agent, Place
-	SecondFactorChanged Template = "second-factor-changed" // What
-	KeyCreated          Template = "key-created"           // Name
+	NewDevice           Template = "new-device"            // When, [Agent], [Place]
+	SecondFactorChanged Template = "second-factor-changed" // What: one sentence
+	KeyCreated          Template = "key-created"           // [Name]
 	RestrictionLifted   Template = "restriction-lifted"    //
 	AccountSuspended    Template = "account-suspended"     // Reason
 	AccountUnsuspended  Template = "account-unsuspended"   //
@@ -52,31 +68,60 @@ type Message struct {
 
 // Options for New.
 type Options struct {
-	DB    *db.DB
-	Vault *vault.Vault
-	Queue *jobs.Queue
-	Clock *clock.Clock
-	Log   *slog.Logger
+	DB       *db.DB
+	Vault    *vault.Vault
+	Queue    *jobs.Queue
+	Clock    *clock.Clock
+	Log      *slog.Logger
+	Registry prometheus.Registerer // nil: the metrics are not shown
+
+	Transport Transport // nil: this process writes mails and sends none
+	From      string    // an address, perhaps with a name; default zimage@localhost
+	PublicURL string    // by which the readers know the service
 }
 
 // A Mailer is safe for concurrent use.
-type Mailer struct{ o Options }
+type Mailer struct {
+	o       Options
+	metrics *metrics
+}
 
-// New makes a mailer and registers its job.
+// New makes a mailer and registers its jobs.
 func New(o Options) *Mailer {
-	m := &Mailer{o: o}
-	o.Queue.Register(jobs.Kind{Name: KindSend, Run: m.send})
+	if o.From == "" {
+		o.From = "zimage@localhost"
+	}
+	m := &Mailer{o: o, metrics: newMetrics(o.Registry)}
+	o.Queue.Register(jobs.Kind{Name: KindSend, Lane: Lane, MaxAttempts: attempts, Backoff: backoff, Run: m.send, Ended: m.ended})
+	o.Queue.Register(jobs.Kind{Name: KindPrune, Run: m.prune})
 	return m
 }
 
-// Send has a message sent once the caller's transaction is committed.
+// Schedules of what comes round.
+func Schedules() []jobs.Schedule {
+	return []jobs.Schedule{{Name: "mail-prune", Every: time.Hour, Kind: KindPrune}}
+}
+
+// urlKey stands in a mail's data beside what the template shows: the address of
+// the service as the process knows it that was asked. Not every worker does.
+const urlKey = "URL"
+
+// Send has a message sent once the caller's transaction is committed. The error
+// never quotes the message.
 func (m *Mailer) Send(ctx context.Context, tx *db.Tx, msg Message) error {
-	now := m.o.Clock.Now()
-	id := db.NewID("mail", now)
-	data, err := json.Marshal(msg.Data)
+	if err := msg.check(); err != nil {
+		return fmt.Errorf("write a mail: %w", err)
+	}
+	shown := map[string]string{urlKey: m.o.PublicURL}
+	for key, value := range msg.Data {
+		shown[key] = value
+	}
+	data, err := json.Marshal(shown)
 	if err != nil {
 		return fmt.Errorf("write a mail: %w", err)
 	}
+	now := m.o.Clock.Now()
+	id := db.NewID("mail", now)
 	sealed, err := m.o.Vault.Seal(ctx, msg.Subject, data, vault.Data("mails", "data", id))
 	if err != nil {
 		return fmt.Errorf("write a mail: %w", err)
@@ -90,8 +135,38 @@ func (m *Mailer) Send(ctx context.Context, tx *db.Tx, msg Message) error {
 	if err != nil {
 		return fmt.Errorf("write a mail: %w", err)
 	}
-	_, err = m.o.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSend, Party: msg.Subject, Ref: id})
-	return err
+	if _, err = m.o.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSend, Party: msg.Subject, Ref: id}); err != nil {
+		return fmt.Errorf("write a mail: %w", err)
+	}
+	return nil
 }
 
-func (m *Mailer) send(context.Context, *jobs.Run) error { return nil }
+// check refuses what would fail at every attempt: mistakes of the program, and
+// addresses that could carry more than themselves.
+func (msg Message) check() error {
+	l, known := letters[msg.Template]
+	if !known {
+		return errors.New("there is no such template")
+	}
+	for key := range msg.Data {
+		if !l.shows(key) {
+			return fmt.Errorf("%s shows no %s", msg.Template, key)
+		}
+	}
+	for _, key := range l.needs {
+		if msg.Data[key] == "" {
+			return fmt.Errorf("%s needs %s", msg.Template, key)
+		}
+	}
+	if !isAddress(msg.To) {
+		return errors.New("the address is none")
+	}
+	return nil
+}
+
+// isAddress accepts one bare address.
+func isAddress(address string) bool {
+	parsed, err := netmail.ParseAddress(address)
+	return err == nil && parsed.Name == "" && parsed.Address == address &&
+		!strings.ContainsFunc(address, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) })
+}
