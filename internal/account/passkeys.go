@@ -442,10 +442,11 @@ func (s *Service) SignInWithPasskey(ctx context.Context, c Client, a PasskeyAnsw
 }
 
 // checkPasskey takes the answer to a challenge, once, right or wrong: whoever
-// commits the transaction has used it up. An owner must have a passkey that answers the
-// challenge of secondFactor; an empty owner is found by the passkey that answers
-// one of PasskeyChallenge. It returns whose passkey it is, and errWrongCode for
-// every answer that opens nothing, also of an account that is closed.
+// commits the transaction has used it up. A named owner must have a passkey that
+// answers the challenge of secondFactor; an empty one is found by the passkey
+// that answers one of PasskeyChallenge. It returns whose passkey it is, and
+// errWrongCode for every answer that opens nothing, also of an account that is
+// closed.
 func (s *Service) checkPasskey(ctx context.Context, tx *db.Tx, owner string, a PasskeyAnswer) (string, error) {
 	purpose := asSecondFactor
 	if owner == "" {

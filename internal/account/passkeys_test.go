@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"github.com/descope/virtualwebauthn"
 
 	"zimage/internal/db"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
@@ -195,6 +195,99 @@ func TestPromise_A4_APasskeyIsTheOnlyFactor(t *testing.T) {
 		}
 		if told := h.toldFactors(ann); !slices.Equal(told, []string{"A passkey was added.", "A passkey was added."}) {
 			t.Errorf("told %q", told)
+		}
+	})
+}
+
+// The way that a browser goes, by every door of the room.
+func TestPromise_A4_SigningInWithAPasskey(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, p := h.member("ann@example.org", "ann")
+		d := newDevice()
+		h.addPasskey(p, d)
+		there := browser("198.51.100.7", "")
+		with := func(a *PasskeyAnswer) (SignedIn, error) {
+			return h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: password, Passkey: a})
+		}
+		ask := func() PasskeyChallenge {
+			t.Helper()
+			_, err := with(nil)
+			wantCode(t, "the password alone", err, problem.SecondFactorNeeded)
+			var need *SecondFactor
+			if !errors.As(err, &need) || need.TOTP || !need.Recovery || need.Passkey == nil {
+				t.Fatalf("it needs %+v", need)
+			}
+			return *need.Passkey
+		}
+		// Behind the password.
+		answer := d.sign(ask())
+		in, err := with(&answer)
+		if err != nil || in.Session.Method != ByPasswordPasskey || !h.principal(in.Token).Method.Strong() {
+			t.Fatalf("%+v, %v", in.Session, err)
+		}
+		_, err = with(&answer)
+		h.refuses("the answer once more", err)
+		challenge := ask()
+		_, err = with(&PasskeyAnswer{ChallengeID: challenge.ID, Response: []byte("{}")})
+		h.refuses("a wrong answer", err)
+		right := d.sign(challenge)
+		_, err = with(&right)
+		h.refuses("the right one, after a wrong one used up the challenge", err)
+		_, err = h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: "wrong horse", Passkey: &right})
+		h.refuses("without the password", err)
+
+		// Alone, from a browser that nobody knows, by both doors.
+		told := len(h.sent("ann@example.org", mail.NewDevice))
+		in, err = h.SignInWithPasskey(ctx, browser("203.0.113.9", ""), d.sign(h.signInChallenge()))
+		if err != nil || in.Session.Method != ByPasskey || h.principal(in.Token).Subject != p.Subject {
+			t.Fatalf("%+v, %v", in.Session, err)
+		}
+		if n := len(h.sent("ann@example.org", mail.NewDevice)); n != told+1 {
+			t.Errorf("%d mails of a new device, before it were %d", n, told)
+		}
+		alone := d.sign(h.signInChallenge())
+		again, err := h.SignIn(ctx, browser("203.0.113.9", in.Token), Credentials{Passkey: &alone})
+		if err != nil || again.Token == in.Token || again.Session.ID != in.Session.ID {
+			t.Errorf("%+v, %v", again.Session, err)
+		}
+		_, err = h.AuthenticateSession(ctx, in.Token)
+		wantCode(t, "the token of before", err, problem.Unauthorized)
+		if n := len(h.sent("ann@example.org", mail.NewDevice)); n != told+1 {
+			t.Error("a known browser is told of as a new one")
+		}
+	})
+}
+
+func TestPromise_U5_PasskeysAreTriedByANetworkSlowly(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, p := h.member("ann@example.org", "ann")
+		d := newDevice()
+		h.addPasskey(p, d)
+		from := func(network string, a PasskeyAnswer) error {
+			_, err := h.SignInWithPasskey(ctx, browser(network, ""), a)
+			return err
+		}
+		const eve, ann = "198.51.100.7", "203.0.113.9"
+		for range perNetwork.burst {
+			h.refuses("a guess", from(eve, PasskeyAnswer{ChallengeID: "chal_none", Response: []byte("{}")}))
+		}
+		answer := d.sign(h.signInChallenge())
+		wantCode(t, "one more, although it is right", from(eve, answer), problem.RateLimited)
+		if err := from(ann, answer); err != nil {
+			t.Errorf("its owner, from elsewhere: %v", err)
+		}
+		for range perNetwork.burst { // a success gives its place back
+			if err := from(ann, d.sign(h.signInChallenge())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.clock.Advance(perNetwork.interval)
+		if err := from(eve, d.sign(h.signInChallenge())); err != nil {
+			t.Errorf("after a while: %v", err)
 		}
 	})
 }
@@ -480,8 +573,6 @@ func TestPromise_A4_ACopiedPasskeyIsRefused(t *testing.T) {
 		ann := h.user("ann@example.org")
 		d := newDevice()
 		made := h.addPasskey(h.freshSession(ann), d)
-		var log bytes.Buffer
-		h.o.Log = slog.New(slog.NewTextHandler(&log, nil))
 
 		// Those that don't count say zero for ever.
 		for range 2 {
@@ -499,8 +590,8 @@ func TestPromise_A4_ACopiedPasskeyIsRefused(t *testing.T) {
 		clone.key.Counter = 0
 		h.refuses("back to zero", h.signInBy(clone.signAgain(h.signInChallenge())))
 		h.refuses("as a second factor", h.trySecond(ann, clone.sign(*h.stillNeeds(ann).Passkey)))
-		if lines := strings.Count(log.String(), "passkey="+made.ID); lines != 4 || strings.Contains(log.String(), ann) {
-			t.Errorf("the operator reads %q", log.String())
+		if lines := strings.Count(h.log.String(), "passkey="+made.ID); lines != 4 || strings.Contains(h.log.String(), ann) {
+			t.Errorf("the operator reads %q", h.log.String())
 		}
 		if err := h.signInWith(d); err != nil { // 3
 			t.Errorf("the original: %v", err)

@@ -228,8 +228,7 @@ func (s *Service) BeginTOTP(ctx context.Context, p Principal) (secret, uri strin
 		if err != nil {
 			return err
 		}
-		// No step of a new secret was used.
-		if _, err := tx.Exec(ctx, `UPDATE users SET totp_secret = ?, totp_step = 0 WHERE id = ?`, sealed, u.ID); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE users SET totp_secret = ? WHERE id = ?`, sealed, u.ID); err != nil {
 			return err
 		}
 		secret, uri = key.Secret(), key.URL()
@@ -303,6 +302,7 @@ func (s *Service) RemoveTOTP(ctx context.Context, p Principal) error {
 	})
 }
 
+// dropTOTP forgets the steps too: none of the next secret's is used.
 const dropTOTP = `UPDATE users SET totp_secret = NULL, totp_confirmed_at = NULL, totp_step = 0 WHERE id = ?`
 
 // resetFactors removes all that a person could have lost, and ends their
