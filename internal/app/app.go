@@ -115,9 +115,12 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
 	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
+	a.mail = mail.New(mail.Options{
+		DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log, Registry: a.registry,
+		Transport: mailTransport(c, a.clock), From: c.MailFrom, PublicURL: c.PublicURL,
+	})
 	a.Accounts = account.New(account.Options{
-		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened,
-		Mail:      a.mail,
+		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened, Mail: a.mail,
 		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond,
 	})
 	a.Generate = generate.New(generate.Options{
