@@ -69,7 +69,7 @@ func TestPromise_S2_ANoticeReachesItsReader(t *testing.T) {
 			t.Errorf("parts: %v", m.parts)
 		}
 		for _, body := range []string{m.text, m.html} {
-			for _, part := range []string{code, publicURL, "30 minutes from 12:00 UTC on 3 March 2031"} {
+			for _, part := range []string{code, publicURL, "30 minutes from 3 March 2031, 12:00 UTC"} {
 				if !strings.Contains(strings.ReplaceAll(body, "\n", " "), part) {
 					t.Errorf("no %q in %s", part, body)
 				}

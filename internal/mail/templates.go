@@ -67,7 +67,7 @@ const valueMost = 500
 func (l *letter) write(name Template, data map[string]string, at time.Time) (text, html string, err error) {
 	shown := map[string]string{
 		"Subject": l.subject,
-		"Asked":   at.Format("15:04 UTC on 2 January 2006"),
+		"Asked":   at.Format("2 January 2006, 15:04 UTC"),
 		urlKey:    data[urlKey],
 	}
 	for _, key := range slices.Concat(l.needs, l.may) {
