@@ -112,7 +112,7 @@ func (s *Service) requestReset(ctx context.Context, c Client, canonical string) 
 	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, canonical)
+	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical)
 	if err != nil || !may {
 		return err
 	}
@@ -156,7 +156,8 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 		return "", err
 	}
 	defer leave()
-	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	network := s.networkBucket(c.Addr)
+	if err := s.take(ctx, network...); err != nil {
 		return "", err
 	}
 	l, err := s.findLink(ctx, linkPassword, code)
@@ -174,8 +175,10 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 		if err := s.setPassword(ctx, tx, l.Owner, hash, ""); err != nil {
 			return err
 		}
-		device, err = s.knowDevice(ctx, tx, l.Owner, c)
-		return err
+		if device, err = s.knowDevice(ctx, tx, l.Owner, c); err != nil {
+			return err
+		}
+		return giveBack(ctx, tx, network)
 	})
 	if err != nil {
 		return "", away(fmt.Errorf("reset a password: %w", err))
@@ -256,7 +259,7 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	if err != nil {
 		return err
 	}
-	if err := s.take(ctx, s.letterBucket(canonical)); err != nil {
+	if err := s.take(ctx, s.letterBucket(mail.ConfirmEmail, canonical)); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
@@ -290,7 +293,8 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 	if !codeForm.fits(code) {
 		return linkInvalid()
 	}
-	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	network := s.networkBucket(c.Addr)
+	if err := s.take(ctx, network...); err != nil {
 		return err
 	}
 	l, err := s.findLink(ctx, linkEmail, code)
@@ -323,8 +327,10 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 		if err := s.tell(ctx, tx, l.Owner, mail.EmailChanged, nil); err != nil {
 			return err
 		}
-		others, err = dropSignUps(ctx, tx, l.EmailLookup)
-		return err
+		if others, err = dropSignUps(ctx, tx, l.EmailLookup); err != nil {
+			return err
+		}
+		return giveBack(ctx, tx, network)
 	})
 	if db.IsUnique(err) {
 		return taken()

@@ -59,12 +59,10 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 	if err != nil {
 		return SignedIn{}, err
 	}
-	buckets := s.networkBucket(c.Addr)
+	buckets := append(s.networkBucket(c.Addr), s.accountBucket(canonical))
 	if who.ID != "" && device.Owner == who.ID {
 		who.device = device.ID
-		buckets = append(buckets, deviceBucket(device.ID))
-	} else {
-		buckets = append(buckets, s.accountBucket(canonical))
+		buckets = s.knownBuckets(c, device.ID)
 	}
 	err = s.check(ctx, who, cr, buckets, func(tx *db.Tx, m Method) error {
 		var isNew bool
@@ -209,7 +207,7 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 	if p.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
 	}
-	buckets := append(s.networkBucket(c.Addr), deviceBucket(p.SessionID))
+	buckets := s.knownBuckets(c, p.SessionID)
 	if cr.Password == "" && cr.Passkey != nil {
 		return s.provePasskey(ctx, p, *cr.Passkey, buckets, then)
 	}

@@ -73,7 +73,7 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 	if err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, canonical)
+	may, err := s.mayWrite(ctx, mail.ConfirmSignUp, canonical)
 	if err != nil || !may {
 		return err
 	}
@@ -331,10 +331,10 @@ func (s *Service) usernameFree(ctx context.Context, name string) error {
 
 func usernameTaken() error { return problem.New(problem.Conflict, "This username is taken.") }
 
-// mayWrite reports whether one more mail with a code may go to an address.
-// Nobody is told when not: codes that were sent before are still good.
-func (s *Service) mayWrite(ctx context.Context, canonical string) (bool, error) {
-	err := s.take(ctx, s.letterBucket(canonical))
+// mayWrite reports whether one more mail of a kind may go to an address. Nobody
+// is told when not: codes that were sent before are still good.
+func (s *Service) mayWrite(ctx context.Context, t mail.Template, canonical string) (bool, error) {
+	err := s.take(ctx, s.letterBucket(t, canonical))
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}

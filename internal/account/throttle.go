@@ -5,10 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 )
 
@@ -24,14 +26,15 @@ var (
 	// own: an attacker can use up the address's, and never that.
 	perAccount = limit{10, time.Minute}
 	// perNetwork counts attempts of one IPv4 address, or of one IPv6 /64, which is
-	// what one customer gets.
+	// what one customer gets. Behind one address there may be many: it is never in
+	// the way of a browser that this account knows.
 	perNetwork = limit{30, 2 * time.Second}
 	// perCode counts second factors behind a right password, and passwords behind
 	// a mailed code. Six digits stand up to it: at 96 guesses a day with three
 	// steps' codes right at any time, half of a chance takes years.
 	perCode = limit{10, 15 * time.Minute}
-	// perLetter counts mails with a code to one address, so that nobody's
-	// mailbox is filled by who knows it.
+	// perLetter counts mails of one kind to one address, so that nobody's mailbox
+	// is filled by who knows it, and nobody's reset is kept away by sign-ups.
 	perLetter = limit{5, 10 * time.Minute}
 )
 
@@ -39,19 +42,20 @@ var (
 type bucket struct {
 	key string
 	limit
+	soft bool // counted however full it is, and never in the way
 }
 
 func (s *Service) accountBucket(canonical string) bucket {
-	return bucket{"account:" + s.vault.Lookup("throttle account", canonical), perAccount}
+	return bucket{key: "account:" + s.vault.Lookup("throttle account", canonical), limit: perAccount}
 }
 
-func (s *Service) letterBucket(canonical string) bucket {
-	return bucket{"letter:" + s.vault.Lookup("throttle account", canonical), perLetter}
+func (s *Service) letterBucket(t mail.Template, canonical string) bucket {
+	return bucket{key: string(t) + ":" + s.vault.Lookup("throttle account", canonical), limit: perLetter}
 }
 
-func deviceBucket(session string) bucket { return bucket{"device:" + session, perAccount} }
+func deviceBucket(session string) bucket { return bucket{key: "device:" + session, limit: perAccount} }
 
-func codeBucket(id string) bucket { return bucket{"code:" + id, perCode} }
+func codeBucket(id string) bucket { return bucket{key: "code:" + id, limit: perCode} }
 
 // networkBucket is none for a client whose address is not known, such as one
 // behind a socket: all of those together would lock each other out.
@@ -68,7 +72,17 @@ func (s *Service) networkBucket(addr netip.Addr) []bucket {
 	if err != nil {
 		return nil
 	}
-	return []bucket{{"network:" + s.vault.Lookup("throttle network", network.String()), perNetwork}}
+	return []bucket{{key: "network:" + s.vault.Lookup("throttle network", network.String()), limit: perNetwork}}
+}
+
+// knownBuckets are for a browser that this account knows: its network is counted,
+// its own count alone can be full.
+func (s *Service) knownBuckets(c Client, session string) []bucket {
+	buckets := s.networkBucket(c.Addr)
+	for i := range buckets {
+		buckets[i].soft = true
+	}
+	return append(buckets, deviceBucket(session))
 }
 
 // take counts an attempt in every bucket, RateLimited when one is full. It comes
@@ -106,12 +120,16 @@ func tooMany(wait time.Duration) error {
 // how long to wait, 0 for counted.
 func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration, error) {
 	step := b.interval.Milliseconds()
+	latest := now + (b.burst-1)*step
+	if b.soft {
+		latest = math.MaxInt64
+	}
 	var arrival int64
 	err := tx.Get(ctx, &arrival, `INSERT INTO throttles (bucket, arrival) VALUES (?, ?)
 		ON CONFLICT (bucket) DO UPDATE SET arrival = `+db.Greatest(tx)+`(throttles.arrival, ?) + ?
 			WHERE throttles.arrival <= ?
 		RETURNING arrival`,
-		b.key, now+step, now, step, now+(b.burst-1)*step)
+		b.key, now+step, now, step, latest)
 	if err == nil {
 		return 0, nil
 	}
@@ -122,7 +140,7 @@ func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration
 	if err != nil && !errors.Is(err, sql.ErrNoRows) { // none: pruned in between, it is free now
 		return 0, err
 	}
-	return time.Duration(max(arrival-(b.burst-1)*step-now, 1)) * time.Millisecond, nil
+	return time.Duration(max(arrival-latest, 1)) * time.Millisecond, nil
 }
 
 // giveBack takes a successful attempt out of the count again: whoever may come

@@ -18,7 +18,7 @@ func TestABucketCountsExactlyHoweverManyAskAtOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
-		b := bucket{"test", limit{5, time.Minute}}
+		b := bucket{key: "test", limit: limit{5, time.Minute}}
 		processes := []*Service{h.Service, h.process()}
 		var passed atomic.Int64
 		var wg sync.WaitGroup
@@ -174,8 +174,19 @@ func TestPromise_U5_AKnownDeviceIsNotLockedOutByAnAttack(t *testing.T) {
 		if code := h.signIn(h.Service, browser("10.0.0.99", eve.Token), "ann@example.org", password); code != problem.RateLimited {
 			t.Errorf("somebody else's device: %s", code)
 		}
+		// Also when the attacker sits behind the same address.
+		for i := range 40 {
+			h.signIn(h.Service, home, fmt.Sprintf("nobody%d@example.org", i), "wrong horse")
+		}
+		if code := h.signIn(h.Service, home, "nobody@example.org", password); code != problem.RateLimited {
+			t.Fatalf("the network is not full: %s", code)
+		}
 		if code := h.signIn(h.Service, browser("192.0.2.1", device), "ann@example.org", password); code != "" {
 			t.Errorf("the known device: %s", code)
+		}
+		// It came in without making room for the others.
+		if code := h.signIn(h.Service, home, "nobody@example.org", password); code != problem.RateLimited {
+			t.Errorf("the network is not full any more: %s", code)
 		}
 	})
 }
@@ -332,7 +343,7 @@ func TestCountsThatCannotBeWrittenLetNobodyIn(t *testing.T) {
 		}
 		// A count that fails in the transaction of the sign-in rolls it back.
 		err := h.db.Tx(context.Background(), func(tx *db.Tx) error {
-			_, err := takeOne(context.Background(), tx, bucket{"a", limit{1, time.Minute}}, 0)
+			_, err := takeOne(context.Background(), tx, bucket{key: "a", limit: limit{1, time.Minute}}, 0)
 			return errors.Join(err, errors.New("no"))
 		})
 		if err == nil || h.count(`SELECT count(*) FROM throttles`) != 0 {
