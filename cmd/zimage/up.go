@@ -45,14 +45,6 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	if err != nil {
 		return fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
 	}
-	if c.RedisURL == "" {
-		address, stop, err := embedded.Redis()
-		if err != nil {
-			return fmt.Errorf("start the in-process Redis: %w", err)
-		}
-		defer stop()
-		c.RedisURL = address
-	}
 	log := app.NewLog(c, os.Stderr)
 	a, err := app.Open(ctx, c, "up", app.Version(), log)
 	if err != nil {

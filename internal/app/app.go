@@ -23,6 +23,7 @@ import (
 	"zimage/internal/clock"
 	"zimage/internal/config"
 	"zimage/internal/db"
+	"zimage/internal/embedded"
 	"zimage/internal/engine"
 	"zimage/internal/events"
 	"zimage/internal/generate"
@@ -46,6 +47,7 @@ type App struct {
 	keys     *db.DB
 	vault    *vault.Vault
 	redis    redis.UniversalClient
+	inside   bool // Redis is in this process, so every ring comes from it
 	objects  objects.Store
 	engines  engine.Config
 	registry *prometheus.Registry
@@ -184,6 +186,14 @@ func (a *App) openObjects(ctx context.Context) error {
 }
 
 func (a *App) openRedis() error {
+	if a.config.RedisURL == "" { // separate roles are refused without one: this is `zimage up`
+		address, stop, err := embedded.Redis()
+		if err != nil {
+			return err
+		}
+		a.closing(func() error { stop(); return nil })
+		a.config.RedisURL, a.inside = address, true
+	}
 	o, err := config.RedisOptions(a.config.RedisURL)
 	if err != nil {
 		return fmt.Errorf("%sREDIS_URL: %w", config.Prefix, err)

@@ -138,6 +138,3 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	}
 	return out
 }
-
-// embedded reports whether Redis runs in this very process.
-func (a *App) embedded() bool { return strings.HasPrefix(a.config.DatabaseURL, "sqlite:") }
