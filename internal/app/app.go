@@ -120,9 +120,12 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.closing(func() error { a.Generate.Close(); return nil })
 	a.vault = v
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
-	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "zimage_database_failures_total", Help: "Statements that failed because the database was away or broken.",
-	}, func() float64 { return float64(a.db.Failures()) }))
+	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
+		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "zimage_database_failures_total", Help: "Statements that failed because the database or the key store was away or broken.",
+			ConstLabels: prometheus.Labels{"store": store},
+		}, func() float64 { return float64(d.Failures()) }))
+	}
 	return a, nil
 }
 
