@@ -240,7 +240,8 @@ func (c *Cluster) CLI(stdin string, args ...string) string {
 
 // environment is all that a child sees; later settings win.
 func environment(dir string, settings ...[]string) []string {
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
+		"GORACE=atexit_sleep_ms=0"} // the race detector sleeps for a second before an exit
 	for _, list := range settings {
 		for _, s := range list {
 			env = append(env, "ZIMAGE_"+s)
@@ -302,6 +303,11 @@ func (c *Cluster) end() {
 		if p.Alive() {
 			_ = p.cmd.Process.Kill()
 			<-p.gone
+		}
+	}
+	for _, p := range c.processes {
+		if _, report, found := strings.Cut(p.Log(), "WARNING: DATA RACE"); found {
+			c.t.Errorf("data race in %s:%s", p.Name, report[:min(len(report), 6000)])
 		}
 	}
 	if !c.t.Failed() {
