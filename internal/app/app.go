@@ -180,7 +180,7 @@ func (a *App) openObjects(ctx context.Context) error {
 		return nil
 	}
 	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
-		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS})
+		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS, CAFile: c.S3CA})
 	if err != nil {
 		return fmt.Errorf("%sS3_ENDPOINT: %w", config.Prefix, err)
 	}
@@ -200,6 +200,11 @@ func (a *App) openRedis() error {
 	o, err := config.RedisOptions(a.config.RedisURL)
 	if err != nil {
 		return fmt.Errorf("%sREDIS_URL: %w", config.Prefix, err)
+	}
+	if o.TLSConfig != nil {
+		if o.TLSConfig.RootCAs, err = config.Authorities(a.config.RedisCA); err != nil {
+			return fmt.Errorf("%sREDIS_CA: %w", config.Prefix, err)
+		}
 	}
 	o.DialTimeout, o.MaxRetries = time.Second, 1
 	// Its own lines quote addresses; that Redis is away is said by readyz.

@@ -2,11 +2,13 @@ package config
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -147,6 +149,9 @@ func isPostgres(address string) bool {
 }
 
 func (c Config) checkRedis(problems *Problems) {
+	if c.RedisCA != "" && !strings.HasPrefix(c.RedisURL, "rediss://") {
+		problems.add("REDIS_CA", "has no effect: "+Prefix+"REDIS_URL is not rediss://")
+	}
 	if c.RedisURL == "" {
 		return
 	}
@@ -176,6 +181,23 @@ func RedisOptions(address string) (*redis.Options, error) {
 		o.TLSConfig.MinVersion = tls.VersionTLS13
 	}
 	return o, nil
+}
+
+// Authorities reads the file of a private authority; without one it is nil, which
+// means the system's.
+func Authorities(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("it holds no certificate")
+	}
+	return pool, nil
 }
 
 // ServerTLS is what the API serves with; nil without a certificate. TLS 1.3 is

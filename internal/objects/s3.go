@@ -33,7 +33,7 @@ type S3Options struct {
 	AccessKey string
 	SecretKey string
 	TLS       bool   // version 1.3 at least
-	CAFile    string // PEM; trusted beside the system's authorities
+	CAFile    string // PEM; trusted instead of the system's authorities
 }
 
 // S3 keeps objects in a bucket, versioned or not, on any server that honours
@@ -122,14 +122,11 @@ func (o S3Options) transport() (*http.Transport, error) {
 	}
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS13}
 	if o.CAFile != "" {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("read the system's certificates: %w", err)
-		}
 		pem, err := os.ReadFile(o.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("read the object store's CA file: %w", err)
 		}
+		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
 			return nil, errors.New("the object store's CA file holds no certificate")
 		}
