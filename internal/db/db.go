@@ -61,6 +61,7 @@ type DB struct {
 	dialect Dialect
 	write   *sqlx.DB
 	read    *sqlx.DB
+	turns   *turns   // before the one writer of SQLite; nil: PostgreSQL
 	rebound sync.Map // query with ? → query with $n
 	timeout time.Duration
 
@@ -146,6 +147,7 @@ func (d *DB) openSQLite(path string) error {
 	}
 	d.read.SetMaxOpenConns(8)
 	d.read.SetMaxIdleConns(8)
+	d.turns = &turns{}
 	return nil
 }
 
@@ -264,6 +266,10 @@ func (d *DB) Select(ctx context.Context, dest any, query string, args ...any) er
 func (d *DB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
 	ctx, cancel := d.bounded(ctx)
 	defer cancel()
+	if err := d.turns.take(ctx); err != nil {
+		return 0, d.seen(err)
+	}
+	defer d.turns.give()
 	return affected(d.write.ExecContext(ctx, d.bind(query), args...))(d)
 }
 
@@ -272,6 +278,10 @@ func (d *DB) Exec(ctx context.Context, query string, args ...any) (int64, error)
 func (d *DB) GetWrite(ctx context.Context, dest any, query string, args ...any) error {
 	ctx, cancel := d.bounded(ctx)
 	defer cancel()
+	if err := d.turns.take(ctx); err != nil {
+		return d.seen(err)
+	}
+	defer d.turns.give()
 	return d.seen(d.write.GetContext(ctx, dest, d.bind(query), args...))
 }
 
@@ -339,13 +349,20 @@ func (d *DB) once(ctx context.Context, fn func(*Tx) error) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range after {
+	for _, f := range after { // the writer is free again
 		f()
 	}
 	return nil
 }
 
 func (d *DB) transact(ctx context.Context, fn func(*Tx) error) (after []func(), err error) {
+	wait, stop := d.bounded(ctx)
+	err = d.turns.take(wait)
+	stop()
+	if err != nil {
+		return nil, d.seen(err)
+	}
+	defer d.turns.give()
 	// database/sql begins, commits and rolls back under this one context, and fn
 	// may take its time in between: each step is bounded by itself.
 	own, end := context.WithCancelCause(ctx)
