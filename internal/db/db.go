@@ -112,7 +112,36 @@ func Open(ctx context.Context, address string, o Options) (*DB, error) {
 		_ = d.Close()
 		return nil, fmt.Errorf("the database does not answer: %w", err)
 	}
+	if err := d.sorts(ctx); err != nil {
+		_ = d.Close()
+		return nil, err
+	}
 	return d, nil
+}
+
+// ErrCollation means that the database puts text in an order in which ids do not
+// sort by their time.
+var ErrCollation = errors.New("the database's collation does not sort our ids by their time: make another with " +
+	"CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C' " +
+	"(before PostgreSQL 15 without LOCALE_PROVIDER libc), and restore a dump of this one into it if it holds anything")
+
+// sorts refuses a PostgreSQL database whose order of ids differs from that of
+// their bytes. Ids are compared with FloorID, and pages are cut by them. Most
+// languages sort our digits and letters as C does, but Danish has aa behind z,
+// Czech has ch behind h, and Estonian has z before t.
+func (d *DB) sorts(ctx context.Context) error {
+	if d.dialect != Postgres {
+		return nil
+	}
+	var wrong int
+	err := d.Get(ctx, &wrong, `SELECT count(*) FROM (
+			SELECT id, lead(id) OVER (ORDER BY id COLLATE "C") AS next
+			FROM (SELECT 'id_' || a || b AS id FROM unnest(string_to_array(?, NULL)) a, unnest(string_to_array(?, NULL)) b) AS ids
+		) AS pairs WHERE NOT id < next`, idLetters, idLetters)
+	if err == nil && wrong > 0 {
+		return ErrCollation
+	}
+	return err
 }
 
 func (d *DB) openSQLite(path string) error {
