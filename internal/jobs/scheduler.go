@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -53,10 +54,15 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
+func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	err := s.Reconcile(ctx)
+	defer func() {
+		if p := recover(); p != nil { // of a kind's Ended
+			err = fmt.Errorf("panic of type %T", p)
+		}
+	}()
+	err = s.Reconcile(ctx)
 	if err == nil {
 		err = s.Tick(ctx)
 	}

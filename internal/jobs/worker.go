@@ -404,22 +404,24 @@ func (l *lane) start(j Job, slot Slot) {
 func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			frames := make([]byte, 8<<10)
-			frames = frames[:runtime.Stack(frames, false)]
-			w.log.Error("handler panicked", "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
+			w.panicked("handler panicked", r, p)
 			err = Retry("internal", fmt.Errorf("panic of type %T", p))
 		}
 	}()
-	k := w.queue.kinds[r.Kind]
-	if k.Run == nil {
-		return Retry("unknown_kind", nil) // a newer worker may know it
-	}
+	k := w.queue.kinds[r.Kind] // only these are claimed
 	if k.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, k.Timeout)
 		defer cancel()
 	}
 	return k.Run(ctx, r)
+}
+
+// panicked logs a panic: its type and where, never what it says.
+func (w *Worker) panicked(what string, r *Run, p any) {
+	frames := make([]byte, 8<<10)
+	frames = frames[:runtime.Stack(frames, false)]
+	w.log.Error(what, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
 }
 
 // learn keeps the mean run time of one unit of cost, newer runs counting more.
@@ -438,6 +440,11 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	if r.ended.Load() {
 		return
 	}
+	defer func() {
+		if p := recover(); p != nil { // of the kind's Backoff or Ended
+			w.panicked("ending a job panicked; its lease will run out", r, p)
+		}
+	}()
 	cause := context.Cause(ctx)
 	if errors.Is(err, ErrFenced) || errors.Is(cause, ErrFenced) {
 		w.queue.metrics.leasesLost.Inc()
@@ -516,7 +523,7 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 		}
 		after := f.After
 		if after == 0 {
-			after = k.Backoff(j.Attempt)
+			after = k.backoff(j.Attempt)
 		}
 		_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ?, lease_until = 0, error_code = ?
 			WHERE id = ?`, now+after.Milliseconds(), f.Code, j.ID)
