@@ -291,9 +291,9 @@ func (s *Slot) release() {
 	s.fleet.serve()
 }
 
-// Generate makes one image, with r.Served filled in, within the engine's
-// timeout. It returns when the engine is free again, which may be long after
-// ctx or the timeout ended. Errors are *Error; those that are the engine's fault
+// Generate makes one image, with r.Served filled in and the prompts free of what
+// an engine could read as settings, within the engine's timeout. It returns when
+// the engine is free again, which may be long after ctx or the timeout ended. Errors are *Error; those that are the engine's fault
 // count towards setting it aside, unless ctx had ended.
 func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress)) ([]byte, error) {
 	f, m := s.fleet, s.member
@@ -302,6 +302,9 @@ func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress))
 		return nil, NewError(FaultOurs, CodeFailed, 0, nil)
 	}
 	r.Served = served
+	if m.settings.Kind != KindIllustrator {
+		r.Prompt, r.NegativePrompt = plain(r.Prompt), plain(r.NegativePrompt)
+	}
 	if progress == nil {
 		progress = func(Progress) {}
 	}
