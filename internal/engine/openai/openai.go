@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"zimage/internal/engine"
@@ -43,6 +44,7 @@ type Engine struct {
 	timeout time.Duration
 	served  map[string]engine.Served
 	usual   engine.Usual
+	known   atomic.Bool // the server has passed Check
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -65,8 +67,8 @@ func Open(s engine.Settings) (engine.Engine, error) {
 	return e, nil
 }
 
-// Generate makes one image. These servers tell no steps: progress is estimated
-// from how long this model's images took before.
+// Generate makes one image, the first after a Check. These servers tell no steps:
+// progress is estimated from how long this model's images took before.
 //
 // vLLM-Omni and LocalAI stop when the connection closes, so Generate returns as
 // soon as ctx ends. SGLang goes on: there Generate keeps the connection and
@@ -75,6 +77,14 @@ func Open(s engine.Settings) (engine.Engine, error) {
 func (e *Engine) Generate(ctx context.Context, r engine.Request, progress func(engine.Progress)) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, engine.ContextError(ctx)
+	}
+	// Other servers have this route too, and sd-server's ignores the seed, which no
+	// answer would tell: before its first image a server must be the one we think.
+	if !e.known.Load() {
+		if err := e.Check(ctx); err != nil {
+			return nil, err
+		}
+		e.known.Store(true)
 	}
 	base := ctx
 	if !e.dialect.stops {

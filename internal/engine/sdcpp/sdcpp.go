@@ -14,7 +14,6 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
-	"strings"
 	"time"
 
 	"zimage/internal/engine"
@@ -134,33 +133,10 @@ func newOrder(r engine.Request) order {
 		text = *r.Served.Guidance
 	}
 	return order{
-		Prompt: plain(r.Prompt), NegativePrompt: plain(r.NegativePrompt),
+		Prompt: r.Prompt, NegativePrompt: r.NegativePrompt,
 		Width: r.Width, Height: r.Height, Seed: r.Seed, BatchCount: 1, OutputFormat: "png",
 		Sample: sample{Steps: r.Steps + r.Served.StepsOffset, Guidance: guidance{Text: text}},
 	}
-}
-
-const settingsWord = "sd_cpp_extra_args"
-
-var (
-	settingsBlock = regexp.MustCompile(`(?is)<\s*` + settingsWord + `[^>]*>.*?<\s*/\s*` + settingsWord + `\s*>`)
-	settingsTag   = regexp.MustCompile(`(?i)<?\s*/?\s*` + settingsWord + `\s*>?`)
-)
-
-// plain takes out what sd-server could read as settings: whole blocks, single
-// tags, and then, in one pass, every word that taking out put together. Doing
-// the first two over and over takes seconds for a prompt of nested tags.
-func plain(prompt string) string {
-	prompt = settingsBlock.ReplaceAllLiteralString(prompt, "")
-	prompt = settingsTag.ReplaceAllLiteralString(prompt, "")
-	kept := make([]byte, 0, len(prompt))
-	for i := range len(prompt) {
-		kept = append(kept, prompt[i])
-		if start := len(kept) - len(settingsWord); start >= 0 && strings.EqualFold(string(kept[start:]), settingsWord) {
-			kept = kept[:start]
-		}
-	}
-	return string(kept)
 }
 
 // jobID is the shape of an id, which becomes part of our paths.
