@@ -125,16 +125,7 @@ func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
 		}
 		slices.SortStableFunc(lost, byParty)
 		for _, j := range lost {
-			switch {
-			case j.CancelRequested:
-				err = q.end(ctx, tx, j, Canceled, "canceled")
-			case j.Attempt >= j.MaxAttempts:
-				err = q.end(ctx, tx, j, Failed, "worker_lost")
-			default:
-				_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
-				tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
-			}
-			if err != nil {
+			if err := q.lost(ctx, tx, j); err != nil {
 				return err
 			}
 		}
@@ -145,6 +136,20 @@ func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
 		q.log.Warn("jobs of silent workers are free again", "jobs", len(lost))
 	}
 	return len(lost), err
+}
+
+// lost queues a running job whose worker is gone, or ends it when this was its
+// last attempt: a job that takes its process down with it must not do so forever.
+func (q *Queue) lost(ctx context.Context, tx *db.Tx, j Job) error {
+	switch {
+	case j.CancelRequested:
+		return q.end(ctx, tx, j, Canceled, "canceled")
+	case j.Attempt >= j.MaxAttempts:
+		return q.end(ctx, tx, j, Failed, "worker_lost")
+	}
+	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
+	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+	return err
 }
 
 // byParty is the order in which schedulers take turns for others: two of them
@@ -209,8 +214,9 @@ func (s *Scheduler) Tick(ctx context.Context) error {
 	return nil
 }
 
-// RequeueAll frees every running job at once. Only a process that knows itself
-// to be alone, by holding the data folder's lock, may call it.
+// RequeueAll frees every running job at once, as if its lease had passed. Only a
+// process that knows itself to be alone, by holding the data folder's lock, may
+// call it.
 func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
 	var running []Job
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
@@ -219,7 +225,7 @@ func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
 			return err
 		}
 		for _, j := range running {
-			if err := q.giveBack(ctx, tx, j); err != nil {
+			if err := q.lost(ctx, tx, j); err != nil {
 				return err
 			}
 		}
