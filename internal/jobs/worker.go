@@ -35,7 +35,10 @@ type Failure struct {
 	Code  string        // stable and safe to show
 	Final bool          // never tried again
 	After time.Duration // before the next attempt; 0: the kind's backoff
-	cause error
+	// Spared means that the attempt does not count: the job is queued again at
+	// once, in the turn that it has.
+	Spared bool
+	cause  error
 }
 
 // Fail ends the job as failed.
@@ -44,6 +47,13 @@ func Fail(code string, cause error) error { return &Failure{Code: code, Final: t
 // Retry runs the job again, after the kind's backoff, until its attempts are
 // used up; then code is why it failed.
 func Retry(code string, cause error) error { return &Failure{Code: code, cause: cause} }
+
+// GiveBack queues the job again as if it had not been claimed: what it needs had
+// no room for it. Whoever gives back sees to it that the slot rests: otherwise
+// the job is claimed again without a pause.
+func GiveBack(code string, cause error) error {
+	return &Failure{Code: code, Spared: true, cause: cause}
+}
 
 func (f *Failure) Error() string { return "job failed: " + f.Code }
 
@@ -448,6 +458,7 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	cause := context.Cause(ctx)
 	if errors.Is(err, ErrFenced) || errors.Is(cause, ErrFenced) {
 		w.queue.metrics.leasesLost.Inc()
+		w.queue.attemptOver(r.Job)
 		w.log.Warn("attempt no longer counts", "job", r.ID, "attempt", r.Attempt)
 		return
 	}
@@ -495,11 +506,21 @@ func (q *Queue) giveBack(ctx context.Context, tx *db.Tx, j Job) error {
 	}
 	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
 		WHERE id = ?`, j.ID)
-	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+	tx.AfterCommit(func() {
+		q.attemptOver(j)
+		q.bell.Ring(j.Lane, j.Kind)
+	})
 	return err
 }
 
-// fail writes a failed attempt: canceled, waiting for the next one, or failed.
+// attemptOver measures an attempt that did not end its job; those that did are
+// measured with it.
+func (q *Queue) attemptOver(j Job) {
+	q.metrics.runTime.WithLabelValues(j.Lane, j.Kind).Observe(float64(q.clock.Millis()-j.StartedAt) / 1000)
+}
+
+// fail writes a failed attempt: canceled, given back, waiting for the next one, or
+// failed.
 func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	k, now := q.kinds[r.Kind], q.clock.Millis()
 	f := &Failure{Code: "internal"}
@@ -518,18 +539,23 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 		switch {
 		case j.CancelRequested:
 			return q.end(ctx, tx, j, Canceled, "canceled")
+		case f.Spared:
+			return q.giveBack(ctx, tx, j)
 		case f.Final || j.Attempt >= j.MaxAttempts:
 			return q.end(ctx, tx, j, Failed, f.Code)
 		}
 		after := f.After
 		if after == 0 {
-			after = k.backoff(j.Attempt)
+			// Of those that count: each that was spared has raised the most.
+			after = k.backoff(min(j.Attempt, j.Attempt-j.MaxAttempts+k.MaxAttempts))
 		}
 		_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ?, lease_until = 0, error_code = ?
 			WHERE id = ?`, now+after.Milliseconds(), f.Code, j.ID)
+		tx.AfterCommit(func() { q.attemptOver(j) })
 		return err
 	})
 	if errors.Is(err, ErrFenced) || errors.Is(err, sql.ErrNoRows) {
+		q.attemptOver(r.Job)
 		return nil // ended by somebody, perhaps by us with a lost answer
 	}
 	return err
