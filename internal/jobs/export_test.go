@@ -1,6 +1,9 @@
 package jobs
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Columns of a Job's row, as a claim returns them.
 const Columns = columns
@@ -9,3 +12,9 @@ const Columns = columns
 func (q *Queue) Claim(ctx context.Context, lane, worker string) (j Job, ok bool, err error) {
 	return q.claim(ctx, lane, worker)
 }
+
+// Patience is how much longer expired leases are left alone.
+func (s *Scheduler) Patience() time.Duration { return time.Until(s.patient) }
+
+// LosePatience ends it.
+func (s *Scheduler) LosePatience() { s.patient = time.Time{} }
