@@ -207,6 +207,7 @@ func (a *App) openRedis() error {
 		}
 	}
 	o.DialTimeout, o.MaxRetries = time.Second, 1
+	o.ContextTimeoutEnabled = true // otherwise a server that hangs is waited for longer than anybody said
 	// Its own lines quote addresses; that Redis is away is said by readyz.
 	redis.SetLogger(silent{})
 	client := redis.NewClient(o)

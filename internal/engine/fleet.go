@@ -46,7 +46,9 @@ type member struct {
 	engine   Engine
 
 	busy, late, failures int
+	spoiled              int // images in a row that turned out broken when they were decoded
 	aside, drained       bool
+	full                 bool // set aside only because it had no room: it has not failed
 	lastCode             string
 }
 
@@ -154,9 +156,15 @@ func (f *Fleet) probe(ctx context.Context) {
 			continue
 		}
 		m.aside = false
+		if m.full {
+			m.full = false
+			f.o.Log.Debug("engine has room again, perhaps", "engine", m.settings.Name)
+			continue
+		}
 		// One that answers probes but makes no images costs one image a probe,
 		// not another three.
 		m.failures = f.o.FailuresToSetAside - 1
+		m.spoiled = min(m.spoiled, f.o.FailuresToSetAside-1)
 		f.o.Log.Info("engine taken back", "engine", m.settings.Name)
 	}
 	f.serve()
@@ -243,7 +251,7 @@ func (f *Fleet) free(lane string) *member {
 			continue
 		}
 		ours, theirs := m.busy*best.settings.Slots, best.busy*m.settings.Slots
-		if ours < theirs || ours == theirs && m.failures < best.failures {
+		if ours < theirs || ours == theirs && m.failures+m.spoiled < best.failures+best.spoiled {
 			best = m
 		}
 	}
@@ -343,10 +351,30 @@ func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress))
 		return image, nil
 	}
 	e := f.judge(ctx, call, m, err)
-	if e.Fault == FaultEngine && ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+	case e.Code == CodeBusy:
+		f.rest(m)
+	case e.Fault == FaultEngine:
 		f.failed(m, e.Code)
 	}
 	return nil, e
+}
+
+// Report says whether what Generate returned was a whole picture, which only
+// decoding shows, after the slot is free again. An engine that sends broken ones
+// fails quickly and would otherwise draw all work to itself.
+func (s *Slot) Report(whole bool) {
+	f, m := s.fleet, s.member
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if whole {
+		m.spoiled = 0
+		return
+	}
+	m.spoiled++
+	m.lastCode = CodeBadImage
+	f.setAside(m, m.spoiled)
 }
 
 func (s *Slot) start() bool {
@@ -400,9 +428,26 @@ func (f *Fleet) failed(m *member, code string) {
 	defer f.mu.Unlock()
 	m.failures++
 	m.lastCode = code
-	if m.failures >= f.o.FailuresToSetAside && !m.aside {
-		m.aside = true
-		f.o.Log.Warn("engine set aside", "engine", m.settings.Name, "failures", m.failures, "code", code)
+	f.setAside(m, m.failures)
+}
+
+// setAside stops an engine that failed too often in a row. The caller holds f.mu.
+func (f *Fleet) setAside(m *member, failures int) {
+	if failures >= f.o.FailuresToSetAside && (!m.aside || m.full) {
+		m.aside, m.full = true, false
+		f.o.Log.Warn("engine set aside", "engine", m.settings.Name, "failures", failures, "code", m.lastCode)
+	}
+}
+
+// rest leaves an engine that had no room alone until the next probe: asked again
+// at once it would turn down the whole queue, one generation after another.
+func (f *Fleet) rest(m *member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.lastCode = CodeBusy
+	if !m.aside {
+		m.aside, m.full = true, true
+		f.o.Log.Info("engine has no room; it rests until the next probe", "engine", m.settings.Name)
 	}
 }
 

@@ -61,7 +61,8 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	}
 	model, ok := s.models[q.Model]
 	if !ok {
-		return jobs.Fail("model_removed", nil)
+		// Perhaps this worker has not read the engines file that has it.
+		return jobs.Retry("model_removed", nil)
 	}
 	slot, ok := r.Slot.(*engine.Slot)
 	if !ok {
@@ -131,7 +132,7 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 			return s.failure(ctx, err)
 		}
 		rest.Go(func() {
-			if err := a.store(ctx, k, raw); err != nil {
+			if err := a.finishOne(ctx, slot, k, raw); err != nil {
 				cancel(err)
 			}
 		})
@@ -207,6 +208,21 @@ func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, e
 		}()
 	}
 	return nil, context.Cause(ctx)
+}
+
+// finishOne is store in a goroutine of its own: a picture that makes the decoder
+// panic is a broken one, and must not end the process.
+func (a *attempt) finishOne(ctx context.Context, slot *engine.Slot, k int, raw []byte) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			a.service.Log.ErrorContext(ctx, "finishing a picture panicked", "job", a.run.ID, "type", fmt.Sprintf("%T", v))
+			err = engine.NewError(engine.FaultEngine, engine.CodeBadImage, 0, nil)
+		}
+		if err == nil || engine.CodeOf(err) == engine.CodeBadImage {
+			slot.Report(err == nil)
+		}
+	}()
+	return a.store(ctx, k, raw)
 }
 
 // store turns what the engine gave into a marked picture and its thumbnail,

@@ -184,6 +184,10 @@ func TestPromptRules(t *testing.T) {
 		"ja\x01ne ro\x7fe":              "no-names",
 		"jan\u3164e r\u115foe":          "no-names",
 		"un chat MÉCHANT":               "no-names",
+		"un chat me\u0301chant":         "no-names",
+		"un chat ｍéｃhant":               "no-names",
+		"jane\u00a0roe":                 "no-names",
+		"jane\u3000 \u2003roe":          "no-names",
 		"a <LORA:style:1> cat":          "no-tags",
 		"a <lo\u2060ra:style> cat":      "no-tags",
 	} {

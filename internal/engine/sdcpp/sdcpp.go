@@ -240,7 +240,12 @@ func (e *Engine) look(ctx context.Context, id string, r engine.Request) (state, 
 	if json.Unmarshal(text, &job) != nil {
 		return state{}, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, nil)
 	}
-	return job, nil
+	switch job.Status {
+	case "queued", "generating", "completed", "failed", "cancelled":
+		return job, nil
+	}
+	// Not the server's word, perhaps a proxy's: as good as no answer.
+	return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, status, nil)
 }
 
 // lost says that asking again would not help: the job is gone, or its answer is
