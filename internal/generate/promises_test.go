@@ -540,7 +540,7 @@ func TestDeletingVeryManyIsFinishedByAJob(t *testing.T) {
 		if err != nil || accepted != n {
 			t.Fatalf("%d accepted, want %d (%v)", accepted, n, err)
 		}
-		testenv.Eventually(t, 30*time.Second, func() bool {
+		testenv.Eventually(t, 2*time.Minute, func() bool {
 			return r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ada) == 0
 		})
 		if left := r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ben); left != 3 {
