@@ -31,10 +31,8 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
 	}
-	if info, err := os.Stat(c.Data); err != nil {
-		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
-	} else if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%sDATA: other accounts may write to %s; mend it with: chmod go-w %s", config.Prefix, c.Data, quote(c.Data))
+	if err := app.CheckData(c); err != nil {
+		return err
 	}
 	unlock, err := embedded.Lock(c.LockFile())
 	if err != nil {

@@ -142,12 +142,16 @@ func (a *App) Close() error {
 // unused refuses settings whose part of the service is not built yet: an
 // operator must not believe that they are followed.
 func unused(c config.Config) error {
-	for variable, value := range map[string]string{"POLICY": c.Policy, "SMTP_URL": c.SMTPURL, "GEOIP": c.GeoIP} {
-		if value != "" {
-			return fmt.Errorf("%s%s: this version does not follow it yet; leave it out", config.Prefix, variable)
+	var named []string
+	for _, s := range []struct{ variable, value string }{{"POLICY", c.Policy}, {"SMTP_URL", c.SMTPURL}, {"GEOIP", c.GeoIP}} {
+		if s.value != "" {
+			named = append(named, config.Prefix+s.variable)
 		}
 	}
-	return nil
+	if len(named) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: this version does not follow it yet; leave it out", strings.Join(named, ", "))
 }
 
 func (a *App) closing(f func() error) { a.closers = append(a.closers, f) }
@@ -179,13 +183,17 @@ func (a *App) openObjects(ctx context.Context) error {
 		a.closing(d.Close)
 		return nil
 	}
-	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
-		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS, CAFile: c.S3CA})
+	s, err := objects.OpenS3(ctx, s3Options(c))
 	if err != nil {
 		return fmt.Errorf("%sS3_ENDPOINT: %w", config.Prefix, err)
 	}
 	a.objects = s
 	return nil
+}
+
+func s3Options(c config.Config) objects.S3Options {
+	return objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
+		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS, CAFile: c.S3CA}
 }
 
 func (a *App) openRedis() error {
@@ -270,6 +278,21 @@ func readRoots(c config.Config) (*vault.Roots, error) {
 		return nil, fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
 	}
 	return r, nil
+}
+
+// CheckData refuses a data folder of `zimage up` in which other accounts could put
+// files of theirs in the place of ours.
+func CheckData(c config.Config) error {
+	info, err := os.Stat(c.Data)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+	case !info.IsDir():
+		return fmt.Errorf("%sDATA: %s is no folder", config.Prefix, c.Data)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%sDATA: other accounts may write to %s; mend that with chmod go-w", config.Prefix, c.Data)
+	}
+	return nil
 }
 
 // CreateRoots makes the key ring of a new installation, unless there is one.

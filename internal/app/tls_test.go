@@ -230,6 +230,14 @@ func TestPromise_X1_RedisIsSpokenToInTLS13(t *testing.T) {
 		return a.redis.Ping(ctx).Err()
 	}
 	address := net.JoinHostPort("127.0.0.1", port)
+	examined := func(text, mend, authorities string) {
+		t.Helper()
+		doctor{c: config.Config{RedisURL: "rediss://" + address, RedisCA: authorities}, tell: func(f Finding) {
+			if !f.Warn || !strings.Contains(f.Text, text) || !strings.Contains(f.Mend, mend) {
+				t.Errorf("the doctor says: %+v", f)
+			}
+		}}.redis(ctx)
+	}
 	if err := ping("127.0.0.1", ca.file); err != nil {
 		t.Errorf("1.3: %v", err)
 	}
@@ -240,6 +248,7 @@ func TestPromise_X1_RedisIsSpokenToInTLS13(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	examined("certificate", "ZIMAGE_REDIS_CA", stranger.file)
 	if err := admin.ConfigSet(ctx, "tls-protocols", "TLSv1.2").Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -249,6 +258,7 @@ func TestPromise_X1_RedisIsSpokenToInTLS13(t *testing.T) {
 	if err := ping("127.0.0.1", ca.file); err == nil {
 		t.Error("1.2 was accepted")
 	}
+	examined("TLS 1.3", "turn that on", ca.file)
 }
 
 func TestPromise_X1_SettingsSpeakTLS13ToTheObjectStore(t *testing.T) {

@@ -32,16 +32,27 @@ func (s *service) straight() *redis.Client {
 func (s *service) fill() time.Duration {
 	s.t.Helper()
 	s.Engine.Hold()
-	_, usual := s.accept("before", inFlight)
+	usual := slices.Max(s.accept("before", inFlight))
 	s.busy(8)
 	return usual
 }
 
+// promptly is how much longer an accept may take while Redis is away than before,
+// on this machine and under this load. Any wait for Redis in its path would be
+// as long: to connect takes a second there, an answer three. With the rest that
+// Redis is given then it would meet every fourth accept; one in ten may be late
+// because the machine paused.
+const promptly = time.Second
+
 // acceptPromptly accepts n requests, none of which waits for Redis.
 func (s *service) acceptPromptly(label string, n int, usual time.Duration) {
 	s.t.Helper()
-	if _, slowest := s.accept(label, n); slowest > usual+promptly {
-		s.t.Errorf("an accept took %v, before the fault at most %v", slowest, usual)
+	for _, took := range s.accept(label, n) {
+		s.hurried++
+		if took > usual+promptly {
+			s.late++
+			s.t.Logf("an accept took %v, before the fault at most %v", took, usual)
+		}
 	}
 }
 

@@ -18,3 +18,12 @@ func (s *Scheduler) Patience() time.Duration { return time.Until(s.patient) }
 
 // LosePatience ends it.
 func (s *Scheduler) LosePatience() { s.patient = time.Time{} }
+
+// StopAll is what a worker does when its shutdown time is over.
+func (w *Worker) StopAll() { w.stopAll() }
+
+// Persist writes what became of an attempt, each try for no longer than try.
+func (w *Worker) Persist(ctx context.Context, try time.Duration, write func(context.Context) error) error {
+	w.try = try
+	return w.persist(ctx, write)
+}

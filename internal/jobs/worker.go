@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,10 +145,7 @@ func (r *Run) KeepSlot() { r.keep.Store(true) }
 func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.Tx) error) error {
 	q := r.worker.queue
 	r.completing.Store(true) // a renewal that finds the job ended must not end us
-	err := r.worker.persist(ctx, func() error {
-		// Not ctx: ended in the middle of a commit, it would hide what came of it.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), completeTimeout)
-		defer cancel()
+	err := r.worker.persist(ctx, func(ctx context.Context) error {
 		var err error
 		if fn == nil {
 			err = q.mark(ctx, q.db, r.Job, Succeeded, "") // one statement is its own transaction
@@ -179,8 +177,8 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 	return err
 }
 
-// completeTimeout bounds one try of a completion, so that a database that hangs
-// is tried again.
+// completeTimeout bounds one try to write what became of an attempt, so that a
+// database that hangs is tried again.
 const completeTimeout = 30 * time.Second
 
 // A Lane is what a worker serves: a queue and the slots to run it on.
@@ -198,19 +196,25 @@ type Worker struct {
 	id       string
 	lanes    []*lane
 	shutdown time.Duration
+	try      time.Duration // one try to write what became of an attempt
 	log      *slog.Logger
 
-	mu      sync.Mutex
-	running map[string]*Run
-	work    sync.WaitGroup
+	mu       sync.Mutex
+	running  map[string]*Run
+	stopping bool // whatever is claimed from now on is released at once
+	// Claims that ended without an answer, by the name under which they claimed,
+	// and when: each may have taken a job.
+	unanswered map[string]time.Time
+	claims     atomic.Int64
+	work       sync.WaitGroup
 }
 
 // NewWorker makes a worker. shutdown is how long running jobs may take to
 // finish once its context has ended.
 func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
 	w := &Worker{
-		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown,
-		running: map[string]*Run{},
+		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown, try: completeTimeout,
+		running: map[string]*Run{}, unanswered: map[string]time.Time{},
 	}
 	w.log = q.log.With("worker", w.id)
 	for _, l := range lanes {
@@ -287,6 +291,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 	background.Wait()
 	gone, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
+	w.giveBackUnanswered(gone)
 	if _, err := w.queue.db.Exec(gone, `DELETE FROM workers WHERE id = ?`, w.id); err != nil {
 		return fmt.Errorf("jobs: sign off: %w", err)
 	}
@@ -296,6 +301,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 func (w *Worker) stopAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.stopping = true
 	for _, r := range w.running {
 		r.cancel(ErrShutdown)
 	}
@@ -375,11 +381,62 @@ func (l *lane) serve(ctx context.Context) {
 }
 
 // claim is not cut off by a shutdown: a job claimed with nobody to hear of it
-// would wait for its lease to pass.
+// would wait for its lease to pass. Each claims under a name of its own, so that
+// a job whose claim was not answered can be told from one that runs and from one
+// that is being claimed.
 func (l *lane) claim(ctx context.Context) (Job, bool, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Renew)
+	ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
 	defer cancel()
-	return l.worker.queue.claim(ctx, l.Name, l.worker.id)
+	w := l.worker
+	name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
+	j, ok, err := w.queue.claim(ctx, l.Name, name)
+	if err != nil {
+		w.mu.Lock()
+		w.unanswered[name] = time.Now()
+		w.mu.Unlock()
+	}
+	return j, ok, err
+}
+
+// keepUnanswered is how long a claim without an answer may still turn out to have
+// taken a job: the server may only come to it when it is well again.
+const keepUnanswered = 10 * time.Minute
+
+// giveBackUnanswered gives back the jobs that claims without an answer have taken.
+// Nobody runs them; left to their leases, they would use up attempts.
+func (w *Worker) giveBackUnanswered(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, Renew)
+	defer cancel()
+	var names []any
+	w.mu.Lock()
+	for name, at := range w.unanswered {
+		if time.Since(at) > keepUnanswered {
+			delete(w.unanswered, name)
+		} else {
+			names = append(names, name)
+		}
+	}
+	w.mu.Unlock()
+	for some := range slices.Chunk(names, batch) {
+		var taken []struct {
+			Job
+			Worker string `db:"worker"`
+		}
+		err := w.queue.db.Select(ctx, &taken, `SELECT `+columns+`, worker FROM jobs
+			WHERE state = 'running' AND worker IN (`+db.Marks(len(some))+`)`, some...)
+		if err != nil {
+			return // it is away still
+		}
+		for _, t := range taken {
+			if err := w.queue.release(ctx, t.Job); err != nil {
+				return
+			}
+			w.mu.Lock()
+			delete(w.unanswered, t.Worker)
+			w.mu.Unlock()
+			w.log.Warn("gave back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt)
+		}
+	}
 }
 
 // start runs one claimed job in a goroutine of its own.
@@ -389,6 +446,9 @@ func (l *lane) start(j Job, slot Slot) {
 	r := &Run{Job: j, Slot: slot, worker: w, cancel: cancel}
 	w.mu.Lock()
 	w.running[j.ID] = r
+	if w.stopping { // the claim came back after stopAll
+		cancel(ErrShutdown)
+	}
 	w.mu.Unlock()
 	w.work.Go(func() {
 		defer func() {
@@ -401,6 +461,10 @@ func (l *lane) start(j Job, slot Slot) {
 			}
 			<-l.inflight
 		}()
+		if ctx.Err() != nil {
+			w.settle(ctx, r, context.Cause(ctx))
+			return
+		}
 		started := time.Now()
 		err := w.call(ctx, r)
 		if err == nil && r.ended.Load() {
@@ -469,11 +533,11 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	var settled error
 	switch {
 	case errors.Is(cause, ErrShutdown):
-		settled = w.persist(write, func() error { return w.queue.release(write, r.Job) })
+		settled = w.persist(write, func(ctx context.Context) error { return w.queue.release(ctx, r.Job) })
 	case err == nil:
 		settled = r.Complete(write, nil)
 	default:
-		settled = w.persist(write, func() error { return w.queue.fail(write, r, err) })
+		settled = w.persist(write, func(ctx context.Context) error { return w.queue.fail(ctx, r, err) })
 	}
 	if settled != nil {
 		w.log.Warn("could not settle a job; its lease will run out", "job", r.ID, "attempt", r.Attempt, "error", settled)
@@ -561,10 +625,17 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	return err
 }
 
-// persist repeats write while the database is away.
-func (w *Worker) persist(ctx context.Context, write func() error) error {
+// persist repeats write while the database is away, each time for as long as
+// completeTimeout.
+func (w *Worker) persist(ctx context.Context, write func(context.Context) error) error {
+	try := func() error {
+		// Not ctx: ended in the middle of a commit, it would hide what came of it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.try)
+		defer cancel()
+		return write(ctx)
+	}
 	for wait := 100 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
-		err := write()
+		err := try()
 		if err == nil || !db.IsAway(err) || errors.Is(err, ErrFenced) {
 			return err
 		}
@@ -579,6 +650,7 @@ func (w *Worker) persist(ctx context.Context, write func() error) error {
 // renew tells the database every Renew that this worker lives and how far its
 // jobs are, and learns which of them are to stop.
 func (w *Worker) renew(ctx context.Context) {
+	ctx = db.Urgent(ctx)
 	t := time.NewTicker(Renew)
 	defer t.Stop()
 	w.present(ctx)
@@ -596,6 +668,7 @@ func (w *Worker) renew(ctx context.Context) {
 		for _, r := range running {
 			renewals.Go(func() { w.renewOne(ctx, r) })
 		}
+		renewals.Go(func() { w.giveBackUnanswered(ctx) })
 		renewals.Wait()
 		w.present(ctx)
 	}

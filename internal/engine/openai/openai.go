@@ -136,23 +136,23 @@ func (e *Engine) Check(ctx context.Context) error {
 func (e *Engine) ask(ctx context.Context, r engine.Request) ([]byte, error) {
 	// Base64 takes four bytes for three; a page more for what stands around it.
 	limit := engine.ImageLimit(r.Width, r.Height)/3*4 + 4<<10
-	status, text, err := e.client.Bytes(ctx, http.MethodPost, "/v1/images/generations", e.dialect.body(r), limit)
+	a, err := e.client.Bytes(ctx, http.MethodPost, "/v1/images/generations", e.dialect.body(r), limit)
 	if err != nil {
 		return nil, err
 	}
-	if status != http.StatusOK {
-		if refused(text) {
-			return nil, engine.NewError(engine.FaultUser, engine.CodeRefused, status, nil)
+	if a.Status != http.StatusOK {
+		if refused(a.Body) {
+			return nil, engine.NewError(engine.FaultUser, engine.CodeRefused, a.Status, nil)
 		}
-		return nil, engine.StatusError(status)
+		return nil, a.Err()
 	}
 	var answer struct {
 		Data []struct {
 			Image []byte `json:"b64_json"`
 		} `json:"data"`
 	}
-	if json.Unmarshal(text, &answer) != nil || len(answer.Data) == 0 {
-		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, errNoImage)
+	if json.Unmarshal(a.Body, &answer) != nil || len(answer.Data) == 0 {
+		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, a.Status, errNoImage)
 	}
 	// One that sent a URL has no b64_json: an image of no size.
 	image := answer.Data[0].Image

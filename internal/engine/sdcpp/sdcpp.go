@@ -227,25 +227,25 @@ func (e *Engine) look(ctx context.Context, id string, r engine.Request) (state, 
 	ctx, stop := context.WithTimeout(ctx, e.patience)
 	defer stop()
 	limit := engine.ImageLimit(r.Width, r.Height)/3*4 + 4<<10
-	status, text, err := e.client.Bytes(ctx, http.MethodGet, "/sdcpp/v1/jobs/"+id, nil, limit)
+	a, err := e.client.Bytes(ctx, http.MethodGet, "/sdcpp/v1/jobs/"+id, nil, limit)
 	switch {
 	case err != nil:
 		return state{}, err
-	case status == http.StatusNotFound || status == http.StatusGone:
-		return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, status, errGone)
-	case status != http.StatusOK:
-		return state{}, engine.StatusError(status)
+	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
+		return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, a.Status, errGone)
+	case a.Status != http.StatusOK:
+		return state{}, a.Err()
 	}
 	var job state
-	if json.Unmarshal(text, &job) != nil {
-		return state{}, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, nil)
+	if json.Unmarshal(a.Body, &job) != nil {
+		return state{}, engine.NewError(engine.FaultEngine, engine.CodeBadImage, a.Status, nil)
 	}
 	switch job.Status {
 	case "queued", "generating", "completed", "failed", "cancelled":
 		return job, nil
 	}
 	// Not the server's word, perhaps a proxy's: as good as no answer.
-	return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, status, nil)
+	return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, a.Status, nil)
 }
 
 // lost says that asking again would not help: the job is gone, or its answer is
@@ -260,6 +260,6 @@ func (e *Engine) cancel(ctx context.Context, id string) (canceled, asked bool) {
 	ctx, stop := context.WithTimeout(ctx, e.patience)
 	defer stop()
 	// A POST without a body stalls the server for 5 s.
-	status, _, err := e.client.Bytes(ctx, http.MethodPost, "/sdcpp/v1/jobs/"+id+"/cancel", struct{}{}, engine.MaxStatus)
-	return err == nil && status == http.StatusOK, err == nil
+	a, err := e.client.Bytes(ctx, http.MethodPost, "/sdcpp/v1/jobs/"+id+"/cancel", struct{}{}, engine.MaxStatus)
+	return err == nil && a.Status == http.StatusOK, err == nil
 }
