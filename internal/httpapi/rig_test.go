@@ -138,6 +138,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 			t.Error("no engine waits")
 		}
 	}
+	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
 	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
 	return r
