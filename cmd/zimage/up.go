@@ -109,6 +109,10 @@ func writeSecret(name, text string) error {
 }
 
 func welcome(w io.Writer, c config.Config, newRoots bool) {
+	hint := ""
+	if c.Engines == "" {
+		hint = "\nA GPU engine: edit what `go run ./cmd/zimage engines example` prints, and start again with " + config.Prefix + "ENGINES=FILE.\n"
+	}
 	_, _ = fmt.Fprintf(w, `
 Z Image Generator %s is at %s  (docs: %s/docs)
 Data: %s   Keys: %s
@@ -120,8 +124,8 @@ Try next, in another terminal:
   curl -s %s/v1/generations -H "Authorization: Bearer $(cat %s)" \
     -H "Content-Type: application/json" -H "Prefer: wait=30" \
     -d '{"prompt":"a lighthouse in a storm at night"}'
-
-`, app.Version(), c.PublicURL, c.PublicURL, c.Data, c.RootKeys, c.PublicURL, quote(keyFile(c)))
+%s
+`, app.Version(), c.PublicURL, c.PublicURL, c.Data, c.RootKeys, c.PublicURL, quote(keyFile(c)), hint)
 	if newRoots {
 		_, _ = fmt.Fprintf(w, "New root keys were made in %s. Without them nothing stored here can be opened:\nkeep a copy offline.\n\n", c.RootKeys)
 	}

@@ -60,9 +60,9 @@ type Config struct {
 	S3TLS       bool   `env:"S3_TLS" envDefault:"true" doc:"Speak TLS to the object store."`
 	S3CA        string `env:"S3_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the object store, instead of the system's."`
 
-	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes."`
+	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
 	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list."`
-	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted."`
+	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
 	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"none" doc:"smtp:// (STARTTLS required off loopback) or smtps:// address for outgoing mail. Not followed yet: setting it is refused."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places. Not followed yet: setting it is refused."`
