@@ -22,6 +22,9 @@ import (
 
 	"zimage/internal/config"
 	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/generate"
+	"zimage/internal/jobs"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -29,6 +32,7 @@ import (
 type composeFile struct {
 	Services map[string]service
 	Secrets  map[string]struct{ File string }
+	Configs  map[string]struct{ File string }
 	Networks map[string]struct{ Internal bool }
 	Volumes  map[string]any
 }
@@ -41,6 +45,7 @@ type service struct {
 	Command     []string
 	Environment map[string]string
 	Secrets     []string
+	Configs     []struct{ Source, Target string }
 	Volumes     []string
 	Ports       []string
 	Networks    []string
@@ -106,6 +111,11 @@ func makeSecrets(t *testing.T, folder string) {
 
 // mounted is the path on this machine of what a container sees at path.
 func mounted(c composeFile, s service, folder, path string) (string, bool) {
+	for _, file := range s.Configs {
+		if file.Target == path {
+			return c.Configs[file.Source].File, c.Configs[file.Source].File != ""
+		}
+	}
 	name, ok := strings.CutPrefix(path, "/run/secrets/")
 	if !ok || !slices.Contains(s.Secrets, name) {
 		return "", false
@@ -120,7 +130,7 @@ func TestEveryServiceStartsWithItsSettings(t *testing.T) {
 		s := c.Services[name]
 		environ := map[string]string{}
 		for variable, value := range s.Environment {
-			if strings.HasPrefix(value, "/run/secrets/") {
+			if strings.HasPrefix(value, "/") {
 				path, ok := mounted(c, s, folder, value)
 				if !ok {
 					t.Errorf("%s: %s names %s, which is not mounted", name, variable, value)
@@ -194,6 +204,74 @@ func TestPromise_X1_NamedExceptionsAreNeededOnesOnly(t *testing.T) {
 		if !strings.HasPrefix(port, "127.0.0.1:") {
 			t.Errorf("api: %s publishes plain HTTP to the network", port)
 		}
+	}
+}
+
+// What the api accepts is what the workers run: one engines file, one set of rules.
+func TestEveryRoleReadsTheSameEnginesAndRules(t *testing.T) {
+	t.Parallel()
+	c, folder := compose(t), secrets(t)
+	for variable, parse := range map[string]func([]byte) error{
+		"ZIMAGE_ENGINES":      func(text []byte) error { _, err := engine.ParseConfig(text); return err },
+		"ZIMAGE_PROMPT_RULES": func(text []byte) error { _, err := generate.ParseRules(text); return err },
+	} {
+		files := map[string]bool{}
+		for name := range ours {
+			path, ok := mounted(c, c.Services[name], folder, c.Services[name].Environment[variable])
+			if !ok {
+				t.Errorf("%s: %s names no file that it sees", name, variable)
+			}
+			files[path] = true
+		}
+		for path := range files {
+			if err := parse([]byte(read(t, path))); err != nil {
+				t.Error(err)
+			}
+			if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o004 == 0 {
+				t.Errorf("the containers' user cannot read %s", path)
+			}
+		}
+		if len(files) != 1 {
+			t.Errorf("%s is not the same for all: %v", variable, files)
+		}
+	}
+}
+
+// What the files and the notes show as comments works when it is uncommented.
+func TestExamplesWork(t *testing.T) {
+	t.Parallel()
+	text := regexp.MustCompile(`(?m)^#(  - |    )`).ReplaceAllString(read(t, "engines.yaml"), "$1")
+	engines, err := engine.ParseConfig([]byte(text))
+	if err != nil || len(engines.Engines) != 2 {
+		t.Fatalf("engines.yaml, uncommented: %v, %v", engines, err)
+	}
+	_, rules, _ := strings.Cut(read(t, "prompt-rules.yaml"), "#\n# rules:\n")
+	rules = "rules:\n" + strings.ReplaceAll(strings.TrimSuffix(rules, "rules: []\n"), "# ", "")
+	parsed, err := generate.ParseRules([]byte(rules))
+	if err != nil || parsed.Check("prompt", "Our Mayor at sea") == nil || parsed.Check("prompt", "the sea") != nil {
+		t.Errorf("prompt-rules.yaml, uncommented: %v", err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1)
+	for _, block := range blocks {
+		var c composeFile
+		if err := yaml.Unmarshal([]byte(block[1]), &c); err != nil || len(c.Services) == 0 {
+			t.Errorf("%v in:\n%s", err, block[1])
+		}
+		for name, s := range c.Services {
+			for _, lane := range strings.Split(s.Environment["ZIMAGE_LANES"], ",") {
+				if lane != "" && lane != jobs.Housekeeping && !slices.Contains(engines.Lanes(), lane) {
+					t.Errorf("%s takes the lane %s, which engines.yaml does not have", name, lane)
+				}
+			}
+			for _, secret := range s.Secrets {
+				if !strings.Contains(text, "/run/secrets/"+secret+"\n") || c.Secrets[secret].File == "" {
+					t.Errorf("%s gets %s, which nothing names", name, secret)
+				}
+			}
+		}
+	}
+	if len(blocks) == 0 {
+		t.Error("README.md has lost its examples")
 	}
 }
 

@@ -9,20 +9,22 @@ import (
 	"zimage/internal/config"
 )
 
-type doctorCommand struct{}
+type doctorCommand struct {
+	Role config.Role `default:"up" enum:"up,api,worker,scheduler" help:"The process to check for: up (all in one), api, worker or scheduler."`
+}
 
-func (doctorCommand) Run(ctx context.Context) error {
-	c, err := config.Load(nil)
+func (d doctorCommand) Run(ctx context.Context) error {
+	c, err := config.ForRole(nil, d.Role)
 	var problems config.Problems
 	if errors.As(err, &problems) {
 		for _, p := range problems {
-			fmt.Printf("✗ setting %s\n    %s\n", p.Variable, p.Message)
+			fmt.Printf("✗ setting %s\n    → %s\n", p.Variable, p.Message)
 		}
-		return fmt.Errorf("%d settings are wrong", len(problems))
+		return fmt.Errorf("%d settings are wrong; %s does not start with them", len(problems), d.Role)
 	}
-	fmt.Println("✓ settings: can be read (`zimage settings` prints them)")
+	fmt.Printf("✓ settings: can be read, for %s (`zimage settings` prints them)\n", d.Role)
 	bad := 0
-	app.Examine(ctx, c, func(f app.Finding) {
+	app.Examine(ctx, c, d.Role, func(f app.Finding) {
 		sign := "✓"
 		switch {
 		case f.Bad:

@@ -31,10 +31,8 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
 	}
-	if info, err := os.Stat(c.Data); err != nil {
-		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
-	} else if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%sDATA: other accounts may write to %s; mend it with: chmod go-w %s", config.Prefix, c.Data, quote(c.Data))
+	if err := app.CheckData(c); err != nil {
+		return err
 	}
 	unlock, err := embedded.Lock(c.LockFile())
 	if err != nil {
@@ -44,14 +42,6 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	newRoots, err := app.CreateRoots(c)
 	if err != nil {
 		return fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
-	}
-	if c.RedisURL == "" {
-		address, stop, err := embedded.Redis()
-		if err != nil {
-			return fmt.Errorf("start the in-process Redis: %w", err)
-		}
-		defer stop()
-		c.RedisURL = address
 	}
 	log := app.NewLog(c, os.Stderr)
 	a, err := app.Open(ctx, c, "up", app.Version(), log)
@@ -119,6 +109,10 @@ func writeSecret(name, text string) error {
 }
 
 func welcome(w io.Writer, c config.Config, newRoots bool) {
+	hint := ""
+	if c.Engines == "" {
+		hint = "\nA GPU engine: edit what `go run ./cmd/zimage engines example` prints, and start again with " + config.Prefix + "ENGINES=FILE.\n"
+	}
 	_, _ = fmt.Fprintf(w, `
 Z Image Generator %s is at %s  (docs: %s/docs)
 Data: %s   Keys: %s
@@ -130,8 +124,8 @@ Try next, in another terminal:
   curl -s %s/v1/generations -H "Authorization: Bearer $(cat %s)" \
     -H "Content-Type: application/json" -H "Prefer: wait=30" \
     -d '{"prompt":"a lighthouse in a storm at night"}'
-
-`, app.Version(), c.PublicURL, c.PublicURL, c.Data, c.RootKeys, c.PublicURL, quote(keyFile(c)))
+%s
+`, app.Version(), c.PublicURL, c.PublicURL, c.Data, c.RootKeys, c.PublicURL, quote(keyFile(c)), hint)
 	if newRoots {
 		_, _ = fmt.Fprintf(w, "New root keys were made in %s. Without them nothing stored here can be opened:\nkeep a copy offline.\n\n", c.RootKeys)
 	}

@@ -165,7 +165,7 @@ func TestFirstRunAndTheNext(t *testing.T) {
 		t.Errorf("without a service: exit %d, %q", code, errs)
 	}
 	i.start()
-	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys"} {
+	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine"} {
 		if !strings.Contains(i.log(), want) {
 			t.Errorf("the first start does not say %q", want)
 		}
@@ -514,5 +514,30 @@ func TestWriteSecret(t *testing.T) {
 	}
 	if _, err := os.Lstat(outside); err == nil {
 		t.Error("a link was followed")
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	if out := i.must("", "--version"); !strings.HasPrefix(out, "devel") {
+		t.Errorf("zimage --version says %q", out)
+	}
+}
+
+func TestDoctorAsksForARole(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	if out := i.must("", "doctor"); !strings.Contains(out, "for up") || strings.Contains(out, "✗") {
+		t.Errorf("before the first start:\n%s", out)
+	}
+	if out, _, code := i.run("", "doctor", "--role", "worker"); code == 0 || !strings.Contains(out, "✗ setting ZIMAGE_REDIS_URL\n    → is missing") {
+		t.Errorf("a worker without settings: exit %d\n%s", code, out)
+	}
+	if _, errs, code := i.run("", "doctor", "--role", "king"); code == 0 || !strings.Contains(errs, "--role") {
+		t.Errorf("an unknown role: exit %d, %s", code, errs)
+	}
+	if _, err := os.Stat(filepath.Join(i.dir, "data")); err == nil {
+		t.Error("the doctor made the data folder")
 	}
 }

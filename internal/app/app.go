@@ -23,6 +23,7 @@ import (
 	"zimage/internal/clock"
 	"zimage/internal/config"
 	"zimage/internal/db"
+	"zimage/internal/embedded"
 	"zimage/internal/engine"
 	"zimage/internal/events"
 	"zimage/internal/generate"
@@ -50,6 +51,7 @@ type App struct {
 	keys     *db.DB
 	vault    *vault.Vault
 	redis    redis.UniversalClient
+	inside   bool // Redis is in this process, so every ring comes from it
 	objects  objects.Store
 	engines  engine.Config
 	registry *prometheus.Registry
@@ -131,9 +133,12 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.closing(func() error { a.Generate.Close(); return nil })
 	a.vault = v
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
-	a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "zimage_database_failures_total", Help: "Statements that failed because the database was away or broken.",
-	}, func() float64 { return float64(a.db.Failures()) }))
+	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
+		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "zimage_database_failures_total", Help: "Statements that failed because the database or the key store was away or broken.",
+			ConstLabels: prometheus.Labels{"store": store},
+		}, func() float64 { return float64(d.Failures()) }))
+	}
 	return a, nil
 }
 
@@ -150,12 +155,16 @@ func (a *App) Close() error {
 // unused refuses settings whose part of the service is not built yet: an
 // operator must not believe that they are followed.
 func unused(c config.Config) error {
-	for variable, value := range map[string]string{"POLICY": c.Policy, "GEOIP": c.GeoIP} {
-		if value != "" {
-			return fmt.Errorf("%s%s: this version does not follow it yet; leave it out", config.Prefix, variable)
+	var named []string
+	for _, s := range []struct{ variable, value string }{{"POLICY", c.Policy}, {"GEOIP", c.GeoIP}} {
+		if s.value != "" {
+			named = append(named, config.Prefix+s.variable)
 		}
 	}
-	return nil
+	if len(named) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: this version does not follow it yet; leave it out", strings.Join(named, ", "))
 }
 
 func (a *App) closing(f func() error) { a.closers = append(a.closers, f) }
@@ -187,8 +196,7 @@ func (a *App) openObjects(ctx context.Context) error {
 		a.closing(d.Close)
 		return nil
 	}
-	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
-		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS})
+	s, err := objects.OpenS3(ctx, s3Options(c))
 	if err != nil {
 		return fmt.Errorf("%sS3_ENDPOINT: %w", config.Prefix, err)
 	}
@@ -196,12 +204,31 @@ func (a *App) openObjects(ctx context.Context) error {
 	return nil
 }
 
+func s3Options(c config.Config) objects.S3Options {
+	return objects.S3Options{Endpoint: c.S3Endpoint, Bucket: c.S3Bucket, Region: c.S3Region,
+		AccessKey: c.S3AccessKey, SecretKey: c.S3SecretKey, TLS: c.S3TLS, CAFile: c.S3CA}
+}
+
 func (a *App) openRedis() error {
+	if a.config.RedisURL == "" { // separate roles are refused without one: this is `zimage up`
+		address, stop, err := embedded.Redis()
+		if err != nil {
+			return err
+		}
+		a.closing(func() error { stop(); return nil })
+		a.config.RedisURL, a.inside = address, true
+	}
 	o, err := config.RedisOptions(a.config.RedisURL)
 	if err != nil {
 		return fmt.Errorf("%sREDIS_URL: %w", config.Prefix, err)
 	}
+	if o.TLSConfig != nil {
+		if o.TLSConfig.RootCAs, err = config.Authorities(a.config.RedisCA); err != nil {
+			return fmt.Errorf("%sREDIS_CA: %w", config.Prefix, err)
+		}
+	}
 	o.DialTimeout, o.MaxRetries = time.Second, 1
+	o.ContextTimeoutEnabled = true // otherwise a server that hangs is waited for longer than anybody said
 	// Its own lines quote addresses; that Redis is away is said by readyz.
 	redis.SetLogger(silent{})
 	client := redis.NewClient(o)
@@ -276,6 +303,21 @@ func readRoots(c config.Config) (*vault.Roots, error) {
 		return nil, fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)
 	}
 	return r, nil
+}
+
+// CheckData refuses a data folder of `zimage up` in which other accounts could put
+// files of theirs in the place of ours.
+func CheckData(c config.Config) error {
+	info, err := os.Stat(c.Data)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%sDATA: %w", config.Prefix, err)
+	case !info.IsDir():
+		return fmt.Errorf("%sDATA: %s is no folder", config.Prefix, c.Data)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%sDATA: other accounts may write to %s; mend that with chmod go-w", config.Prefix, c.Data)
+	}
+	return nil
 }
 
 // CreateRoots makes the key ring of a new installation, unless there is one.

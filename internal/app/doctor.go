@@ -2,17 +2,25 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/clock"
 	"zimage/internal/config"
 	"zimage/internal/db"
 	"zimage/internal/engine"
+	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/vault"
@@ -21,150 +29,349 @@ import (
 // A Finding is what the doctor says of one part.
 type Finding struct {
 	Part string
-	Bad  bool   // it keeps the service from working
-	Warn bool   // it works, but not as it should
+	Bad  bool   // it keeps the service from starting or working
+	Warn bool   // it works, but not as it should, or not yet
 	Text string // what was found
 	Mend string // how to mend it; empty when nothing is to be done
 }
 
-// Examine checks every part that the settings name, changing nothing. Each
-// finding comes as it is made.
-func Examine(ctx context.Context, c config.Config, tell func(Finding)) {
-	good := func(part, text string) { tell(Finding{Part: part, Text: text}) }
-	bad := func(part string, err error, mend string) {
-		tell(Finding{Part: part, Bad: true, Text: err.Error(), Mend: mend})
+// Examine checks what a start of the role checks, and then how the parts do that
+// may be away meanwhile. It changes nothing anywhere. Each finding comes as it is
+// made; none ends the examination.
+func Examine(ctx context.Context, c config.Config, role config.Role, tell func(Finding)) {
+	d := doctor{c, role, tell}
+	if err := unused(c); err != nil {
+		d.bad("settings", err, "take it out of the environment")
 	}
-	warn := func(part, text, mend string) { tell(Finding{Part: part, Warn: true, Text: text, Mend: mend}) }
-
-	if _, err := vault.ReadRoots(c.RootKeys); errors.Is(err, fs.ErrNotExist) {
-		warn("root keys", "there are none yet in "+c.RootKeys, "`zimage up` makes them; for separate processes see deploy/README.md")
-	} else if err != nil {
-		bad("root keys", err, "mend or restore the file that "+config.Prefix+"ROOT_KEYS names")
-	} else {
-		good("root keys", c.RootKeys)
+	engines, known := d.files()
+	d.listeners(ctx)
+	if role == config.RoleUp {
+		d.data()
 	}
-	var main *db.DB
-	for _, d := range []struct{ part, variable, address string }{
-		{"database", "DATABASE_URL", c.DatabaseURL}, {"key store", "KEYS_DATABASE_URL", c.KeysDatabaseURL},
-	} {
-		if path, ok := strings.CutPrefix(d.address, "sqlite:"); ok {
-			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-				warn(d.part, "there is none yet at "+path, "`zimage up` makes it")
-				continue
-			}
-		}
-		opened, err := db.Open(ctx, d.address, db.Options{Name: "zimage-doctor", MaxConnections: 2})
-		if err != nil {
-			bad(d.part, err, "check that it runs and that "+config.Prefix+d.variable+" names it")
-			continue
-		}
-		defer func() { _ = opened.Close() }()
-		good(d.part, string(opened.Dialect())+" answers")
-		if d.part == "database" {
-			main = opened
-			if theirs, err := opened.Now(ctx); err == nil {
-				if off := time.Since(theirs).Abs(); off > 10*time.Second {
-					warn("clock", fmt.Sprintf("this machine is %s off the database", off.Round(time.Second)), "set up time synchronisation; the service itself follows the database")
-				}
-			}
+	main, ready := d.database(ctx, "database", "DATABASE_URL", c.DatabaseURL, db.Main())
+	keys, _ := d.database(ctx, "key store", "KEYS_DATABASE_URL", c.KeysDatabaseURL, vault.Migrations())
+	for _, opened := range []*db.DB{main, keys} {
+		if opened != nil {
+			defer func() { _ = opened.Close() }()
 		}
 	}
-	examineRedis(ctx, c, good, bad, warn)
-	examineObjects(ctx, c, good, bad, warn)
-	e, err := readEngines(c)
-	if err != nil {
-		bad("engines file", err, "`zimage engines example` prints one to start from")
-		return
+	d.roots(ctx, keys)
+	d.redis(ctx)
+	d.objects(ctx)
+	if known && (role == config.RoleUp || role == config.RoleWorker) {
+		d.engines(ctx, engines) // nobody else speaks to them, or has their credentials
 	}
-	examineEngines(ctx, e, tell)
-	if main != nil {
-		examineWorkers(ctx, main, e, good, warn)
+	if main != nil && ready {
+		d.clock(ctx, main)
+		d.workers(ctx, main, engines, known)
 	}
 }
 
-func examineRedis(ctx context.Context, c config.Config, good func(string, string), bad func(string, error, string), warn func(string, string, string)) {
-	if c.RedisURL == "" {
-		good("redis", "in-process, with `zimage up`")
-		return
-	}
-	a := &App{config: c}
-	defer func() { _ = a.Close() }()
-	if err := a.openRedis(); err != nil {
-		bad("redis", err, "mend "+config.Prefix+"REDIS_URL")
-		return
-	}
-	if err := a.redis.Ping(ctx).Err(); err != nil {
-		bad("redis", errors.New("does not answer"), "check that it runs and that "+config.Prefix+"REDIS_URL names it; without it work goes on, found every two seconds")
-		return
-	}
-	good("redis", "answers")
-	policy, err := a.redis.ConfigGet(ctx, "maxmemory-policy").Result()
+type doctor struct {
+	c    config.Config
+	role config.Role
+	tell func(Finding)
+}
+
+func (d doctor) good(part, text string) { d.tell(Finding{Part: part, Text: text}) }
+
+func (d doctor) bad(part string, err error, mend string) {
+	d.tell(Finding{Part: part, Bad: true, Text: err.Error(), Mend: mend})
+}
+
+func (d doctor) warn(part, text, mend string) {
+	d.tell(Finding{Part: part, Warn: true, Text: text, Mend: mend})
+}
+
+// files reads the operator's files as a start does.
+func (d doctor) files() (engines engine.Config, known bool) {
+	engines, err := readEngines(d.c)
 	switch {
 	case err != nil:
-		warn("redis", "its maxmemory-policy cannot be read", "make sure that it is noeviction")
-	case policy["maxmemory-policy"] != "noeviction":
-		warn("redis", "its maxmemory-policy is "+policy["maxmemory-policy"], "set maxmemory-policy noeviction, or rings may vanish")
+		d.bad("engines file", err, "mend it; `zimage engines example` prints one to start from")
+	case d.c.Engines == "":
+		d.good("engines file", "none: the built-in illustrator")
+	default:
+		d.good("engines file", d.c.Engines)
+	}
+	if _, err := readRules(d.c); err != nil {
+		d.bad("prompt rules", err, "mend that rule, or take "+config.Prefix+"PROMPT_RULES away")
+	} else if d.c.PromptRules != "" {
+		d.good("prompt rules", d.c.PromptRules)
+	}
+	return engines, err == nil
+}
+
+// data checks the folder of `zimage up`.
+func (d doctor) data() {
+	switch err := CheckData(d.c); {
+	case errors.Is(err, fs.ErrNotExist):
+		d.warn("data", "there is no folder yet at "+d.c.Data, "`zimage up` makes it")
+	case err != nil:
+		d.bad("data", err, "run chmod go-w on it, or name another folder by "+config.Prefix+"DATA")
+	default:
+		d.good("data", d.c.Data)
 	}
 }
 
-func examineObjects(ctx context.Context, c config.Config, good func(string, string), bad func(string, error, string), warn func(string, string, string)) {
-	if !c.UsesS3() {
-		if _, err := os.Stat(c.ObjectsFolder()); errors.Is(err, fs.ErrNotExist) {
-			warn("objects", "there is no folder yet at "+c.ObjectsFolder(), "`zimage up` makes it")
+func (d doctor) listeners(ctx context.Context) {
+	if d.role == config.RoleUp || d.role == config.RoleAPI {
+		var secure *tls.Config
+		if d.c.TLSCert != "" {
+			secure = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true} //nolint:gosec // who listens at our own address
+		}
+		d.listener(ctx, "LISTEN", d.c.Listen, secure)
+	}
+	if d.c.MetricsListen != "off" {
+		d.listener(ctx, "METRICS_LISTEN", d.c.MetricsListen, nil)
+	}
+}
+
+// listener finds an address that somebody else has taken.
+func (d doctor) listener(ctx context.Context, variable, address string, secure *tls.Config) {
+	part := "listen " + address
+	if alive(ctx, address, secure) == nil {
+		d.good(part, "this service already answers there")
+		return
+	}
+	var err error
+	if path, ok := strings.CutPrefix(address, "unix:"); ok { // to listen would make the file
+		if _, err = os.Lstat(path); err == nil {
+			err = fmt.Errorf("%s%s: a file is there already", config.Prefix, variable)
+		} else if _, err = os.Stat(filepath.Dir(path)); err != nil {
+			err = fmt.Errorf("%s%s: %w", config.Prefix, variable, err)
+		}
+	} else {
+		var l net.Listener
+		if l, err = listen(ctx, variable, address); err == nil {
+			_ = l.Close()
+		}
+	}
+	if err != nil {
+		d.bad(part, err, "end what has it, or name another address by "+config.Prefix+variable)
+		return
+	}
+	d.good(part, "is free")
+}
+
+// database opens a database for reading alone and says how far its schema is. It
+// is nil when it cannot be read, or holds nothing yet; ready when this version can
+// work with it as it is.
+func (d doctor) database(ctx context.Context, part, variable, address string, migrations fs.FS) (opened *db.DB, ready bool) {
+	if path, ok := strings.CutPrefix(address, "sqlite:"); ok {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			d.warn(part, "there is none yet at "+path, "`zimage up` makes it")
+			return nil, false
+		}
+	}
+	opened, err := db.Open(ctx, address, db.Options{Name: "zimage-doctor", MaxConnections: 2, ReadOnly: true})
+	if err != nil {
+		d.bad(part, err, "check that it runs, that "+config.Prefix+variable+" names it with its user and password, and that it speaks TLS 1.3 off loopback")
+		return nil, false
+	}
+	current, newest, err := opened.Schema(ctx, migrations)
+	switch {
+	case err != nil:
+		d.bad(part, err, "check that the user of "+config.Prefix+variable+" may read it")
+	case current > newest:
+		d.bad(part, db.ErrNewerSchema, "run that version, or restore the database to what this one knew")
+	case current == 0:
+		d.warn(part, string(opened.Dialect())+" answers and is empty", "the first start of a process makes its tables")
+	case current < newest:
+		d.warn(part, fmt.Sprintf("%s answers; %d steps of its schema are to come", opened.Dialect(), newest-current), "the next start of a process of this version makes them: have a backup")
+		return opened, false
+	default:
+		d.good(part, string(opened.Dialect())+" answers")
+		return opened, true
+	}
+	_ = opened.Close()
+	return nil, false
+}
+
+// roots checks that the key ring opens the key store, which may be nil.
+func (d doctor) roots(ctx context.Context, keys *db.DB) {
+	const part = "root keys"
+	roots, err := readRoots(d.c)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		d.bad(part, err, "mend the file, or restore it from your offline copy")
+		return
+	}
+	if keys != nil {
+		if err := vault.Verify(ctx, keys, roots); err != nil {
+			d.bad(part, err, "put the key ring that belongs to this key store at "+d.c.RootKeys+", or name the right key store")
 			return
 		}
 	}
-	a := &App{config: c}
-	defer func() { _ = a.Close() }()
-	err := a.openObjects(ctx)
-	if err == nil {
-		err = a.objects.Check(ctx)
-	}
-	switch {
-	case errors.Is(err, objects.ErrFull):
-		bad("objects", err, "free some room; results wait in memory until then")
-	case err != nil:
-		bad("objects", err, "check the "+config.Prefix+"S3_… settings, or the folder's mode and owner")
-	default:
-		good("objects", "can be written")
-	}
-}
-
-func examineEngines(ctx context.Context, c engine.Config, tell func(Finding)) {
-	for _, s := range c.Engines {
-		f := Finding{Part: "engine " + s.Name, Text: s.Kind + " answers; keeps " + s.Keeps + " of a request"}
-		if s.Keeps == "disk" {
-			f.Warn, f.Mend = true, "it leaves prompts or pictures on its disk: see the comments of `zimage engines example`"
-		}
-		e, err := openEngine(s)
-		if err == nil {
-			check, cancel := context.WithTimeout(ctx, 10*time.Second)
-			err = e.Check(check)
-			cancel()
-		}
-		if err != nil {
-			f = Finding{Part: f.Part, Bad: true, Text: err.Error(), Mend: "check that it runs at its url and serves its models"}
-		}
-		tell(f)
-	}
-}
-
-func examineWorkers(ctx context.Context, d *db.DB, c engine.Config, good func(string, string), warn func(string, string, string)) {
-	var served map[string]jobs.LaneState
-	now := clock.New()
-	_, err := now.Sync(ctx, d.Now)
-	if err == nil {
-		served, err = jobs.Lanes(ctx, d, now)
-	}
-	if err != nil {
-		warn("workers", "the schema is not there yet", "the first start of a process makes it")
+	if missing {
+		d.warn(part, "there are none yet in "+d.c.RootKeys, "`zimage up` makes them; for separate processes see deploy/README.md")
 		return
 	}
-	for _, lane := range append(c.Lanes(), jobs.Housekeeping) {
-		if served[lane].Slots > 0 {
-			good("lane "+lane, "is served")
-		} else {
-			warn("lane "+lane, "no worker serves it now", "start a worker whose "+config.Prefix+"LANES has it; `zimage engines list` tells whether its engines are drained or set aside")
+	d.good(part, d.c.RootKeys)
+}
+
+// redis never keeps anything from starting: without it work is found every two
+// seconds.
+func (d doctor) redis(ctx context.Context) {
+	const part, without = "redis", "; without it work goes on, found every two seconds"
+	if d.c.RedisURL == "" {
+		d.good(part, "in-process, with `zimage up`")
+		return
+	}
+	a := &App{config: d.c}
+	defer func() { _ = a.Close() }()
+	if err := a.openRedis(); err != nil {
+		d.bad(part, err, "mend "+config.Prefix+"REDIS_URL")
+		return
+	}
+	if err := a.redis.Ping(ctx).Err(); err != nil {
+		var refused redis.Error
+		var certificate *tls.CertificateVerificationError
+		var alert *net.OpError
+		text, mend := "does not answer", "check that it runs and that "+config.Prefix+"REDIS_URL names it, with rediss:// only where it speaks TLS"
+		switch {
+		case errors.As(err, &refused):
+			code, _, _ := strings.Cut(refused.Error(), " ")
+			text, mend = "refuses us: "+code, "check user and password in "+config.Prefix+"REDIS_URL"
+		case errors.As(err, &certificate):
+			text, mend = "its certificate is not one for its name from a known authority", "name its authority by "+config.Prefix+"REDIS_CA, and the host as its certificate does"
+		case errors.As(err, &alert) && alert.Op == "remote error": // crypto/tls: it ended the handshake
+			text, mend = "refuses the handshake; it needs TLS 1.3", "turn that on in Redis"
+		}
+		d.warn(part, text, mend+without)
+		return
+	}
+	d.good(part, "answers")
+	policy, err := a.redis.ConfigGet(ctx, "maxmemory-policy").Result()
+	switch {
+	case err != nil:
+		d.warn(part, "its maxmemory-policy cannot be read", "make sure that it is noeviction")
+	case policy["maxmemory-policy"] != "noeviction":
+		d.warn(part, "its maxmemory-policy is "+policy["maxmemory-policy"], "set maxmemory-policy noeviction, or rings may vanish")
+	}
+}
+
+func (d doctor) objects(ctx context.Context) {
+	const part = "objects"
+	if !d.c.UsesS3() {
+		switch there, err := objects.LookDirectory(d.c.ObjectsFolder()); {
+		case err != nil:
+			d.bad(part, err, "make "+d.c.ObjectsFolder()+" a folder that this service's account alone may write to")
+		case !there:
+			d.warn(part, "there is no folder yet at "+d.c.ObjectsFolder(), "the first start makes it")
+		default:
+			d.good(part, "the folder is there")
+		}
+		return
+	}
+	switch there, err := objects.LookS3(ctx, s3Options(d.c)); {
+	case err != nil && objects.IsAway(err):
+		d.warn(part, err.Error(), "check that it runs and that "+config.Prefix+"S3_ENDPOINT names it; until then results wait in memory")
+	case err != nil:
+		d.bad(part, err, "check the "+config.Prefix+"S3_… settings: keys, region, TLS and authority")
+	case !there:
+		d.warn(part, "there is no bucket "+d.c.S3Bucket+" yet", "the first start makes it, if the access key may; otherwise make it")
+	default:
+		d.good(part, "the bucket answers; that it can be written, once only, is tried at start")
+	}
+}
+
+func (d doctor) engines(ctx context.Context, c engine.Config) {
+	if len(d.c.Lanes) > 0 {
+		c = c.ForLanes(d.c.Lanes)
+	}
+	for _, s := range c.Engines {
+		part := "engine " + s.Name
+		e, err := openEngine(s)
+		if err != nil { // a worker would not start
+			d.bad(part, err, "mend that field of the engines file")
+			continue
+		}
+		check, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err = e.Check(check)
+		cancel()
+		text := s.Kind + " answers; keeps " + s.Keeps + " of a request"
+		switch {
+		case err != nil:
+			d.bad(part, err, "check that it runs at its url and serves its models")
+		case s.Keeps == "disk":
+			d.warn(part, text, "it leaves prompts or pictures on its disk: see the comments of `zimage engines example`")
+		default:
+			d.good(part, text)
 		}
 	}
+}
+
+func (d doctor) clock(ctx context.Context, main *db.DB) {
+	theirs, err := main.Now(ctx)
+	if off := time.Since(theirs).Abs(); err == nil && off > 10*time.Second {
+		d.warn("clock", fmt.Sprintf("this machine is %s off the database", off.Round(time.Second)), "set up time synchronisation; the service itself follows the database")
+	}
+}
+
+// workers tells which lanes are served, and by whom with another engines file.
+func (d doctor) workers(ctx context.Context, main *db.DB, engines engine.Config, known bool) {
+	var served map[string]jobs.LaneState
+	var reported []generate.EngineState
+	now := clock.New()
+	_, err := now.Sync(ctx, main.Now)
+	if err == nil {
+		served, err = jobs.Lanes(ctx, main, now)
+	}
+	if err == nil { // the room's own reading, which needs nothing else of it
+		reported, err = (&generate.Service{Options: generate.Options{DB: main, Clock: now}}).ListEngines(ctx)
+	}
+	if err != nil {
+		d.warn("workers", "cannot be asked for: "+err.Error(), "start a process of this version, which brings the schema forward")
+		return
+	}
+	for _, lane := range append(engines.Lanes(), jobs.Housekeeping) {
+		if served[lane].Slots > 0 {
+			d.good("lane "+lane, "is served")
+		} else {
+			d.warn("lane "+lane, "no worker serves it now", "start `zimage up`, or a worker whose "+config.Prefix+"LANES has it; `zimage engines list` tells whether its engines are drained or set aside")
+		}
+	}
+	if !known {
+		return
+	}
+	byWorker := map[string][]generate.EngineState{}
+	for _, e := range reported {
+		byWorker[e.Worker] = append(byWorker[e.Worker], e)
+	}
+	for _, worker := range slices.Sorted(maps.Keys(byWorker)) {
+		if differences := differ(engines, byWorker[worker]); len(differences) > 0 {
+			d.warn("worker "+worker, "runs with another engines file: "+strings.Join(differences, "; "),
+				"give every api, worker and scheduler the same file and restart them; what the api accepts by one, a worker with another may not be able to run")
+		}
+	}
+}
+
+// differ says how the engines of one worker are not those of our file in the
+// lanes that it takes. It cannot see models, limits and addresses.
+func differ(ours engine.Config, theirs []generate.EngineState) (differences []string) {
+	add := func(format string, args ...any) { differences = append(differences, fmt.Sprintf(format, args...)) }
+	byName, lanes := map[string]generate.EngineState{}, []string{}
+	for _, e := range theirs {
+		byName[e.Name] = e
+		lanes = append(lanes, e.Lane)
+	}
+	for _, e := range ours.Engines {
+		there, has := byName[e.Name]
+		delete(byName, e.Name)
+		switch {
+		case !has && slices.Contains(lanes, e.Lane):
+			add("it lacks %s", e.Name)
+		case has && (there.Kind != e.Kind || there.Lane != e.Lane):
+			add("its %s is %s in lane %s, here %s in lane %s", e.Name, there.Kind, there.Lane, e.Kind, e.Lane)
+		case has && there.Slots != e.Slots:
+			add("its %s has %d slots, here %d", e.Name, there.Slots, e.Slots)
+		}
+	}
+	for _, e := range theirs {
+		if _, left := byName[e.Name]; left {
+			add("it has %s, which is not in the file here", e.Name)
+		}
+	}
+	return differences
 }

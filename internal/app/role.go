@@ -2,6 +2,8 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -155,20 +157,42 @@ func healthcheck(c config.Config) error {
 	if c.MetricsListen == "off" {
 		return errors.New("healthcheck needs " + config.Prefix + "METRICS_LISTEN")
 	}
-	host, port, err := net.SplitHostPort(c.MetricsListen)
+	return alive(context.Background(), c.MetricsListen, nil)
+}
+
+// alive asks whoever listens at one of our addresses whether it is this service.
+func alive(ctx context.Context, address string, secure *tls.Config) error {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if path, ok := strings.CutPrefix(address, "unix:"); ok {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+			host = "127.0.0.1"
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	url := "http://localhost/healthz"
+	if secure != nil {
+		url = "https://localhost/healthz"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		host = "127.0.0.1"
-	}
-	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{Proxy: nil}}
-	res, err := client.Get("http://" + net.JoinHostPort(host, port) + "/healthz")
+	transport := &http.Transport{DialContext: dial, TLSClientConfig: secure, DisableKeepAlives: true}
+	res, err := transport.RoundTrip(req)
 	if err != nil {
 		return errors.New("the process does not answer")
 	}
-	_ = res.Body.Close()
-	if res.StatusCode != http.StatusOK {
+	defer func() { _ = res.Body.Close() }()
+	var said struct{ State string }
+	if res.StatusCode != http.StatusOK || json.NewDecoder(io.LimitReader(res.Body, 4096)).Decode(&said) != nil || said.State != "alive" {
 		return errors.New("the process answers " + strings.ToLower(http.StatusText(res.StatusCode)))
 	}
 	return nil

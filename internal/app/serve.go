@@ -2,12 +2,15 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"zimage/internal/config"
@@ -59,11 +62,31 @@ func listen(ctx context.Context, variable, address string) (net.Listener, error)
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	}
+	if network == "unix" {
+		removeStaleSocket(address)
+	}
 	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("%s%s: %w", config.Prefix, variable, err)
 	}
 	return l, nil
+}
+
+// removeStaleSocket removes the socket that a killed process left: one that
+// nobody listens on. What is no socket, or answers, stays and is an error.
+func removeStaleSocket(path string) {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
+		return
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = c.Close()
+		return
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(path)
+	}
 }
 
 // serve serves until ctx ends; then requests in flight may finish, for a while
@@ -138,6 +161,3 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	}
 	return out
 }
-
-// embedded reports whether Redis runs in this very process.
-func (a *App) embedded() bool { return strings.HasPrefix(a.config.DatabaseURL, "sqlite:") }

@@ -7,6 +7,7 @@ package clock
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"sync"
 	"time"
@@ -17,12 +18,24 @@ import (
 // reaches it.
 var skewSeconds string
 
+const (
+	// syncTimeout bounds one question, so that a database that hangs is asked again.
+	syncTimeout = 5 * time.Second
+	// maxRoundTrip is the slowest answer that is believed: it may be off by half
+	// of it, and a lease must not notice.
+	maxRoundTrip = time.Second
+)
+
+// ErrSlow means that an answer came too late to tell the time by.
+var ErrSlow = errors.New("clock: the answer took longer than a second, so it is not used")
+
 // A Clock tells the time. Its zero value is not usable.
 type Clock struct {
 	mu     sync.RWMutex
 	start  time.Time     // read once; its monotonic part tells what has elapsed
 	wall   time.Time     // what this machine's wall clock said then
 	offset time.Duration // added to wall + elapsed
+	synced bool          // offset was measured
 	manual bool
 	fixed  time.Time
 }
@@ -65,12 +78,27 @@ func (c *Clock) Advance(d time.Duration) {
 	c.fixed = c.fixed.Add(d)
 }
 
+// Offset is by how much Sync has moved this clock away from monotonic time. It
+// is all that makes the clock jump: after a suspend of this machine or a step of
+// the database's clock. Who reads Now first and Offset after it cannot miss a
+// jump that Now already has in it.
+func (c *Clock) Offset() time.Duration {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.offset
+}
+
 // Sync asks remote for its time and takes it over, counting half of the round
-// trip. A Manual clock ignores it. It returns how far this clock was off.
+// trip. An answer that took longer than a second is refused with ErrSlow, and
+// the offset stays as it is; only the first is taken all the same, because this
+// machine's own time may be further off. A Manual clock ignores it. It returns
+// how far this clock was off.
 func (c *Clock) Sync(ctx context.Context, remote func(context.Context) (time.Time, error)) (time.Duration, error) {
 	if c.manual {
 		return 0, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
 	sent := time.Since(c.start)
 	theirs, err := remote(ctx)
 	if err != nil {
@@ -80,14 +108,17 @@ func (c *Clock) Sync(ctx context.Context, remote func(context.Context) (time.Tim
 	middle := c.wall.Add(sent + (received-sent)/2)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.synced && received-sent > maxRoundTrip {
+		return 0, ErrSlow
+	}
 	offset := theirs.Sub(middle)
 	moved := offset - c.offset
-	c.offset = offset
+	c.offset, c.synced = offset, true
 	return moved, nil
 }
 
-// Keep syncs every interval until ctx ends. Failures are reported, and the last
-// offset stays in force: monotonic time drifts far less than a lease.
+// Keep syncs every interval until ctx ends. Failures and slow answers are
+// reported, and the last offset stays in force: monotonic time drifts far less than a lease.
 func (c *Clock) Keep(ctx context.Context, interval time.Duration, remote func(context.Context) (time.Time, error), failed func(error)) {
 	t := time.NewTicker(interval)
 	defer t.Stop()

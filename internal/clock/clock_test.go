@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"zimage/internal/clock"
@@ -61,6 +62,45 @@ func TestSyncTakesTheDatabasesTimeOver(t *testing.T) {
 			}
 		})
 	}
+}
+
+// In a bubble, whose time is its own.
+func TestASlowAnswerDoesNotMoveTheClock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := clock.New()
+		answer := func(after, ahead time.Duration) func(context.Context) (time.Time, error) {
+			return func(context.Context) (time.Time, error) {
+				time.Sleep(after)
+				return time.Now().Add(ahead), nil
+			}
+		}
+		// The first is better than nothing.
+		if moved, err := c.Sync(t.Context(), answer(2*time.Second, time.Hour)); err != nil || (moved-time.Hour).Abs() > time.Second {
+			t.Errorf("the first: moved by %v, %v", moved, err)
+		}
+		offset := c.Offset()
+		if moved, err := c.Sync(t.Context(), answer(1001*time.Millisecond, 2*time.Hour)); !errors.Is(err, clock.ErrSlow) || moved != 0 || c.Offset() != offset {
+			t.Errorf("a slow one: moved by %v to %v, %v", moved, c.Offset(), err)
+		}
+		if _, err := c.Sync(t.Context(), answer(900*time.Millisecond, 2*time.Hour)); err != nil || (c.Offset()-2*time.Hour).Abs() > time.Second {
+			t.Errorf("a fast one: %v, %v", c.Offset(), err)
+		}
+	})
+}
+
+func TestSyncDoesNotWaitForeverForAnAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		_, err := clock.New().Sync(t.Context(), func(ctx context.Context) (time.Time, error) {
+			<-ctx.Done()
+			return time.Time{}, ctx.Err()
+		})
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 5*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+	})
 }
 
 func TestKeepTellsOfFailuresAndEnds(t *testing.T) {

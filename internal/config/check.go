@@ -93,12 +93,18 @@ func (c Config) checkFiles() Problems {
 	for _, file := range []struct{ variable, path string }{
 		{"TLS_CERT", c.TLSCert}, {"TLS_KEY", c.TLSKey}, {"ENGINES", c.Engines},
 		{"PROMPT_RULES", c.PromptRules}, {"POLICY", c.Policy}, {"GEOIP", c.GeoIP},
+		{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA},
 	} {
 		if file.path == "" {
 			continue
 		}
 		if message := unreadable(file.path); message != "" {
 			problems.add(file.variable, message)
+		}
+	}
+	for _, authority := range []struct{ variable, path string }{{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA}} {
+		if _, err := Authorities(authority.path); err != nil {
+			problems.add(authority.variable, "names a file that holds no certificate, in PEM")
 		}
 	}
 	switch {
@@ -177,6 +183,9 @@ func (c Config) checkS3(problems *Problems) {
 	var some bool
 	for _, s := range together {
 		some = some || s.value != ""
+	}
+	if c.S3CA != "" && (!some || !c.S3TLS) {
+		problems.add("S3_CA", "has no effect: no S3 is spoken to in TLS")
 	}
 	if !some {
 		return

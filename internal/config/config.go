@@ -50,6 +50,7 @@ type Config struct {
 	KeysDatabaseURL string `env:"KEYS_DATABASE_URL" secret:"url" without:"sqlite:DATA-keys/keys.db" doc:"The key store: never the same database, and backed up apart."`
 	RootKeys        string `env:"ROOT_KEYS" without:"DATA-roots/roots.yaml" doc:"File with the root keys, outside DATA. Losing it loses every picture and prompt."`
 	RedisURL        string `env:"REDIS_URL" secret:"url" without:"in-process" doc:"redis://, rediss:// or unix:// address. It only rings; nothing is lost with it."`
+	RedisCA         string `env:"REDIS_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for Redis, instead of the system's."`
 
 	S3Endpoint  string `env:"S3_ENDPOINT" without:"a folder in DATA" doc:"Object store as host or host:port, without a scheme."`
 	S3Bucket    string `env:"S3_BUCKET" doc:"Its bucket."`
@@ -57,10 +58,11 @@ type Config struct {
 	S3AccessKey string `env:"S3_ACCESS_KEY" secret:"text" doc:"Access key."`
 	S3SecretKey string `env:"S3_SECRET_KEY" secret:"text" doc:"Secret key."`
 	S3TLS       bool   `env:"S3_TLS" envDefault:"true" doc:"Speak TLS to the object store."`
+	S3CA        string `env:"S3_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the object store, instead of the system's."`
 
-	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes."`
+	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
 	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail goes with housekeeping."`
-	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted."`
+	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
 	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
 	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`

@@ -2,12 +2,14 @@ package config
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/mail"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -149,6 +151,9 @@ func isPostgres(address string) bool {
 }
 
 func (c Config) checkRedis(problems *Problems) {
+	if c.RedisCA != "" && !strings.HasPrefix(c.RedisURL, "rediss://") {
+		problems.add("REDIS_CA", "has no effect: "+Prefix+"REDIS_URL is not rediss://")
+	}
 	if c.RedisURL == "" {
 		return
 	}
@@ -244,6 +249,23 @@ func parseSMTP(address string) (s SMTPServer, ok bool) {
 		return SMTPServer{}, false
 	}
 	return s, true
+}
+
+// Authorities reads the file of a private authority; without one it is nil, which
+// means the system's.
+func Authorities(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("it holds no certificate")
+	}
+	return pool, nil
 }
 
 // ServerTLS is what the API serves with; nil without a certificate. TLS 1.3 is

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -60,11 +61,19 @@ type DB struct {
 	dialect Dialect
 	write   *sqlx.DB
 	read    *sqlx.DB
+	turns   *turns   // before the one writer of SQLite; nil: PostgreSQL
 	rebound sync.Map // query with ? → query with $n
+	timeout time.Duration
 
 	closed atomic.Bool
 	errors atomic.Int64
 }
+
+// statementTimeout bounds a statement, a begin and a commit whose context has no
+// deadline, what they wait for included: a connection whose packets are lost
+// would otherwise hold its caller until the kernel gives up, after a quarter of
+// an hour or never. Migrations may take longer.
+const statementTimeout = 30 * time.Second
 
 // Options for Open; the zero value is good.
 type Options struct {
@@ -72,16 +81,23 @@ type Options struct {
 	MaxConnections int
 	// Name shows in PostgreSQL's pg_stat_activity.
 	Name string
+	// ReadOnly changes nothing: no statement that writes succeeds, and no file of
+	// SQLite's is made, except its index of a log that a crash left.
+	ReadOnly bool
 }
 
 // Open connects to "sqlite:PATH" or "postgres://…" and checks that it answers.
 // It creates no table: that is Migrate.
 func Open(ctx context.Context, address string, o Options) (*DB, error) {
-	d := &DB{}
+	d := &DB{timeout: statementTimeout}
 	switch {
 	case strings.HasPrefix(address, "sqlite:"):
 		d.dialect = SQLite
-		if err := d.openSQLite(strings.TrimPrefix(address, "sqlite:")); err != nil {
+		open := d.openSQLite
+		if o.ReadOnly {
+			open = d.readSQLite
+		}
+		if err := open(strings.TrimPrefix(address, "sqlite:")); err != nil {
 			return nil, err
 		}
 	case strings.HasPrefix(address, "postgres://"), strings.HasPrefix(address, "postgresql://"):
@@ -96,7 +112,36 @@ func Open(ctx context.Context, address string, o Options) (*DB, error) {
 		_ = d.Close()
 		return nil, fmt.Errorf("the database does not answer: %w", err)
 	}
+	if err := d.sorts(ctx); err != nil {
+		_ = d.Close()
+		return nil, err
+	}
 	return d, nil
+}
+
+// ErrCollation means that the database puts text in an order in which ids do not
+// sort by their time.
+var ErrCollation = errors.New("the database's collation does not sort our ids by their time: make another with " +
+	"CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C' " +
+	"(before PostgreSQL 15 without LOCALE_PROVIDER libc), and restore a dump of this one into it if it holds anything")
+
+// sorts refuses a PostgreSQL database whose order of ids differs from that of
+// their bytes. Ids are compared with FloorID, and pages are cut by them. Most
+// languages sort our digits and letters as C does, but Danish has aa behind z,
+// Czech has ch behind h, and Estonian has z before t.
+func (d *DB) sorts(ctx context.Context) error {
+	if d.dialect != Postgres {
+		return nil
+	}
+	var wrong int
+	err := d.Get(ctx, &wrong, `SELECT count(*) FROM (
+			SELECT id, lead(id) OVER (ORDER BY id COLLATE "C") AS next
+			FROM (SELECT 'id_' || a || b AS id FROM unnest(string_to_array(?, NULL)) a, unnest(string_to_array(?, NULL)) b) AS ids
+		) AS pairs WHERE NOT id < next`, idLetters, idLetters)
+	if err == nil && wrong > 0 {
+		return ErrCollation
+	}
+	return err
 }
 
 func (d *DB) openSQLite(path string) error {
@@ -131,7 +176,26 @@ func (d *DB) openSQLite(path string) error {
 	}
 	d.read.SetMaxOpenConns(8)
 	d.read.SetMaxIdleConns(8)
+	d.turns = &turns{}
 	return nil
+}
+
+func (d *DB) readSQLite(path string) error {
+	// Not for writing, but with the rights that a start needs.
+	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // the file that the operator names
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	query := "?mode=ro&_pragma=busy_timeout(10000)&_pragma=query_only(ON)"
+	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
+		query += "&immutable=1" // nobody has it open; otherwise SQLite would make a log to read by
+	}
+	d.write, err = sqlx.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+query)
+	d.read = d.write
+	return err
 }
 
 func (d *DB) openPostgres(address string, o Options) error {
@@ -155,6 +219,9 @@ func (d *DB) openPostgres(address string, o Options) error {
 	// its rows: a job would stay claimed by nobody.
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "10000"
 	cfg.RuntimeParams["timezone"] = "UTC"
+	if o.ReadOnly {
+		cfg.RuntimeParams["default_transaction_read_only"] = "on"
+	}
 	pool := sqlx.NewDb(stdlib.OpenDB(*cfg), "pgx")
 	n := o.MaxConnections
 	if n == 0 {
@@ -201,25 +268,49 @@ func (d *DB) Now(ctx context.Context) (time.Time, error) {
 // broken, since this process started.
 func (d *DB) Failures() int64 { return d.errors.Load() }
 
+// bounded gives a context without a deadline one.
+func (d *DB) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, has := ctx.Deadline(); has {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, d.timeout)
+}
+
 // Get reads one row outside of a transaction.
 func (d *DB) Get(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
 	return d.seen(d.read.GetContext(ctx, dest, d.bind(query), args...))
 }
 
 // Select reads many rows outside of a transaction.
 func (d *DB) Select(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
 	return d.seen(d.read.SelectContext(ctx, dest, d.bind(query), args...))
 }
 
 // Exec runs one statement in a transaction of its own and says how many rows it
 // changed.
 func (d *DB) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
+	if err := d.turns.take(ctx); err != nil {
+		return 0, d.seen(err)
+	}
+	defer d.turns.give()
 	return affected(d.write.ExecContext(ctx, d.bind(query), args...))(d)
 }
 
 // GetWrite runs a statement with RETURNING, in a transaction of its own, and
 // reads its one row.
 func (d *DB) GetWrite(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
+	if err := d.turns.take(ctx); err != nil {
+		return d.seen(err)
+	}
+	defer d.turns.give()
 	return d.seen(d.write.GetContext(ctx, dest, d.bind(query), args...))
 }
 
@@ -236,16 +327,22 @@ func (t *Tx) AfterCommit(fn func()) { t.after = append(t.after, fn) }
 
 // Get reads one row.
 func (t *Tx) Get(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := t.db.bounded(ctx)
+	defer cancel()
 	return t.db.seen(t.tx.GetContext(ctx, dest, t.db.bind(query), args...))
 }
 
 // Select reads many rows.
 func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := t.db.bounded(ctx)
+	defer cancel()
 	return t.db.seen(t.tx.SelectContext(ctx, dest, t.db.bind(query), args...))
 }
 
 // Exec runs one statement and says how many rows it changed.
 func (t *Tx) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	ctx, cancel := t.db.bounded(ctx)
+	defer cancel()
 	return affected(t.tx.ExecContext(ctx, t.db.bind(query), args...))(t.db)
 }
 
@@ -277,26 +374,63 @@ func isDeadlock(err error) bool {
 }
 
 func (d *DB) once(ctx context.Context, fn func(*Tx) error) error {
-	tx, err := d.write.BeginTxx(ctx, nil)
-	if err != nil {
-		return d.seen(err)
-	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing; it also ends a panic's transaction
-	t := &Tx{tx: tx, db: d}
-	err = fn(t)
-	if err == nil {
-		err = d.seen(tx.Commit())
-	}
-	if errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil {
-		err = d.seen(ctx.Err()) // ended between two statements, it says only that it is done
-	}
+	after, err := d.transact(ctx, fn)
 	if err != nil {
 		return err
 	}
-	for _, after := range t.after {
-		after()
+	for _, f := range after { // the writer is free again
+		f()
 	}
 	return nil
+}
+
+func (d *DB) transact(ctx context.Context, fn func(*Tx) error) (after []func(), err error) {
+	wait, stop := d.bounded(ctx)
+	err = d.turns.take(wait)
+	stop()
+	if err != nil {
+		return nil, d.seen(err)
+	}
+	defer d.turns.give()
+	// database/sql begins, commits and rolls back under this one context, and fn
+	// may take its time in between: each step is bounded by itself.
+	own, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	late := func() bool { return errors.Is(context.Cause(own), context.DeadlineExceeded) }
+	step := func(do func() error) error {
+		if _, has := ctx.Deadline(); has {
+			return do()
+		}
+		timer := time.AfterFunc(d.timeout, func() { end(context.DeadlineExceeded) })
+		defer timer.Stop()
+		err := do()
+		if err != nil && late() {
+			return context.DeadlineExceeded // err says only that somebody gave up
+		}
+		return err
+	}
+	var tx *sqlx.Tx
+	err = step(func() (err error) {
+		tx, err = d.write.BeginTxx(own, nil)
+		return err
+	})
+	if err != nil {
+		return nil, d.seen(err)
+	}
+	defer func() { _ = step(tx.Rollback) }() // after a commit it does nothing; it also ends a panic's transaction
+	t := &Tx{tx: tx, db: d}
+	err = fn(t)
+	if err == nil {
+		err = d.seen(step(tx.Commit))
+	}
+	if errors.Is(err, sql.ErrTxDone) { // ended between two statements, it says only that it is done
+		if late() {
+			err = d.seen(context.DeadlineExceeded)
+		} else if ctx.Err() != nil {
+			err = d.seen(ctx.Err())
+		}
+	}
+	return t.after, err
 }
 
 func affected(r sql.Result, err error) func(*DB) (int64, error) {

@@ -38,7 +38,10 @@ func Marks(n int) string {
 	return strings.TrimSuffix(strings.Repeat("?, ", n), ", ")
 }
 
-var idAlphabet = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+// idLetters are what ids are made of behind their prefix, in the order of C.
+const idLetters = "0123456789abcdefghjkmnpqrstvwxyz"
+
+var idAlphabet = base32.NewEncoding(idLetters).WithPadding(base32.NoPadding)
 
 // NewID makes an id such as gen_06f3…: the prefix, then 48 bits of milliseconds
 // and 80 random bits in Crockford's base 32, so that ids sort by their time and

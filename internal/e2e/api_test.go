@@ -36,6 +36,7 @@ func TestKillAPIBeforeDoorbell(t *testing.T) {
 	}
 
 	api = c.API("api-2")
+	c.Mended()
 	g := c.Submit(api, request)
 	c.Wait(api, g.ID, "succeeded", 20*time.Second)
 	if n := c.Count(`SELECT count(*) FROM generations`); n != 1 {
@@ -45,6 +46,35 @@ func TestKillAPIBeforeDoorbell(t *testing.T) {
 		t.Errorf("the engine was called %d times, want once", n)
 	}
 	c.Audit(api)
+}
+
+// kill -9 API while clients wait: they go to the other one, or come back when it
+// is there again, and miss nothing.
+func TestKillAPIWhileClientsWait(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Options{Slots: 4})
+	other := s.API("api-2")
+	s.Engine.Hold()
+	s.accept("before", inFlight)
+	s.busy(8)
+	s.api.Kill9()
+	calls := s.Engine.Calls("")
+	for _, call := range calls {
+		call.Answer()
+	}
+	until(t, 20*time.Second, "generations end while one API is away", func() bool { return s.finished() >= len(calls) })
+	s.busy(8)
+	other.Kill9()
+	calls = s.Engine.Calls("")
+	for _, call := range calls {
+		call.Answer()
+	}
+	until(t, 20*time.Second, "generations end while both are away", func() bool { return s.finished() >= len(calls) })
+	s.busy(8)
+	s.api.Start()
+	s.Mended()
+	s.Engine.Free()
+	s.conclude()
 }
 
 // silent is an address that accepts connections and never answers.

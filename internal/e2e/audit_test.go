@@ -31,13 +31,13 @@ import (
 // is found by the scheduler and the worker (2 s each), and the machine is busy.
 const sweepTime = time.Minute
 
-// Audit compares every accept with the database, the bucket and the API: none
-// lost, none twice, nothing left over, and no prompt where none may be. It needs
-// a living api, a scheduler, and a worker for housekeeping.
+// Audit compares every accept with the database, the bucket, its receiver and
+// the API: none lost, none twice, nothing left over, and no prompt where none may
+// be. It needs a living api, a scheduler, and a worker for housekeeping.
 func (c *Cluster) Audit(api *Process) {
 	c.t.Helper()
 	c.auditEnds(2 * time.Minute)
-	c.auditRows()
+	c.auditReceivers(c.auditRows())
 	c.auditObjects()
 	c.auditImages(api)
 	c.auditCanary()
@@ -52,51 +52,74 @@ func (c *Cluster) auditEnds(within time.Duration) {
 }
 
 type generationRow struct {
-	ID     string `db:"id"`
-	Status string `db:"status"`
-	Job    string `db:"job_state"`
-	Images int    `db:"images"`
+	ID         string `db:"id"`
+	Status     string `db:"status"`
+	Code       string `db:"error_code"`
+	Job        string `db:"job_state"`
+	FinishedAt int64  `db:"finished_at"`
 }
 
-func (c *Cluster) auditRows() {
+// auditRows wants a row for every accept, and no others but those of submits
+// without an answer. It returns how each generation ended.
+func (c *Cluster) auditRows() map[string]end {
 	t := c.t
 	t.Helper()
 	var rows []generationRow
-	err := c.DB.Select(t.Context(), &rows, `SELECT g.id, g.status, j.state AS job_state,
-		(SELECT count(*) FROM images i WHERE i.generation_id = g.id) AS images
+	err := c.DB.Select(t.Context(), &rows, `SELECT g.id, g.status, g.error_code, g.finished_at, j.state AS job_state
 		FROM generations g JOIN jobs j ON j.id = g.job_id AND j.ref = g.id`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]generationRow{}
+	var images []struct {
+		ID         string `db:"id"`
+		Generation string `db:"generation_id"`
+	}
+	if err := c.DB.Select(t.Context(), &images, `SELECT id, generation_id FROM images ORDER BY n`); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]end{}
 	for _, r := range rows {
 		if _, twice := found[r.ID]; twice {
 			t.Errorf("generation %s is there twice", r.ID)
 		}
-		found[r.ID] = r
+		e := end{status: r.Status, at: time.UnixMilli(r.FinishedAt)}
+		if r.Status == "failed" {
+			e.code = r.Code // the API tells it of nothing else
+		}
+		found[r.ID] = e
 		if r.Status != r.Job {
 			t.Errorf("generation %s is %s and its job %s", r.ID, r.Status, r.Job)
 		}
 	}
+	for _, i := range images {
+		e := found[i.Generation]
+		e.images = append(e.images, i.ID)
+		found[i.Generation] = e
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, a := range c.accepts {
-		r, there := found[id]
+		e, there := found[id]
 		switch {
 		case !there:
 			t.Errorf("generation %s was accepted and is lost", id)
-		case r.Status == "succeeded" && r.Images != a.Images:
-			t.Errorf("generation %s has %d images, want %d", id, r.Images, a.Images)
-		case r.Status != "succeeded" && r.Images != 0:
-			t.Errorf("generation %s is %s and has %d images", id, r.Status, r.Images)
+		case e.status == "succeeded" && len(e.images) != a.Images:
+			t.Errorf("generation %s has %d images, want %d", id, len(e.images), a.Images)
+		case e.status != "succeeded" && len(e.images) != 0:
+			t.Errorf("generation %s is %s and has %d images", id, e.status, len(e.images))
 		}
 	}
-	if n := c.Count(`SELECT count(*) FROM generations`); n > len(c.accepts)+c.unanswered {
-		t.Errorf("%d generations for %d accepts and %d submits without an answer", n, len(c.accepts), c.unanswered)
+	if n := c.Count(`SELECT count(*) FROM generations`); n < len(c.accepts) || n > len(c.accepts)+len(c.open) {
+		t.Errorf("%d generations for %d accepts and %d keys that were never answered", n, len(c.accepts), len(c.open))
+	}
+	// A key remembers one generation, so a second one of its is nobody's.
+	if n := c.Count(`SELECT count(*) FROM generations g WHERE NOT EXISTS (SELECT 1 FROM idempotency_keys k WHERE k.generation_id = g.id)`); n > 0 {
+		t.Errorf("%d generations are beside the one of their Idempotency-Key", n)
 	}
 	if n := c.Count(`SELECT count(*) FROM jobs WHERE kind = 'generation:run'`); n != len(rows) {
 		t.Errorf("%d jobs for %d generations", n, len(rows))
 	}
+	return found
 }
 
 // Objects are the keys in the bucket below images/.
@@ -155,15 +178,18 @@ func without(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return slices.Contains(some, s) })
 }
 
+func (c *Cluster) allAccepts() []Accept {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.accepts))
+}
+
 // auditImages reads every picture through the API: it is the one that the
 // engine made of this prompt, with the hash that was told.
 func (c *Cluster) auditImages(api *Process) {
 	t := c.t
 	t.Helper()
-	c.mu.Lock()
-	accepts := slices.Collect(maps.Values(c.accepts))
-	c.mu.Unlock()
-	for _, a := range accepts {
+	for _, a := range c.allAccepts() {
 		g, err := c.Get(api, a.ID)
 		if err != nil {
 			t.Errorf("generation %s: %v", a.ID, err)

@@ -57,13 +57,17 @@ type Cluster struct {
 	database  string   // address of DB
 	settings  []string // what processes get
 	direct    []string // the same without proxies
-	processes []*Process
 	s3        struct{ access, secret, bucket string }
 	heard     *monitor
+	following sync.WaitGroup // the receivers
+	firstWay  way            // of the first receiver
 
-	mu         sync.Mutex
-	accepts    map[string]Accept // by generation
-	unanswered int               // submits of which nobody knows whether they were accepted
+	mu        sync.Mutex
+	processes []*Process
+	accepts   map[string]Accept   // by generation
+	keys      map[string]string   // Idempotency-Key to the generation that it made
+	open      map[string]struct{} // keys of which nobody knows whether they made one
+	mended    time.Time           // see Mended
 }
 
 // An Accept is a request that the API said yes to.
@@ -71,14 +75,21 @@ type Accept struct {
 	ID     string
 	Prompt string
 	Images int
-	At     time.Time
+
+	receiver *receiver
+}
+
+func newCluster(t testing.TB) *Cluster {
+	t.Helper()
+	return &Cluster{t: t, dir: t.TempDir(), Canary: "canary" + strings.ToLower(rand.Text()), firstWay: anyWay(),
+		accepts: map[string]Accept{}, keys: map[string]string{}, open: map[string]struct{}{}}
 }
 
 // start starts stores and engine, and makes a user with a key. Processes are
 // the test's to start.
 func start(t *testing.T, o Options) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, dir: t.TempDir(), Canary: "canary" + strings.ToLower(rand.Text()), accepts: map[string]Accept{}}
+	c := newCluster(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	c.startStores(ctx)
@@ -229,7 +240,8 @@ func (c *Cluster) CLI(stdin string, args ...string) string {
 
 // environment is all that a child sees; later settings win.
 func environment(dir string, settings ...[]string) []string {
-	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + dir,
+		"GORACE=atexit_sleep_ms=0"} // the race detector sleeps for a second before an exit
 	for _, list := range settings {
 		for _, s := range list {
 			env = append(env, "ZIMAGE_"+s)
@@ -277,16 +289,25 @@ func (c *Cluster) Prepare(name, command string, settings ...string) *Process {
 		p.URL = "http://" + listen
 	}
 	p.env = environment(c.dir, c.settings, own, settings)
+	c.mu.Lock()
 	c.processes = append(c.processes, p)
+	c.mu.Unlock()
 	return p
 }
 
-// end kills what runs, and shows the logs of a test that failed.
+// end waits for the receivers, kills what runs, and shows the logs of a test
+// that failed.
 func (c *Cluster) end() {
+	c.following.Wait() // their context has ended
 	for _, p := range c.processes {
 		if p.Alive() {
 			_ = p.cmd.Process.Kill()
 			<-p.gone
+		}
+	}
+	for _, p := range c.processes {
+		if _, report, found := strings.Cut(p.Log(), "WARNING: DATA RACE"); found {
+			c.t.Errorf("data race in %s:%s", p.Name, report[:min(len(report), 6000)])
 		}
 	}
 	if !c.t.Failed() {
@@ -318,11 +339,24 @@ type Generation struct {
 	Error  *struct {
 		Code string `json:"code"`
 	} `json:"error"`
+	FinishedAt time.Time `json:"finished_at"`
 }
 
 // Terminal reports whether it has ended.
 func (g Generation) Terminal() bool {
 	return g.Status == "succeeded" || g.Status == "failed" || g.Status == "canceled"
+}
+
+// end is how it ended.
+func (g Generation) end() end {
+	e := end{status: g.Status, at: g.FinishedAt}
+	if g.Error != nil {
+		e.code = g.Error.Code
+	}
+	for _, i := range g.Images {
+		e.images = append(e.images, i.ID)
+	}
+	return e
 }
 
 // An Image is what the API says of one.
@@ -333,8 +367,8 @@ type Image struct {
 	Seed   int64  `json:"seed"`
 }
 
-// Try submits once to an API and logs the accept. An error may leave it open
-// whether the request was accepted.
+// Try submits once to an API, logs the accept and starts its receiver. An error
+// may leave it open whether the request was accepted.
 func (c *Cluster) Try(ctx context.Context, api *Process, r Request) (Generation, error) {
 	if r.Key == "" {
 		r.Key = rand.Text()
@@ -352,18 +386,28 @@ func (c *Cluster) Try(ctx context.Context, api *Process, r Request) (Generation,
 	req.Header.Set("Idempotency-Key", r.Key)
 	var g Generation
 	status, err := c.do(req, &g)
-	if err != nil || (status != http.StatusAccepted && status != http.StatusOK) {
-		if err == nil {
-			err = &StatusError{Status: status}
-		}
-		c.mu.Lock()
-		c.unanswered++
-		c.mu.Unlock()
-		return Generation{}, err
+	if err == nil && status != http.StatusAccepted && status != http.StatusOK {
+		err = &StatusError{Status: status}
 	}
 	c.mu.Lock()
-	c.accepts[g.ID] = Accept{ID: g.ID, Prompt: prompt, Images: max(r.N, 1), At: time.Now()}
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	first, answered := c.keys[r.Key]
+	if err != nil {
+		// Only a 4xx says that nothing was written: a 503 may stand for a commit
+		// whose answer was lost.
+		if refused := new(StatusError); !answered && (!errors.As(err, &refused) || refused.Status >= 500) {
+			c.open[r.Key] = struct{}{}
+		}
+		return Generation{}, err
+	}
+	delete(c.open, r.Key)
+	c.keys[r.Key] = g.ID
+	if answered && first != g.ID {
+		c.t.Errorf("one Idempotency-Key made %s and %s", first, g.ID)
+	}
+	if _, known := c.accepts[g.ID]; !known {
+		c.accepts[g.ID] = Accept{ID: g.ID, Prompt: prompt, Images: max(r.N, 1), receiver: c.follow(g.ID)}
+	}
 	return g, nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -72,10 +74,21 @@ func (b *commands) path(t testing.TB, name string) string {
 }
 
 func (b *commands) build(to, flags string, packages ...string) {
-	args := append([]string{"build", "-ldflags", flags, "-o", to}, packages...)
+	args := []string{"build", "-ldflags", flags, "-o", to}
+	if raced() {
+		args = append(args, "-race")
+	}
+	args = append(args, packages...)
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil && b.failed == nil {
 		b.failed = fmt.Errorf("go build: %w: %s", err, out)
 	}
+}
+
+// raced reports whether these tests were built with the race detector; then so
+// are the commands, and what they do to one another is watched as well.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 func (b *commands) remove() {

@@ -41,6 +41,7 @@ func TestPostgresKilled(t *testing.T) {
 	if err := s.Postgres.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	s.Mended()
 	s.Submit(s.api, key)
 	s.accept("after", inFlight)
 	s.conclude()
@@ -76,6 +77,7 @@ func TestPostgresAwayFor30Seconds(t *testing.T) {
 				}
 			}
 			way.away(*p, false)
+			s.Mended()
 			until(t, 20*time.Second, "the waiting results are complete", func() bool { return s.finished() >= 2 })
 			s.Engine.Free()
 			s.Submit(s.api, Request{Label: "after"})
@@ -147,6 +149,7 @@ func TestPostgresCommitAnswerLostAndWorkerStopped(t *testing.T) {
 	until(t, 20*time.Second, "a completion loses its answer", func() bool { return cut.Struck() == 1 })
 	drain(worker, 30*time.Second)
 	(*p).Refuse(false)
+	s.Mended()
 	s.Worker("worker-2")
 	s.Audit(s.api) // what else the worker had in its memory is made again
 	if n := s.finished(); n != len(s.accepts) {

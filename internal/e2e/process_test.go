@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +34,8 @@ type Process struct {
 	path string
 	log  string
 	cmd  *exec.Cmd
+
+	mu   sync.Mutex // receivers ask who is alive while the test starts it again
 	gone <-chan struct{}
 }
 
@@ -84,18 +87,25 @@ func (p *Process) Launch() {
 	defer func() { _ = log.Close() }()
 	p.cmd = exec.Command(p.path, p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = p.env, log, log, filepath.Dir(p.log)
-	if p.gone, err = testenv.StartBound(p.cmd); err != nil {
+	gone, err := testenv.StartBound(p.cmd)
+	if err != nil {
 		p.t.Fatal(err)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gone = gone
 }
 
 // Alive reports whether it has not ended.
 func (p *Process) Alive() bool {
-	if p.gone == nil {
+	p.mu.Lock()
+	gone := p.gone
+	p.mu.Unlock()
+	if gone == nil {
 		return false
 	}
 	select {
-	case <-p.gone:
+	case <-gone:
 		return false
 	default:
 		return true

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"crypto/rand"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,7 +12,7 @@ import (
 // data and completes the generation once.
 func TestUpKilledAndStartedAgain(t *testing.T) {
 	t.Parallel()
-	c := &Cluster{t: t, dir: t.TempDir(), Canary: "canary" + strings.ToLower(rand.Text()), accepts: map[string]Accept{}}
+	c := newCluster(t)
 	c.Engine = startEngine(t)
 	engines, data := filepath.Join(c.dir, "engines.yaml"), filepath.Join(c.dir, "data")
 	if err := os.WriteFile(engines, []byte(enginesFile(c.Engine.address, Options{})), 0o600); err != nil {
@@ -40,6 +39,7 @@ func TestUpKilledAndStartedAgain(t *testing.T) {
 	up.Kill9()
 	c.Engine.Free()
 	up.Start()
+	c.Mended()
 	started := time.Now()
 	if key() != c.Key {
 		t.Error("the second start made another key")
@@ -69,6 +69,11 @@ func TestUpKilledAndStartedAgain(t *testing.T) {
 		})
 		return err == nil && n == 6
 	})
+	truth := map[string]end{}
+	for _, g := range list {
+		truth[g.ID] = g.end()
+	}
+	c.auditReceivers(truth)
 	c.auditImages(up)
 	up.Term()
 	if code := up.Ended(20 * time.Second); code != 0 {

@@ -222,7 +222,9 @@ func TestFreezeWorker(t *testing.T) {
 	}
 }
 
-// The clock of one worker ±5 min: nothing happens to its jobs.
+// The clock of one worker ±5 min: nothing happens to its jobs. It is off from the
+// start: a step later on is nothing that our processes could see, since they read
+// the wall clock once and count monotonic time from there.
 func TestSkewedClocks(t *testing.T) {
 	t.Parallel()
 	const generations, slots = 40, 2

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,21 +139,34 @@ func (c *Client) HTTP() *http.Client { return c.http }
 // URL is the address of a path of the engine, which begins with a slash.
 func (c *Client) URL(path string) string { return c.base + path }
 
-// Bytes sends body as JSON (nil: none) and returns the status and at most limit
-// bytes of the answer of any status. A longer one is CodeTooLarge and closes
-// the connection. The caller must not keep the bytes of a failure.
-func (c *Client) Bytes(ctx context.Context, method, path string, body any, limit int64) (int, []byte, error) {
+// An Answer is what an engine said, of any status.
+type Answer struct {
+	Status     int
+	RetryAfter time.Duration // when it wants to be asked again; 0: it did not say
+	Body       []byte        // that of a failure must not be kept
+}
+
+// Err is the StatusError of an answer that is no success.
+func (a Answer) Err() *Error {
+	e := StatusError(a.Status)
+	e.RetryAfter = a.RetryAfter
+	return e
+}
+
+// Bytes sends body as JSON (nil: none) and returns the answer, of which at most
+// limit bytes are read. A longer one is CodeTooLarge and closes the connection.
+func (c *Client) Bytes(ctx context.Context, method, path string, body any, limit int64) (Answer, error) {
 	var payload io.Reader
 	if body != nil {
 		text, err := json.Marshal(body)
 		if err != nil {
-			return 0, nil, NewError(FaultOurs, CodeFailed, 0, nil)
+			return Answer{}, NewError(FaultOurs, CodeFailed, 0, nil)
 		}
 		payload = bytes.NewReader(text)
 	}
 	request, err := http.NewRequestWithContext(ctx, method, c.URL(path), payload)
 	if err != nil {
-		return 0, nil, NewError(FaultOurs, CodeFailed, 0, nil)
+		return Answer{}, NewError(FaultOurs, CodeFailed, 0, nil)
 	}
 	request.Header.Set("Accept", "application/json")
 	if body != nil {
@@ -160,35 +174,49 @@ func (c *Client) Bytes(ctx context.Context, method, path string, body any, limit
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return 0, nil, TransportError(ctx, err)
+		return Answer{}, TransportError(ctx, err)
 	}
 	// Closing before the end of the body closes the connection too.
 	defer func() { _ = response.Body.Close() }()
 	if response.ContentLength > limit {
-		return 0, nil, NewError(FaultEngine, CodeTooLarge, response.StatusCode, nil)
+		return Answer{}, NewError(FaultEngine, CodeTooLarge, response.StatusCode, nil)
 	}
-	answer, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	text, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
 	if err != nil {
-		return 0, nil, TransportError(ctx, err)
+		return Answer{}, TransportError(ctx, err)
 	}
-	if int64(len(answer)) > limit {
-		return 0, nil, NewError(FaultEngine, CodeTooLarge, response.StatusCode, nil)
+	if int64(len(text)) > limit {
+		return Answer{}, NewError(FaultEngine, CodeTooLarge, response.StatusCode, nil)
 	}
-	return response.StatusCode, answer, nil
+	return Answer{Status: response.StatusCode, RetryAfter: retryAfter(response.Header), Body: text}, nil
+}
+
+// retryAfter reads a number of seconds, or a date by the engine's own clock.
+func retryAfter(h http.Header) time.Duration {
+	said := h.Get("Retry-After")
+	if n, err := strconv.Atoi(said); err == nil {
+		return time.Duration(max(min(n, 24*60*60), 0)) * time.Second
+	}
+	at, err := http.ParseTime(said)
+	now, unknown := http.ParseTime(h.Get("Date"))
+	if err != nil || unknown != nil {
+		return 0
+	}
+	return max(at.Sub(now), 0)
 }
 
 // JSON is Bytes with the answer decoded into answer (nil: not wanted) when the
 // status is 2xx; any other status is its StatusError.
 func (c *Client) JSON(ctx context.Context, method, path string, body, answer any, limit int64) error {
-	status, text, err := c.Bytes(ctx, method, path, body, limit)
+	a, err := c.Bytes(ctx, method, path, body, limit)
 	if err != nil {
 		return err
 	}
-	if status/100 != 2 {
-		return StatusError(status)
+	if a.Status/100 != 2 {
+		return a.Err()
 	}
-	if answer != nil && json.Unmarshal(text, answer) != nil {
-		return NewError(FaultEngine, CodeFailed, status, nil)
+	if answer != nil && json.Unmarshal(a.Body, answer) != nil {
+		return NewError(FaultEngine, CodeFailed, a.Status, nil)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/pem"
+	"errors"
 	"image"
 	"image/jpeg"
 	"image/png"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -153,7 +155,7 @@ func TestClientCutsLargeAnswers(t *testing.T) {
 	c := client(t, Settings{URL: server.URL})
 	for _, path := range []string{"/", "/announced"} {
 		sent.Store(0)
-		_, _, err := c.Bytes(t.Context(), http.MethodGet, path, nil, 1<<20)
+		_, err := c.Bytes(t.Context(), http.MethodGet, path, nil, 1<<20)
 		if CodeOf(err) != CodeTooLarge || FaultOf(err) != FaultEngine {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -214,6 +216,27 @@ func TestErrorsOfTransportAndStatus(t *testing.T) {
 	} {
 		if got := StatusError(status); got.Fault != want.Fault || got.Code != want.Code || got.Status != status {
 			t.Errorf("status %d: %+v", status, got)
+		}
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", "Thu, 26 Nov 2026 12:00:00 GMT")
+		w.Header().Set("Retry-After", r.URL.Query().Get("say"))
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	defer server.Close()
+	c := client(t, Settings{URL: server.URL})
+	for said, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "0": 0, "-5": 0, "99999999999": 24 * time.Hour, "soon": 0,
+		"Thu, 26 Nov 2026 12:00:09 GMT": 9 * time.Second, "Thu, 26 Nov 2026 11:00:00 GMT": 0,
+	} {
+		err := c.JSON(t.Context(), http.MethodPost, "/?say="+url.QueryEscape(said), struct{}{}, nil, MaxStatus)
+		var e *Error
+		if !errors.As(err, &e) || e.Code != CodeBusy || e.Fault != FaultOurs || e.RetryAfter != want {
+			t.Errorf("%q: %+v, want %v", said, e, want)
 		}
 	}
 }

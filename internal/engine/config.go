@@ -5,8 +5,10 @@ import "time"
 // Config is the engines file: which engines there are and which models they
 // serve.
 type Config struct {
-	Engines []Settings `yaml:"engines"`
-	Models  []Model    `yaml:"models"`
+	SetAsideAfter int           `yaml:"set_aside_after"` // failures in a row after which an engine is set aside; default 3
+	ProbeEvery    time.Duration `yaml:"probe_every"`     // how often one that was set aside is asked whether it answers; default 10s
+	Engines       []Settings    `yaml:"engines"`
+	Models        []Model       `yaml:"models"`
 }
 
 // Settings of one engine.

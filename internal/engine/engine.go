@@ -10,6 +10,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // A Request is one call for one image. Limits were checked before.
@@ -73,7 +74,10 @@ type Error struct {
 	Fault  Fault
 	Code   string
 	Status int // HTTP status, when there was one
-	cause  error
+	// RetryAfter is when an engine without room wants to be asked again; 0: it did
+	// not say.
+	RetryAfter time.Duration
+	cause      error
 }
 
 // NewError makes an Error. The cause is for errors.Is alone; it must not hold

@@ -26,17 +26,24 @@ const (
 
 // FleetOptions of a Fleet. Clock and Log are required.
 type FleetOptions struct {
-	Clock              *clock.Clock
-	Log                *slog.Logger
-	FailuresToSetAside int           // in a row; default 3
-	ProbeEvery         time.Duration // default 10 s
+	Clock *clock.Clock
+	Log   *slog.Logger
+	// BusyRest is how long an engine without room is left alone when it does not
+	// say for how long; doubled each time in a row. Default 2 s.
+	BusyRest time.Duration
 }
+
+// longestRest bounds what an engine without room may ask for, so that one that is
+// wrong about it costs a minute.
+const longestRest = time.Minute
 
 // A Fleet gives out the slots of a process's engines. It decides which engine
 // takes an image, never which image is next.
 type Fleet struct {
 	o       FleetOptions
-	mu      sync.Mutex // all below, and everything in members and Slots
+	most    int           // failures in a row
+	every   time.Duration // between probes
+	mu      sync.Mutex    // all below, and everything in members and Slots
 	members []*member
 	waiting map[string][]chan *Slot // by lane, the longest waiting first
 }
@@ -45,9 +52,10 @@ type member struct {
 	settings Settings
 	engine   Engine
 
-	busy, late, failures int
-	aside, drained       bool
-	lastCode             string
+	busy, late, failures, full int // full: answers in a row that it has no room
+	spoiled                    int // images in a row that turned out broken when they were decoded
+	aside, drained, resting    bool
+	lastCode                   string
 }
 
 // Status of one engine, for operators and metrics.
@@ -63,9 +71,10 @@ type Status struct {
 
 // NewFleet opens the engines of these lanes; a lane without engines adds none.
 func NewFleet(cfg Config, lanes []string, open func(Settings) (Engine, error), o FleetOptions) (*Fleet, error) {
-	setDefault(&o.FailuresToSetAside, 3)
-	setDefault(&o.ProbeEvery, 10*time.Second)
-	f := &Fleet{o: o, waiting: map[string][]chan *Slot{}}
+	setDefault(&cfg.SetAsideAfter, defaultSetAsideAfter)
+	setDefault(&cfg.ProbeEvery, defaultProbeEvery)
+	setDefault(&o.BusyRest, 2*time.Second)
+	f := &Fleet{o: o, most: cfg.SetAsideAfter, every: cfg.ProbeEvery, waiting: map[string][]chan *Slot{}}
 	for _, s := range cfg.ForLanes(lanes).Engines {
 		e, err := open(s)
 		if err != nil {
@@ -130,7 +139,7 @@ func (f *Fleet) SetDrained(names map[string]bool) {
 // Run probes the engines that were set aside and takes those back that answer,
 // until ctx ends.
 func (f *Fleet) Run(ctx context.Context) {
-	t := time.NewTicker(f.o.ProbeEvery)
+	t := time.NewTicker(f.every)
 	defer t.Stop()
 	for {
 		select {
@@ -156,7 +165,8 @@ func (f *Fleet) probe(ctx context.Context) {
 		m.aside = false
 		// One that answers probes but makes no images costs one image a probe,
 		// not another three.
-		m.failures = f.o.FailuresToSetAside - 1
+		m.failures = f.most - 1
+		m.spoiled = min(m.spoiled, f.most-1)
 		f.o.Log.Info("engine taken back", "engine", m.settings.Name)
 	}
 	f.serve()
@@ -183,8 +193,8 @@ func (f *Fleet) check(ctx context.Context, m *member) (err error) {
 	return m.engine.Check(ctx)
 }
 
-// Acquire waits for a free slot of a ready engine of the lane, first come first
-// served, and takes the least busy one. The caller must Release it. The error is
+// Acquire waits for a free slot of a ready engine of the lane that does not rest,
+// first come first served, and takes the least busy one. The caller must Release it. The error is
 // ctx's or ErrNoLane.
 func (f *Fleet) Acquire(ctx context.Context, lane string) (*Slot, error) {
 	if f.Slots(lane) == 0 {
@@ -230,12 +240,13 @@ func (f *Fleet) serve() {
 	}
 }
 
-// free is the ready engine of the lane with the smallest share of its slots
-// taken, and of those the one that fails least; nil when all are taken.
+// free is, of the lane's engines that are ready and do not rest, the one with the
+// smallest share of its slots taken, and of those the one that fails least; nil
+// when all are taken.
 func (f *Fleet) free(lane string) *member {
 	var best *member
 	for _, m := range f.members {
-		if m.settings.Lane != lane || m.state() != StateReady || m.busy >= m.settings.Slots {
+		if m.settings.Lane != lane || m.state() != StateReady || m.resting || m.busy >= m.settings.Slots {
 			continue
 		}
 		if best == nil {
@@ -243,7 +254,7 @@ func (f *Fleet) free(lane string) *member {
 			continue
 		}
 		ours, theirs := m.busy*best.settings.Slots, best.busy*m.settings.Slots
-		if ours < theirs || ours == theirs && m.failures < best.failures {
+		if ours < theirs || ours == theirs && m.failures+m.spoiled < best.failures+best.spoiled {
 			best = m
 		}
 	}
@@ -291,9 +302,9 @@ func (s *Slot) release() {
 	s.fleet.serve()
 }
 
-// Generate makes one image, with r.Served filled in, within the engine's
-// timeout. It returns when the engine is free again, which may be long after
-// ctx or the timeout ended. Errors are *Error; those that are the engine's fault
+// Generate makes one image, with r.Served filled in and the prompts free of what
+// an engine could read as settings, within the engine's timeout. It returns when
+// the engine is free again, which may be long after ctx or the timeout ended. Errors are *Error; those that are the engine's fault
 // count towards setting it aside, unless ctx had ended.
 func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress)) ([]byte, error) {
 	f, m := s.fleet, s.member
@@ -302,11 +313,14 @@ func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress))
 		return nil, NewError(FaultOurs, CodeFailed, 0, nil)
 	}
 	r.Served = served
+	if m.settings.Kind != KindIllustrator {
+		r.Prompt, r.NegativePrompt = plain(r.Prompt), plain(r.NegativePrompt)
+	}
 	if progress == nil {
 		progress = func(Progress) {}
 	}
 	if !s.start() {
-		return nil, NewError(FaultOurs, CodeBusy, 0, nil)
+		return nil, NewError(FaultOurs, CodeFailed, 0, nil)
 	}
 	late, done := false, false
 	defer func() {
@@ -340,10 +354,29 @@ func (s *Slot) Generate(ctx context.Context, r Request, progress func(Progress))
 		return image, nil
 	}
 	e := f.judge(ctx, call, m, err)
-	if e.Fault == FaultEngine && ctx.Err() == nil {
+	switch {
+	case e.Code == CodeBusy:
+		f.rest(m, e.RetryAfter)
+	case e.Fault == FaultEngine && ctx.Err() == nil:
 		f.failed(m, e.Code)
 	}
 	return nil, e
+}
+
+// Report says whether what Generate returned was a whole picture, which only
+// decoding shows, after the slot is free again. An engine that sends broken ones
+// fails quickly and would otherwise draw all work to itself.
+func (s *Slot) Report(whole bool) {
+	f, m := s.fleet, s.member
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if whole {
+		m.spoiled = 0
+		return
+	}
+	m.spoiled++
+	m.lastCode = CodeBadImage
+	f.setAside(m, m.spoiled)
 }
 
 func (s *Slot) start() bool {
@@ -389,17 +422,51 @@ func (f *Fleet) judge(ctx, call context.Context, m *member, err error) *Error {
 func (f *Fleet) succeeded(m *member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m.failures, m.lastCode = 0, ""
+	m.failures, m.full, m.lastCode = 0, 0, ""
+}
+
+func (f *Fleet) restOf(asked time.Duration, before int) time.Duration {
+	if asked <= 0 {
+		asked = f.o.BusyRest << min(before, 10)
+	}
+	return min(asked, longestRest)
+}
+
+// rest gives out no slot of an engine that has no room, for as long as it asks
+// for: each job of the lane would be claimed to learn the same.
+func (f *Fleet) rest(m *member, asked time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.lastCode = CodeBusy
+	if m.resting {
+		return // another of its slots heard it first
+	}
+	rest := f.restOf(asked, m.full)
+	if m.full++; m.full == 1 {
+		f.o.Log.Info("engine has no room", "engine", m.settings.Name)
+	}
+	m.resting = true
+	time.AfterFunc(rest, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		m.resting = false
+		f.serve()
+	})
 }
 
 func (f *Fleet) failed(m *member, code string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.failures++
-	m.lastCode = code
-	if m.failures >= f.o.FailuresToSetAside && !m.aside {
+	m.full, m.lastCode = 0, code
+	f.setAside(m, m.failures)
+}
+
+// setAside stops an engine that failed too often in a row. The caller holds f.mu.
+func (f *Fleet) setAside(m *member, failures int) {
+	if failures >= f.most && !m.aside {
 		m.aside = true
-		f.o.Log.Warn("engine set aside", "engine", m.settings.Name, "failures", m.failures, "code", code)
+		f.o.Log.Warn("engine set aside", "engine", m.settings.Name, "failures", failures, "code", m.lastCode)
 	}
 }
 

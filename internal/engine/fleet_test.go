@@ -60,9 +60,9 @@ func (b *safeBuffer) String() string {
 func fleet(t *testing.T, engines map[string]scripted, all ...Settings) (*Fleet, *safeBuffer) {
 	t.Helper()
 	out := &safeBuffer{}
-	f, err := NewFleet(Config{Engines: all, Models: []Model{painter}}, []string{"gpu"},
+	f, err := NewFleet(Config{ProbeEvery: 5 * time.Millisecond, Engines: all, Models: []Model{painter}}, []string{"gpu"},
 		func(s Settings) (Engine, error) { return engines[s.Name], nil },
-		FleetOptions{Clock: clock.New(), Log: slog.New(slog.NewTextHandler(out, nil)), ProbeEvery: 5 * time.Millisecond})
+		FleetOptions{Clock: clock.New(), Log: slog.New(slog.NewTextHandler(out, nil)), BusyRest: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestGenerateFillsServed(t *testing.T) {
 		t.Errorf("a model that the engine does not serve: %v", err)
 	}
 	s.Release()
-	if _, err := s.Generate(t.Context(), r, nil); FaultOf(err) != FaultOurs || CodeOf(err) != CodeBusy {
+	if _, err := s.Generate(t.Context(), r, nil); FaultOf(err) != FaultOurs || CodeOf(err) != CodeFailed {
 		t.Errorf("after release: %v", err)
 	}
 }
@@ -231,7 +231,7 @@ func TestReleaseDuringAnImageFreesTheSlotAfterIt(t *testing.T) {
 		ended <- err
 	}()
 	<-started
-	if _, err := s.Generate(t.Context(), Request{Model: painter}, nil); CodeOf(err) != CodeBusy {
+	if _, err := s.Generate(t.Context(), Request{Model: painter}, nil); CodeOf(err) != CodeFailed {
 		t.Errorf("two images in one slot: %v", err)
 	}
 	cancel() // the engine cannot stop
@@ -307,6 +307,112 @@ func TestFailuresSetAnEngineAsideAndProbesTakeItBack(t *testing.T) {
 	<-ran
 	if log := out.String(); !strings.Contains(log, "engine set aside") || !strings.Contains(log, "engine taken back") {
 		t.Errorf("log: %s", log)
+	}
+}
+
+// The operator's number of failures, not ours.
+func TestTheOperatorSaysWhenAnEngineIsSetAside(t *testing.T) {
+	t.Parallel()
+	for _, most := range []int{1, 5} {
+		f, err := NewFleet(Config{SetAsideAfter: most, Engines: []Settings{settings("bad", 1)}, Models: []Model{painter}}, []string{"gpu"},
+			func(Settings) (Engine, error) {
+				return scripted{generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
+					return nil, NewError(FaultEngine, CodeFailed, 500, nil)
+				}}, nil
+			}, FleetOptions{Clock: clock.New(), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := acquire(t, f)
+		for n := range most {
+			if f.Status()[0].State != StateReady {
+				t.Errorf("set aside after %d failures, want %d", n, most)
+			}
+			_, _ = s.Generate(t.Context(), Request{Model: painter}, nil)
+		}
+		if f.Status()[0].State != StateSetAside {
+			t.Errorf("not set aside after %d failures", most)
+		}
+		f.probe(t.Context())
+		if got := f.Status()[0]; got.State != StateReady || got.Failures != most-1 {
+			t.Errorf("taken back as %+v", got)
+		}
+	}
+}
+
+// An engine without room is left alone for as long as it says, and its lane counts
+// as served all the same.
+func TestAnEngineWithoutRoomRests(t *testing.T) {
+	t.Parallel()
+	const asked = 300 * time.Millisecond
+	var mu sync.Mutex
+	var calls []time.Time
+	f, out := fleet(t, map[string]scripted{"full": {generate: func(context.Context, Request, func(Progress)) ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if calls = append(calls, time.Now()); len(calls) > 2 {
+			return []byte("image"), nil
+		}
+		e := NewError(FaultOurs, CodeBusy, 429, nil)
+		e.RetryAfter = asked
+		return nil, e
+	}}}, settings("full", 2))
+	first, second := acquire(t, f), acquire(t, f)
+	for _, s := range []*Slot{first, second} {
+		if _, err := s.Generate(t.Context(), Request{Model: painter}, nil); CodeOf(err) != CodeBusy {
+			t.Fatal(err)
+		}
+		s.Release()
+	}
+	if got := f.Status()[0]; got.State != StateReady || got.Busy != 0 || got.Failures != 0 || got.LastErrorCode != CodeBusy || f.ReadySlots("gpu") != 2 {
+		t.Errorf("%+v, %d ready", got, f.ReadySlots("gpu"))
+	}
+	s := acquire(t, f)
+	if rested := time.Since(calls[0]); rested < asked {
+		t.Errorf("asked again after %v", rested)
+	}
+	if _, err := s.Generate(t.Context(), Request{Model: painter}, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Release()
+	acquire(t, f).Release()
+	if got := f.Status()[0]; got.LastErrorCode != "" {
+		t.Errorf("%+v", got)
+	}
+	if n := strings.Count(out.String(), "engine has no room"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+func TestTheRestOfABusyEngineGrowsAndIsBounded(t *testing.T) {
+	t.Parallel()
+	f, _ := fleet(t, nil, settings("full", 1), settings("other", 1))
+	m := f.members[0]
+	if s := acquire(t, f); s.member != m {
+		t.Fatal("another engine came first")
+	} else {
+		s.Release()
+	}
+	m.full = 60 // of a long night
+	f.rest(m, 0)
+	f.rest(m, 24*time.Hour) // another slot's: it changes nothing
+	if s := acquire(t, f); s.member.settings.Name != "other" {
+		t.Error("a slot of the engine that rests was given out")
+	}
+	if m.full != 61 {
+		t.Errorf("counted %d", m.full)
+	}
+	for _, tt := range []struct {
+		asked time.Duration
+		full  int
+		want  time.Duration
+	}{
+		{0, 0, 5 * time.Millisecond}, {0, 3, 40 * time.Millisecond}, {0, 1000, 5 * time.Millisecond << 10},
+		{-time.Second, 0, 5 * time.Millisecond}, {7 * time.Second, 9, 7 * time.Second}, {24 * time.Hour, 0, longestRest},
+	} {
+		if got := f.restOf(tt.asked, tt.full); got != tt.want {
+			t.Errorf("asked for %v after %d: %v, want %v", tt.asked, tt.full, got, tt.want)
+		}
 	}
 }
 

@@ -46,6 +46,12 @@ const (
 	SourceAlgorithm = "algorithmicMedia"        // made by an algorithm that was not trained
 )
 
+// What the engines file need not say.
+const (
+	defaultSetAsideAfter = 3
+	defaultProbeEvery    = 10 * time.Second
+)
+
 // maxSide is the longest side that any model may be given, in pixels: beyond
 // it an engine is held for minutes with tens of gigabytes.
 const maxSide = 8192
@@ -114,7 +120,7 @@ func (c Config) Lanes() []string {
 // ForLanes is the part of the file that concerns these lanes; one that it does
 // not know adds nothing.
 func (c Config) ForLanes(lanes []string) Config {
-	var part Config
+	part := Config{SetAsideAfter: c.SetAsideAfter, ProbeEvery: c.ProbeEvery}
 	for _, e := range c.Engines {
 		if slices.Contains(lanes, e.Lane) {
 			part.Engines = append(part.Engines, e)
@@ -129,6 +135,8 @@ func (c Config) ForLanes(lanes []string) Config {
 }
 
 func (c *Config) fill() {
+	setDefault(&c.SetAsideAfter, defaultSetAsideAfter)
+	setDefault(&c.ProbeEvery, defaultProbeEvery)
 	for i := range c.Engines {
 		e := &c.Engines[i]
 		setDefault(&e.Lane, DefaultLane)
@@ -188,6 +196,8 @@ func (f *faults) unless(ok bool, path, format string, args ...any) {
 
 func (c Config) check() error {
 	var f faults
+	f.unless(c.SetAsideAfter >= 1 && c.SetAsideAfter <= 1000, "set_aside_after", "wants 1 to 1000")
+	f.unless(c.ProbeEvery >= time.Second && c.ProbeEvery <= time.Hour, "probe_every", "wants 1s to 1h")
 	f.unless(len(c.Engines) > 0, "engines", "at least one is needed")
 	f.unless(len(c.Models) > 0, "models", "at least one is needed")
 	models := map[string]Model{}
@@ -257,8 +267,10 @@ func (e Settings) check(path string, models map[string]Model, f *faults) {
 	f.unless(e.Slots >= 1 && e.Slots <= 1000, path+".slots", "wants 1 to 1000")
 	f.unless(e.Timeout >= time.Second && e.Timeout <= 24*time.Hour, path+".timeout", "wants 1s to 24h")
 	f.unless(slices.Contains(kinds, e.Kind), path+".kind", "is one of %s", strings.Join(kinds, ", "))
-	f.unless(e.Kind != KindComfyUI || e.Keeps != "nothing", path+".keeps", "must be memory or disk: ComfyUI keeps the last graph until the next one runs")
 	f.unless(slices.Contains(keepings, e.Keeps), path+".keeps", "must say what the engine keeps of a request: %s", strings.Join(keepings, ", "))
+	if kept := e.keptAnyway(); e.Keeps == "nothing" && kept != "" {
+		f.add(path+".keeps", "must be memory or disk: %s", kept)
+	}
 
 	if e.Kind == KindIllustrator {
 		f.unless(e.URL == "", path+".url", "the illustrator is built in and has none")
@@ -310,6 +322,24 @@ func (e Settings) check(path string, models map[string]Model, f *faults) {
 			f.unless(model.MaxGuidance <= 20 && (served.Guidance == nil || *served.Guidance <= 20), path, "the server takes at most guidance 20")
 		}
 	}
+}
+
+// keptAnyway is what this kind of engine keeps of a request however it is set up;
+// empty: nothing that we know of. The policy page prints keeps, so it must not say
+// less.
+func (e Settings) keptAnyway() string {
+	switch e.Kind {
+	case KindComfyUI:
+		return "ComfyUI keeps the last graph until the next one runs"
+	case KindSDCPP:
+		return "sd-server keeps prompts and images in memory for ten minutes"
+	}
+	for _, served := range e.Models {
+		if e.Kind == KindOpenAI && served.Dialect == DialectSGLang {
+			return "SGLang writes every image to its output path: disk, or memory where that is a tmpfs"
+		}
+	}
+	return ""
 }
 
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }

@@ -12,7 +12,7 @@ engines:
   - name: gpu
     kind: openai
     url: http://127.0.0.1:8000
-    keeps: nothing
+    keeps: memory
     models: {z: {dialect: sglang}}
 models:
   - {id: z, default_steps: 8}
@@ -23,6 +23,9 @@ func TestParseConfigFillsDefaults(t *testing.T) {
 	c, err := ParseConfig([]byte(minimal))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.SetAsideAfter != 3 || c.ProbeEvery != 10*time.Second {
+		t.Errorf("set aside after %d, probed every %v", c.SetAsideAfter, c.ProbeEvery)
 	}
 	e := c.Engines[0]
 	if e.Lane != "generation" || e.Slots != 1 || e.Timeout != 10*time.Minute || e.Models["z"].Upstream != "z" {
@@ -48,11 +51,21 @@ func TestParseConfigNamesWhatIsWrong(t *testing.T) {
 		{"two documents", minimal + "---\n" + minimal, []string{"one document"}},
 		{"no yaml", "engines: [", []string{"engines file"}},
 		{"unknown kind", edit("kind: openai", "kind: dalle"), []string{"engines[0].kind: "}},
-		{"no keeps", edit("    keeps: nothing\n", ""), []string{"engines[0].keeps: "}},
-		{"unknown keeps", edit("keeps: nothing", "keeps: secrets"), []string{"engines[0].keeps: "}},
-		{"no slots", edit("keeps: nothing", "keeps: nothing\n    slots: -1"), []string{"engines[0].slots: "}},
-		{"short timeout", edit("keeps: nothing", "keeps: nothing\n    timeout: 1ms"), []string{"engines[0].timeout: "}},
-		{"lane with capitals", edit("keeps: nothing", "keeps: nothing\n    lane: GPU"), []string{"engines[0].lane: ", "models.z: is of lane", "models[0]: no engine"}},
+		{"no keeps", edit("    keeps: memory\n", ""), []string{"engines[0].keeps: "}},
+		{"unknown keeps", edit("keeps: memory", "keeps: secrets"), []string{"engines[0].keeps: "}},
+		{"SGLang keeps its images", edit("keeps: memory", "keeps: nothing"), []string{"engines[0].keeps: must be memory or disk: SGLang"}},
+		{"sd-server keeps its jobs", strings.NewReplacer("kind: openai", "kind: sdcpp", "{dialect: sglang}", "{}", "keeps: memory", "keeps: nothing").Replace(minimal),
+			[]string{"engines[0].keeps: must be memory or disk: sd-server"}},
+		{"ComfyUI keeps its graph", strings.NewReplacer("kind: openai", "kind: comfyui", "{dialect: sglang}", "{}", "keeps: memory", "keeps: nothing").Replace(minimal),
+			[]string{"engines[0].keeps: must be memory or disk: ComfyUI"}},
+		{"set aside before any failure", "set_aside_after: -1\n" + minimal, []string{"set_aside_after: wants 1 to 1000"}},
+		{"never set aside", "set_aside_after: 1001\n" + minimal, []string{"set_aside_after: wants 1 to 1000"}},
+		{"probes without a pause", "probe_every: 10ms\n" + minimal, []string{"probe_every: wants 1s to 1h"}},
+		{"probes once a day", "probe_every: 24h\n" + minimal, []string{"probe_every: wants 1s to 1h"}},
+		{"probes of no unit", "probe_every: 10\n" + minimal, []string{"line 1"}},
+		{"no slots", edit("keeps: memory", "keeps: memory\n    slots: -1"), []string{"engines[0].slots: "}},
+		{"short timeout", edit("keeps: memory", "keeps: memory\n    timeout: 1ms"), []string{"engines[0].timeout: "}},
+		{"lane with capitals", edit("keeps: memory", "keeps: memory\n    lane: GPU"), []string{"engines[0].lane: ", "models.z: is of lane", "models[0]: no engine"}},
 		{"no url", edit("    url: http://127.0.0.1:8000\n", ""), []string{"engines[0].url: "}},
 		{"plain http far away", edit("127.0.0.1", "10.0.0.7"), []string{"engines[0].url: plain http"}},
 		{"looks like loopback", edit("127.0.0.1", "127.0.0.1.example.org"), []string{"engines[0].url: plain http"}},
@@ -61,8 +74,8 @@ func TestParseConfigNamesWhatIsWrong(t *testing.T) {
 		{"query in url", edit(":8000", ":8000/?k=hunter2"), []string{"engines[0].url: "}},
 		{"other scheme", edit("http://127", "ftp://127"), []string{"engines[0].url: "}},
 		{"relative socket", edit("http://127.0.0.1:8000", "unix:engine.sock"), []string{"engines[0].url: "}},
-		{"auth without file", edit("keeps: nothing", "keeps: nothing\n    auth: {scheme: Bearer}"), []string{"engines[0].auth.file: "}},
-		{"auth header", edit("keeps: nothing", "keeps: nothing\n    auth: {file: /k, header: 'A: b'}"), []string{"engines[0].auth.header: "}},
+		{"auth without file", edit("keeps: memory", "keeps: memory\n    auth: {scheme: Bearer}"), []string{"engines[0].auth.file: "}},
+		{"auth header", edit("keeps: memory", "keeps: memory\n    auth: {file: /k, header: 'A: b'}"), []string{"engines[0].auth.header: "}},
 		{"no dialect", edit("{dialect: sglang}", "{}"), []string{"engines[0].models.z.dialect: "}},
 		{"workflow elsewhere", edit("{dialect: sglang}", "{dialect: sglang, workflow: a.json}"), []string{"engines[0].models.z.workflow: "}},
 		{"steps beyond the server", edit("default_steps: 8", "default_steps: 8, max_steps: 201"), []string{"engines[0].models.z: "}},
@@ -87,7 +100,7 @@ func TestParseConfigNamesWhatIsWrong(t *testing.T) {
 		{"images", edit("default_steps: 8", "default_steps: 8, max_images: -1"), []string{"models[0].max_images: "}},
 		{"source type", edit("default_steps: 8", "default_steps: 8, source_type: photo"), []string{"models[0].source_type: "}},
 		{"dishonest source type", edit("default_steps: 8", "default_steps: 8, source_type: algorithmicMedia"), []string{"engines[0].models.z: source_type"}},
-		{"several at once", edit("keeps: nothing", "keeps: all\n    slots: 2000"), []string{"engines[0].keeps: ", "engines[0].slots: "}},
+		{"several at once", edit("keeps: memory", "keeps: all\n    slots: 2000"), []string{"engines[0].keeps: ", "engines[0].slots: "}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -120,6 +133,20 @@ func TestParseConfigAcceptsTheseAddresses(t *testing.T) {
 	}
 }
 
+// Only what is so can be said to keep nothing, and everything may be said to keep
+// more than we know of.
+func TestWhatMayKeepNothing(t *testing.T) {
+	t.Parallel()
+	for _, dialect := range []string{"vllm-omni", "localai"} {
+		for _, keeps := range keepings {
+			text := strings.NewReplacer("sglang", dialect, "keeps: memory", "keeps: "+keeps).Replace(minimal)
+			if _, err := ParseConfig([]byte(text)); err != nil {
+				t.Errorf("%s, %s: %v", dialect, keeps, err)
+			}
+		}
+	}
+}
+
 func TestExampleAndDefaultAreValid(t *testing.T) {
 	t.Parallel()
 	c, err := ParseConfig(Example)
@@ -139,7 +166,14 @@ func TestExampleAndDefaultAreValid(t *testing.T) {
 			t.Errorf("the example shows no %s", want)
 		}
 	}
+	if c.SetAsideAfter != defaultSetAsideAfter || c.ProbeEvery != defaultProbeEvery {
+		t.Error("the example calls other values the defaults")
+	}
+	c.SetAsideAfter, c.ProbeEvery = 7, time.Minute
 	part := c.ForLanes([]string{"illustration", "mail"})
+	if part.SetAsideAfter != 7 || part.ProbeEvery != time.Minute {
+		t.Errorf("a part of the file forgets what is for all: %+v", part)
+	}
 	if len(part.Engines) != 1 || len(part.Models) != 1 || part.Models[0].ID != "illustrator" {
 		t.Errorf("lane illustration alone: %+v", part)
 	}

@@ -67,7 +67,7 @@ func (s *Service) ReportEngines(ctx context.Context, worker string, fleet *engin
 	defer t.Stop()
 	for {
 		if err := s.reportEngines(ctx, worker, fleet); err != nil && ctx.Err() == nil {
-			s.Log.Warn("could not report engines", "error", err)
+			s.Log.WarnContext(ctx, "could not report engines", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"image/jpeg"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -540,7 +542,7 @@ func TestDeletingVeryManyIsFinishedByAJob(t *testing.T) {
 		if err != nil || accepted != n {
 			t.Fatalf("%d accepted, want %d (%v)", accepted, n, err)
 		}
-		testenv.Eventually(t, 30*time.Second, func() bool {
+		testenv.Eventually(t, 2*time.Minute, func() bool {
 			return r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ada) == 0
 		})
 		if left := r.count(`SELECT count(*) FROM generations WHERE owner = ? AND removed_at = 0`, r.ben); left != 3 {
@@ -633,5 +635,74 @@ func TestAnImageDeletedDuringASweepIsSweptToo(t *testing.T) {
 	r.hourly()
 	if left := r.objects("images/"); len(left) != 0 {
 		t.Errorf("objects left: %v", left)
+	}
+}
+
+// What is made while everything of before is being deleted stays.
+func TestDeletingAllSparesWhatIsMadeMeanwhile(t *testing.T) {
+	stacks(t, setup{idle: true, redis: nowhere}, func(t *testing.T, r *rig) {
+		r.fill(r.ada, pagesAtOnce*sweepBatch+10)
+		if _, err := r.service.DeleteMany(t.Context(), r.ada, nil, true); err != nil {
+			t.Fatal(err)
+		}
+		r.clock.Advance(time.Second)
+		later := r.submit(r.ada)
+		r.clock.Advance(time.Second)
+		if _, err := r.db.Exec(t.Context(), `UPDATE jobs SET created_at = ? WHERE kind = ?`, r.clock.Millis(), KindDeleteGenerations); err != nil {
+			t.Fatal(err)
+		}
+		r.work()
+		testenv.Eventually(t, 2*time.Minute, func() bool {
+			return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state = 'succeeded'`, KindDeleteGenerations) == 1
+		})
+		if n := r.count(`SELECT count(*) FROM generations WHERE removed_at = 0`); n != 1 {
+			t.Errorf("%d are left, want the one that was made meanwhile (%s)", n, later.ID)
+		}
+	})
+}
+
+// stubborn refuses to delete what lies under some prefixes.
+type stubborn struct {
+	objects.Store
+	kept atomic.Pointer[[]string]
+}
+
+func (s *stubborn) Delete(ctx context.Context, keys ...string) error {
+	for _, key := range keys {
+		for _, prefix := range *s.kept.Load() {
+			if strings.HasPrefix(key, prefix) {
+				return errors.New("locked")
+			}
+		}
+	}
+	return s.Store.Delete(ctx, keys...)
+}
+
+// Objects that cannot be deleted must not keep the younger ones for ever.
+func TestPromise_R3_StubbornObjectsKeepNoOthers(t *testing.T) {
+	store := &stubborn{}
+	store.kept.Store(&[]string{})
+	t.Parallel()
+	r := newRig(t, db.SQLite, setup{idle: true, redis: nowhere, wrap: func(s objects.Store) objects.Store { store.Store = s; return store }})
+	ids := r.fill(r.ada, sweepPatience+5)
+	var kept []string
+	for i, id := range ids {
+		if err := r.service.put(t.Context(), imageKey(r.ada, id, 1, 0), []byte("sealed")); err != nil {
+			t.Fatal(err)
+		}
+		if i < sweepPatience+2 {
+			kept = append(kept, prefix(r.ada, id))
+		}
+	}
+	store.kept.Store(&kept)
+	if _, err := r.service.DeleteMany(t.Context(), r.ada, ids, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.service.sweep(t.Context(), &jobs.Run{Job: jobs.Job{Ref: r.ada}}); err == nil {
+		t.Error("a sweep that left something says that it is done")
+	}
+	left := r.objects("images/")
+	if len(left) != len(kept) {
+		t.Errorf("%d objects are left, want only the %d that cannot be deleted", len(left), len(kept))
 	}
 }

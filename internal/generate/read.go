@@ -9,6 +9,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"zimage/internal/db"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
@@ -260,15 +262,20 @@ func (s *Service) Content(ctx context.Context, owner, id string, thumbnail bool)
 			if _, err := s.findImage(ctx, s.DB, owner, id); err != nil {
 				return Content{}, away(err) // removed in this moment
 			}
-			s.Log.Error("an image's object is missing", "image", i.ID)
+			s.Log.ErrorContext(ctx, "an image's object is missing", "image", i.ID)
 			return Content{}, problem.Wrap(err, problem.Internal, "The picture is missing.")
 		}
 		s.Metrics.objectFailures.Inc()
-		return Content{}, problem.Wrap(err, problem.Unavailable, "Object storage does not answer. Try again in a moment.")
+		return Content{}, noStorage(err)
 	}
-	plain, err := s.Vault.UnsealReader(ctx, owner, sealed, objectData(i.Owner, i.GenerationID, i.Attempt, i.N, what))
+	stored := &counted{ReadCloser: sealed, ctx: ctx, failures: s.Metrics.objectFailures}
+	plain, err := s.Vault.UnsealReader(ctx, owner, stored, objectData(i.Owner, i.GenerationID, i.Attempt, i.N, what))
 	if err != nil {
-		return Content{}, away(errors.Join(err, sealed.Close()))
+		err = errors.Join(err, sealed.Close())
+		if stored.failed {
+			return Content{}, noStorage(err) // not the key store, which away would blame
+		}
+		return Content{}, away(err)
 	}
 	c := Content{ReadCloser: readCloser{plain, sealed}, Format: i.Format, Bytes: i.Bytes, Name: i.ID + "." + extension(i.Format)}
 	if thumbnail {
@@ -281,6 +288,28 @@ func (s *Service) Content(ctx context.Context, owner, id string, thumbnail bool)
 	}
 	c.SHA256 = string(sum)
 	return c, nil
+}
+
+func noStorage(err error) error {
+	return problem.Wrap(err, problem.Unavailable, "Object storage does not answer. Try again in a moment.")
+}
+
+// counted counts a read that object storage broke off, and none that whoever asked
+// did.
+type counted struct {
+	io.ReadCloser
+	ctx      context.Context // of who asked
+	failures prometheus.Counter
+	failed   bool
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && c.ctx.Err() == nil {
+		c.failed = true
+		c.failures.Inc()
+	}
+	return n, err
 }
 
 type readCloser struct {

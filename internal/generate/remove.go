@@ -92,7 +92,17 @@ func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, al
 		if err := checkIDs(ids); err != nil {
 			return 0, err
 		}
-		return k.some(ctx, owner, ids, false)
+		removed := 0
+		// By pages: one transaction of a thousand could outlast the request on a
+		// database that is far away, again and again.
+		for page := range slices.Chunk(ids, sweepBatch) {
+			n, err := k.some(ctx, owner, page, false)
+			removed += n
+			if err != nil {
+				return removed, err
+			}
+		}
+		return removed, nil
 	}
 	until := s.Clock.Now()
 	removed, ended, err := s.removePages(ctx, owner, until, pagesAtOnce, k)
@@ -106,7 +116,7 @@ func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, al
 		if err != nil {
 			return err
 		}
-		_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: k.kind, Party: owner, Ref: owner})
+		_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: k.kind, Party: owner, Ref: fmt.Sprintf("%s@%d", owner, until.UnixMilli())})
 		return err
 	})
 	return removed + rest, away(err)
@@ -115,7 +125,13 @@ func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, al
 // deleteRest goes on where a request to remove all had to stop.
 func (s *Service) deleteRest(k removal) func(context.Context, *jobs.Run) error {
 	return func(ctx context.Context, r *jobs.Run) error {
-		if _, _, err := s.removePages(ctx, r.Ref, millis(r.CreatedAt), 1<<30, k); err != nil {
+		// Up to the moment of the request: what was made while it ran stays.
+		owner, until, _ := strings.Cut(r.Ref, "@")
+		ms, err := strconv.ParseInt(until, 10, 64)
+		if err != nil {
+			return jobs.Fail("internal", err)
+		}
+		if _, _, err := s.removePages(ctx, owner, millis(ms), 1<<30, k); err != nil {
 			return jobs.Retry("internal", err)
 		}
 		return nil
@@ -321,8 +337,12 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		}
 	}
 	var failed []error
+	inARow := 0
 	for after := ""; ; {
-		var batch []row
+		var batch []struct {
+			ID    string `db:"id"`
+			Owner string `db:"owner"`
+		}
 		query, args := `SELECT id, owner FROM generations WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
 		if everybody {
 			query, args = `SELECT id, owner FROM generations WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
@@ -331,11 +351,22 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			return jobs.Retry("internal", err)
 		}
 		for _, g := range batch {
-			if err := s.sweepOne(ctx, g.Owner, g.ID); err != nil {
-				failed = append(failed, err) // the others must not wait for this one
+			err := s.sweepOne(ctx, g.Owner, g.ID)
+			if inARow++; err == nil {
+				inARow = 0
+			} else if failed = append(failed, err); len(failed) > sweepPatience {
+				failed = failed[1:]
 			}
-			if len(failed) >= sweepPatience || ctx.Err() != nil {
-				return jobs.Retry("internal", errors.Join(failed...))
+			// Some that cannot be deleted must not keep the others; a store that is
+			// away is asked no further.
+			if inARow >= sweepPatience {
+				if err := s.Objects.Check(ctx); err != nil {
+					return jobs.Retry("internal", errors.Join(append(failed, err)...))
+				}
+				inARow = 0
+			}
+			if ctx.Err() != nil {
+				return jobs.Retry("internal", errors.Join(append(failed, ctx.Err())...))
 			}
 			after = g.ID
 		}
@@ -388,7 +419,7 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	if busy || job.Attempt > 0 && s.Clock.Millis() < job.FinishedAt+jobs.Lease.Milliseconds() {
+	if busy || s.Clock.Now().Before(quiet(job)) {
 		return nil // an attempt may still be storing: it is looked at again later
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
@@ -408,6 +439,19 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)
 		return err
 	})
+}
+
+// lateFor is how long an attempt that no longer counts may still store objects:
+// its worker may have lost the database and not the object store.
+const lateFor = 24 * time.Hour
+
+// quiet is when nothing more can be stored for a job that has ended. One that
+// succeeded at its first attempt had nobody beside it.
+func quiet(j jobs.Job) time.Time {
+	if j.Attempt == 0 || j.State == jobs.Succeeded && j.Attempt == 1 {
+		return time.Time{}
+	}
+	return millis(j.FinishedAt).Add(lateFor)
 }
 
 // needed are the keys of the objects of a generation's living images.
@@ -439,11 +483,15 @@ func attemptOf(key string) int {
 // expire makes tombstones of what has passed its window, in bounded batches,
 // and forgets tombstones and idempotency keys that have had their time.
 func (s *Service) expire(ctx context.Context) error {
-	after := ""
+	type due struct {
+		ID        string `db:"id"`
+		ExpiresAt int64  `db:"expires_at"`
+	}
+	var after due // by the time of their end, which has the index
 	for {
-		var batch []string
-		err := s.DB.Select(ctx, &batch, `SELECT id FROM generations WHERE removed_at = 0 AND expires_at <= ? AND id > ? ORDER BY id LIMIT ?`,
-			s.Clock.Millis(), after, sweepBatch)
+		var batch []due
+		err := s.DB.Select(ctx, &batch, `SELECT id, expires_at FROM generations WHERE removed_at = 0 AND expires_at <= ?
+			AND (expires_at, id) > (?, ?) ORDER BY expires_at, id LIMIT ?`, s.Clock.Millis(), after.ExpiresAt, after.ID, sweepBatch)
 		if err != nil {
 			return err
 		}
@@ -451,9 +499,9 @@ func (s *Service) expire(ctx context.Context) error {
 			break
 		}
 		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-			for _, id := range batch {
+			for _, g := range batch {
 				var r row
-				if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, id); err != nil {
+				if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, g.ID); err != nil {
 					return err
 				}
 				if err := s.remove(ctx, tx, r, "expired"); err != nil && !passedOver(err) {

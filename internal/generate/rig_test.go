@@ -145,6 +145,7 @@ func newRig(t *testing.T, dialect db.Dialect, s setup) *rig {
 		must(err)
 	}
 	cfg := config(max(s.slots, 1))
+	cfg.SetAsideAfter, cfg.ProbeEvery = 100, 50*time.Millisecond
 	limit := func(n int) int {
 		if n == 0 {
 			return 1000
@@ -162,7 +163,7 @@ func newRig(t *testing.T, dialect db.Dialect, s setup) *rig {
 		open = func(engine.Settings) (engine.Engine, error) { return r.engine, nil }
 	}
 	r.fleet, err = engine.NewFleet(cfg, []string{"generation"}, open,
-		engine.FleetOptions{Clock: r.clock, Log: log, ProbeEvery: 50 * time.Millisecond, FailuresToSetAside: 100})
+		engine.FleetOptions{Clock: r.clock, Log: log, BusyRest: time.Millisecond})
 	must(err)
 	r.ada, r.ben = r.person("sub_ada"), r.person("sub_ben")
 	if !s.idle {
@@ -442,6 +443,7 @@ type flaky struct {
 	objects.Store
 	mu   sync.Mutex
 	away bool
+	cut  bool
 	puts int
 }
 
@@ -450,6 +452,32 @@ func (f *flaky) set(away bool) {
 	defer f.mu.Unlock()
 	f.away = away
 }
+
+// breaks makes reads fail, also those that have begun.
+func (f *flaky) breaks(cut bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut = cut
+}
+
+func (f *flaky) Get(ctx context.Context, key string) (io.ReadCloser, int64, error) {
+	body, size, err := f.Store.Get(ctx, key)
+	if err != nil {
+		return nil, 0, err
+	}
+	return readCloser{readerFunc(func(p []byte) (int, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.cut {
+			return 0, io.ErrUnexpectedEOF
+		}
+		return body.Read(p)
+	}), body}, size, nil
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func (f *flaky) err() error {
 	f.mu.Lock()

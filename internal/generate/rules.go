@@ -9,6 +9,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"golang.org/x/text/unicode/norm"
+
 	"zimage/internal/problem"
 )
 
@@ -92,7 +94,7 @@ func (r *Rules) Check(location, text string) error {
 	}
 	folded := fold(text)
 	for _, rule := range r.rules {
-		if rule.pattern.MatchString(folded) {
+		if rule.pattern.MatchString(folded) || rule.pattern.MatchString(text) {
 			p := problem.New(problem.PromptRefused, rule.message)
 			p.Fields = []problem.Field{{Location: location, Message: "refused by rule " + rule.id}}
 			return p
@@ -101,13 +103,18 @@ func (r *Rules) Check(location, text string) error {
 	return nil
 }
 
-// fold drops what cannot be seen, so that a word cannot be hidden by it. White
-// space stays: it parts words.
+// fold writes a text in the one way in which words are compared: compatible
+// letters as one, without marks and without what cannot be seen, so that a word
+// is not hidden by them. White space of every kind stays as a space: it parts
+// words.
 func fold(s string) string {
 	return strings.Map(func(r rune) rune {
-		if invisible(r) && !unicode.IsSpace(r) {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case invisible(r):
 			return -1
 		}
 		return r
-	}, s)
+	}, norm.NFKD.String(s))
 }

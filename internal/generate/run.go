@@ -61,7 +61,8 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	}
 	model, ok := s.models[q.Model]
 	if !ok {
-		return jobs.Fail("model_removed", nil)
+		// Perhaps this worker has not read the engines file that has it.
+		return jobs.Retry("model_removed", nil)
 	}
 	slot, ok := r.Slot.(*engine.Slot)
 	if !ok {
@@ -73,7 +74,7 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	err = work.make(ctx, slot)
 	if err != nil {
 		if !work.unsure {
-			work.discard() // what this attempt stored is of no use to anybody
+			work.discard(ctx) // what this attempt stored is of no use to anybody
 		}
 		return err
 	}
@@ -128,10 +129,10 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 		if err != nil {
 			cancel(err)
 			rest.Wait()
-			return s.failure(ctx, err)
+			return a.failure(ctx, err)
 		}
 		rest.Go(func() {
-			if err := a.store(ctx, k, raw); err != nil {
+			if err := a.finishOne(ctx, slot, k, raw); err != nil {
 				cancel(err)
 			}
 		})
@@ -139,7 +140,7 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 	a.run.Slot.Release()
 	rest.Wait()
 	if err := context.Cause(ctx); err != nil {
-		return s.failure(ctx, err)
+		return a.failure(ctx, err)
 	}
 	err := a.run.Complete(ctx, a.finish)
 	switch {
@@ -207,6 +208,21 @@ func (a *attempt) call(ctx context.Context, slot *engine.Slot, k int) ([]byte, e
 		}()
 	}
 	return nil, context.Cause(ctx)
+}
+
+// finishOne is store in a goroutine of its own: a picture that makes the decoder
+// panic is a broken one, and must not end the process.
+func (a *attempt) finishOne(ctx context.Context, slot *engine.Slot, k int, raw []byte) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			a.service.Log.ErrorContext(ctx, "finishing a picture panicked", "job", a.run.ID, "type", fmt.Sprintf("%T", v))
+			err = engine.NewError(engine.FaultEngine, engine.CodeBadImage, 0, nil)
+		}
+		if err == nil || engine.CodeOf(err) == engine.CodeBadImage {
+			slot.Report(err == nil)
+		}
+	}()
+	return a.store(ctx, k, raw)
 }
 
 // store turns what the engine gave into a marked picture and its thumbnail,
@@ -305,7 +321,7 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 		if !waiting {
 			waiting = true
 			s.Metrics.resultsWaiting.Set(float64(s.waiting.Add(1)))
-			s.Log.Warn("object storage does not take a result; it waits", "error", err)
+			s.Log.WarnContext(ctx, "object storage does not take a result; it waits", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -344,8 +360,8 @@ func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
 }
 
 // discard deletes what this attempt stored. What it misses, the sweep finds.
-func (a *attempt) discard() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+func (a *attempt) discard(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	var keys []string
 	for k := range a.images {
@@ -353,12 +369,20 @@ func (a *attempt) discard() {
 			thumbKey(a.generation.Owner, a.generation.ID, a.run.Attempt, k))
 	}
 	if err := a.service.Objects.Delete(ctx, keys...); err != nil {
-		a.service.Log.Warn("could not delete what an attempt left; the sweep will", "job", a.run.ID, "error", err)
+		a.service.Metrics.objectFailures.Inc()
+		a.service.Log.WarnContext(ctx, "could not delete what an attempt left; the sweep will", "job", a.run.ID, "error", err)
 	}
 }
 
-// failure says what becomes of the job: whose fault it is decides.
-func (s *Service) failure(ctx context.Context, err error) error {
+// busyPatience is how old a generation may be before a busy engine costs it
+// attempts as any other failure does.
+const busyPatience = time.Hour
+
+// failure says what becomes of the job: whose fault it is decides. An engine
+// without room has tried nothing: the job keeps its turn, and the fleet lets that
+// engine rest.
+func (a *attempt) failure(ctx context.Context, err error) error {
+	s := a.service
 	if cause := context.Cause(ctx); errors.Is(cause, jobs.ErrFenced) || errors.Is(cause, jobs.ErrCanceled) || errors.Is(cause, jobs.ErrShutdown) {
 		return cause
 	}
@@ -368,8 +392,11 @@ func (s *Service) failure(ctx context.Context, err error) error {
 		code = "internal"
 	}
 	s.Metrics.failures.WithLabelValues(string(engine.FaultOf(err)), code).Inc()
-	if engine.FaultOf(err) == engine.FaultUser {
+	switch {
+	case engine.FaultOf(err) == engine.FaultUser:
 		return jobs.Fail(code, err)
+	case code == engine.CodeBusy && s.Clock.Now().Sub(millis(a.generation.CreatedAt)) < busyPatience:
+		return jobs.GiveBack(code, err)
 	}
 	return jobs.Retry(code, err)
 }

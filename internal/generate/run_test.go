@@ -3,11 +3,14 @@ package generate
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"zimage/internal/db"
 	"zimage/internal/engine"
@@ -73,7 +76,7 @@ func TestWhoseFaultDecidesTheRetry(t *testing.T) {
 	}{
 		"user":     {failing(engine.FaultUser, engine.CodeRefused), 1, "refused"},
 		"engine":   {failing(engine.FaultEngine, engine.CodeUnreachable), 5, "engine_unreachable"},
-		"ours":     {failing(engine.FaultOurs, engine.CodeBusy), 5, "engine_busy"},
+		"ours":     {failing(engine.FaultOurs, engine.CodeFailed), 5, "engine_failed"},
 		"garbage":  {garbage, 5, "bad_image"},
 		"too huge": {huge, 5, "bad_image"},
 		"panic": {func(context.Context, int, engine.Request, func(engine.Progress)) ([]byte, error) { panic("canary-9") },
@@ -136,6 +139,132 @@ func TestWhoseFaultDecidesTheRetry(t *testing.T) {
 	}
 }
 
+// An engine whose queue is full has tried nothing: more often than there are
+// attempts, and the job keeps its turn.
+func TestABusyEngineCostsNoAttempt(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		const full = 8
+		busy := failing(engine.FaultOurs, engine.CodeBusy)
+		r.engine.play(func(ctx context.Context, call int, q engine.Request, p func(engine.Progress)) ([]byte, error) {
+			if call <= full {
+				return busy(ctx, call, q, p)
+			}
+			return paint(q), nil
+		})
+		g := r.made(r.ada)
+		if n := len(r.engine.made()); n != full+1 || r.count(`SELECT attempts FROM generations WHERE id = ?`, g.ID) != full+1 {
+			t.Errorf("%d calls for one image, want %d", n, full+1)
+		}
+		if n := r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state = 'waiting'`, KindRun); n != 0 {
+			t.Errorf("%d jobs wait for a backoff", n)
+		}
+		// The sweep of what former attempts may have left finds the image needed.
+		r.mend(jobs.Lease + time.Second)
+		r.swept()
+		r.content(r.ada, g.Images[0].ID, false)
+	})
+}
+
+// One that stays busy does not keep a generation for ever.
+func TestABusyEngineFailsAnOldGeneration(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		var mu sync.Mutex
+		young, old := 0, 0
+		busy := failing(engine.FaultOurs, engine.CodeBusy)
+		r.engine.play(func(ctx context.Context, call int, q engine.Request, p func(engine.Progress)) ([]byte, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.clock.Now().Sub(start) < busyPatience {
+				young++
+			} else {
+				old++
+			}
+			return busy(ctx, call, q, p)
+		})
+		count := func(n *int) int { mu.Lock(); defer mu.Unlock(); return *n }
+		g := r.submit(r.ada)
+		testenv.Eventually(t, 20*time.Second, func() bool { return count(&young) >= 6 })
+		r.clock.Advance(busyPatience)
+		testenv.Eventually(t, 60*time.Second, func() bool {
+			if r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state = 'waiting'`, KindRun) > 0 {
+				r.mend(5 * time.Minute)
+			}
+			return r.get(r.ada, g.ID).Status.Terminal()
+		})
+		g = r.get(r.ada, g.ID)
+		if g.Status != Failed || g.Failure == nil || g.Failure.Code != engine.CodeBusy || g.Failure.Message == "" {
+			t.Errorf("%s, %+v", g.Status, g.Failure)
+		}
+		if n := count(&old); n != 5 && n != 6 { // one call may have begun before the hour was over
+			t.Errorf("%d calls after the hour, want the usual 5", n)
+		}
+	})
+}
+
+// What object storage did not do well is counted wherever it is met.
+func TestFailuresOfObjectStorageAreCounted(t *testing.T) {
+	var store *flaky
+	t.Parallel()
+	r := newRig(t, db.SQLite, setup{wrap: func(s objects.Store) objects.Store { store = &flaky{Store: s}; return store }})
+	counted := func() (n float64) {
+		t.Helper()
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(r.service.Metrics.objectFailures)
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return families[0].GetMetric()[0].GetCounter().GetValue()
+	}
+	i := r.made(r.ada, func(q *Request) { q.Width, q.Height = 128, 128 }).Images[0] // more than is read ahead
+	r.content(r.ada, i.ID, false)
+	if n := counted(); n != 0 {
+		t.Fatalf("%v counted of a read that went well", n)
+	}
+	for _, tt := range []struct {
+		name string
+		left bool // whoever asked has
+		want float64
+	}{{"a read that broke off", false, 1}, {"a read whose caller left", true, 1}} {
+		ctx, leave := context.WithCancel(t.Context())
+		c, err := r.service.Content(ctx, r.ada, i.ID, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tt.left {
+			leave()
+		}
+		store.breaks(true)
+		if _, err := io.ReadAll(c); err == nil || counted() != tt.want {
+			t.Errorf("%s: %v, %v counted, want %v", tt.name, err, counted(), tt.want)
+		}
+		leave()
+		_ = c.Close()
+		store.breaks(false)
+	}
+	store.breaks(true)
+	_, err := r.service.Content(t.Context(), r.ada, i.ID, false)
+	wantCode(t, err, problem.Unavailable)
+	if counted() != 2 || !strings.Contains(err.Error(), "Object storage") {
+		t.Errorf("a read that broke off at once: %v, %v counted", err, counted())
+	}
+	store.breaks(false)
+
+	// An attempt whose objects cannot be deleted.
+	r.engine.play(func(_ context.Context, call int, q engine.Request, _ func(engine.Progress)) ([]byte, error) {
+		if call == 3 {
+			testenv.Eventually(t, 10*time.Second, func() bool { return len(r.objects("images/")) == 4 })
+			store.set(true)
+			return nil, engine.NewError(engine.FaultUser, engine.CodeRefused, 0, nil)
+		}
+		return paint(q), nil
+	})
+	r.await(r.ada, r.submit(r.ada, func(q *Request) { q.N = 2 }).ID, Failed)
+	if counted() != 3 {
+		t.Errorf("%v counted, want the deletion too", counted())
+	}
+}
+
 func TestARetrySucceedsAndLeavesOnlyItsOwnObjects(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
 		// The second image of the first attempt fails, after the first was stored.
@@ -154,8 +283,8 @@ func TestARetrySucceedsAndLeavesOnlyItsOwnObjects(t *testing.T) {
 		if len(g.Images) != 2 || len(r.engine.made()) != 4 {
 			t.Errorf("%d images after %d calls", len(g.Images), len(r.engine.made()))
 		}
-		r.mend(jobs.Lease + time.Second)
-		r.swept()
+		r.mend(lateFor + time.Second)
+		r.hourly()
 		for _, i := range g.Images {
 			r.content(r.ada, i.ID, false)
 			r.content(r.ada, i.ID, true)
@@ -400,7 +529,11 @@ func TestTheSweepKeepsWhatIsNeeded(t *testing.T) {
 		if n := r.count(`SELECT unswept FROM generations`); n != 1 {
 			t.Error("swept for good while a former attempt may still be storing")
 		}
-		r.clock.Advance(jobs.Lease)
+		// Its worker may have lost the database alone, and store what it made hours later.
+		r.clock.Advance(lateFor - time.Minute)
+		put(imageKey(r.ada, g.ID, 1, 0))
+		sweep(2)
+		r.clock.Advance(time.Minute)
 		sweep(2)
 		if n := r.count(`SELECT unswept FROM generations`); n != 0 {
 			t.Error("it is never done")

@@ -101,7 +101,7 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 	g = Generation{ID: id, Status: Queued, Request: r, Seed: *r.Seed, CreatedAt: now, ExpiresAt: expires,
 		Sequence: row{}.sequence(), Progress: Progress{Images: r.N, Steps: r.Steps}}
 	if g.Queue, err = s.queue(ctx, job); err != nil {
-		s.Log.Warn("could not tell a generation's place in the queue", "error", err)
+		s.Log.WarnContext(ctx, "could not tell a generation's place in the queue", "error", err)
 		err = nil // it is accepted
 	}
 	return g, false, err

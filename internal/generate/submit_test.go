@@ -171,6 +171,7 @@ const someRules = `rules:
 func TestPromptRules(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, db.SQLite, setup{idle: true, redis: nowhere, rules: someRules})
+	allowed := 0
 	for prompt, rule := range map[string]string{
 		"a lighthouse":                  "",
 		"jane roebuck on a hill":        "",
@@ -183,6 +184,10 @@ func TestPromptRules(t *testing.T) {
 		"ja\x01ne ro\x7fe":              "no-names",
 		"jan\u3164e r\u115foe":          "no-names",
 		"un chat MÉCHANT":               "no-names",
+		"un chat me\u0301chant":         "no-names",
+		"un chat ｍéｃhant":               "no-names",
+		"jane\u00a0roe":                 "no-names",
+		"jane\u3000 \u2003roe":          "no-names",
 		"a <LORA:style:1> cat":          "no-tags",
 		"a <lo\u2060ra:style> cat":      "no-tags",
 	} {
@@ -191,7 +196,7 @@ func TestPromptRules(t *testing.T) {
 		} {
 			_, _, err := r.service.Submit(t.Context(), r.ada, q, nil)
 			if rule == "" {
-				if err != nil {
+				if allowed++; err != nil {
 					t.Errorf("%q is refused: %v", prompt, err)
 				}
 				continue
@@ -203,8 +208,10 @@ func TestPromptRules(t *testing.T) {
 			}
 		}
 	}
-	if n := r.count(`SELECT count(*) FROM generations`) - r.count(`SELECT count(*) FROM jobs`); n != 0 {
-		t.Error("a refused prompt left something")
+	for _, table := range []string{"generations", "jobs"} {
+		if n := r.count(`SELECT count(*) FROM ` + table); n != allowed || allowed != 6 {
+			t.Errorf("%d %s of %d allowed prompts, want 6: a refused prompt left something", n, table, allowed)
+		}
 	}
 	if log := strings.ToLower(r.log.String()); strings.Contains(log, "jane") || strings.Contains(log, "lora") {
 		t.Error("a prompt was logged")

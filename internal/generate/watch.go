@@ -108,9 +108,11 @@ type Watch struct {
 	owner, id string
 	after     int64   // newest state the watcher has
 	told      float64 // how far it was when that was last told
+	last      Generation
 
 	mu       sync.Mutex
-	progress *Progress
+	progress *Progress // a note's, not told yet
+	unseen   bool      // there is more to know than progress
 	signal   chan struct{}
 }
 
@@ -131,7 +133,7 @@ func (h *Watchers) Watch(ctx context.Context, owner, id string, after int64) (*W
 		w.Close()
 		return nil, away(err)
 	}
-	w.wake()
+	w.look()
 	return w, nil
 }
 
@@ -158,18 +160,22 @@ func (w *Watch) Next(ctx context.Context) (Update, error) {
 			return Update{}, ctx.Err()
 		case <-w.signal:
 		}
-		g, err := w.hub.service.Get(ctx, w.owner, w.id)
-		if err != nil {
-			w.wake() // what woke us has not been seen yet
-			if ctx.Err() != nil {
-				err = ctx.Err() // not what the database made of it
-			}
-			return Update{}, err
-		}
 		w.mu.Lock()
-		progress := w.progress
-		w.progress = nil
+		progress, unseen := w.progress, w.unseen
+		w.progress, w.unseen = nil, false
 		w.mu.Unlock()
+		g := w.last
+		if unseen || g.Status != Running { // mere progress costs no query
+			var err error
+			if g, err = w.hub.service.Get(ctx, w.owner, w.id); err != nil {
+				w.look() // what woke us has not been seen yet
+				if ctx.Err() != nil {
+					err = ctx.Err() // not what the database made of it
+				}
+				return Update{}, err
+			}
+			w.last = g
+		}
 		if progress != nil && g.Status == Running && progress.Fraction > g.Progress.Fraction {
 			g.Progress = *progress // newer than the job's row
 		}
@@ -182,6 +188,14 @@ func (w *Watch) Next(ctx context.Context) (Update, error) {
 			return Update{Generation: g}, nil
 		}
 	}
+}
+
+// look wakes the watch to ask the database.
+func (w *Watch) look() {
+	w.mu.Lock()
+	w.unseen = true
+	w.mu.Unlock()
+	w.wake()
 }
 
 func (w *Watch) wake() {
@@ -239,11 +253,17 @@ func (h *Watchers) hear(n note) {
 	if n.Progress == nil && n.Sequence <= g.sequence {
 		return
 	}
+	ahead := n.Sequence > g.sequence // the note of the change itself was lost
 	g.sequence = max(g.sequence, n.Sequence)
 	for w := range g.watches {
-		if n.Progress != nil && n.Sequence == g.sequence { // not a former attempt's
+		if n.Progress == nil {
+			w.look()
+			continue
+		}
+		if n.Sequence == g.sequence { // not a former attempt's
 			w.mu.Lock()
 			w.progress = n.Progress
+			w.unseen = w.unseen || ahead
 			w.mu.Unlock()
 		}
 		w.wake()
@@ -261,7 +281,7 @@ func (h *Watchers) far(id string, done int64) {
 	}
 	g.done = done
 	for w := range g.watches {
-		w.wake()
+		w.look()
 	}
 }
 

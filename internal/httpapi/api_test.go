@@ -17,6 +17,7 @@ import (
 
 	"zimage/internal/account"
 	"zimage/internal/db"
+	"zimage/internal/objects"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -30,12 +31,13 @@ type rig struct {
 	log      safeBuffer
 	ada, ben string // keys that may everything
 	readOnly string // another of ada's
+	db       *db.DB
+	objects  objects.Store
 	pass     func() // lets the engine finish one image
 	revoke   func(key string)
 	keyOf    func(token string) string // its id
 	person   func(email string) string // their subject id
 	accounts *account.Service
-	db       *db.DB
 	vault    *vault.Vault
 }
 
@@ -174,12 +176,12 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		// write timeout.
 		began := time.Now()
 		a = r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=3")
-		if took := time.Since(began); a.status != 200 || a.Header.Get("Preference-Applied") != "wait=3" || took < 3*time.Second {
+		if took := time.Since(began); a.status != 202 || a.Header.Get("Preference-Applied") != "wait=3" || took < 3*time.Second {
 			t.Errorf("%d after %v: %v", a.status, took, a.Header)
 		}
 		r.pass()
 		a = r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=60")
-		if a.field(t, "status") != "succeeded" || a.field(t, "progress.fraction") != 1.0 && a.field(t, "progress.image") == nil {
+		if a.status != 200 || a.field(t, "status") != "succeeded" || a.field(t, "progress.fraction") != 1.0 && a.field(t, "progress.image") == nil {
 			t.Fatalf("%s", a.body)
 		}
 		image := a.text(t, "images.id")
@@ -213,10 +215,19 @@ func TestSubmitWaitAndDownload(t *testing.T) {
 		if a := r.do("HEAD", "/v1/images/"+image+"/content", r.ada, ""); a.status != 200 || a.body != "" || a.ContentLength <= 0 || a.Header.Get("Content-Type") != "image/png" {
 			t.Errorf("HEAD: %d %v", a.status, a.Header)
 		}
-		a = r.do("GET", "/v1/images/"+image+"/content?thumbnail=true", r.ada, "")
-		if a.status != 200 || a.Header.Get("Content-Type") != "image/jpeg" || a.ContentLength != int64(len(a.body)) {
-			t.Errorf("thumbnail: %d %v", a.status, a.Header)
+		for query, kind := range map[string]string{
+			"?thumbnail": "image/jpeg", "?thumbnail=": "image/jpeg", "?thumbnail=true": "image/jpeg", "?thumbnail=1": "image/jpeg",
+			"": "image/png", "?thumbnail=false": "image/png", "?thumbnail=0": "image/png",
+		} {
+			a := r.do("GET", "/v1/images/"+image+"/content"+query, r.ada, "")
+			if a.status != 200 || a.Header.Get("Content-Type") != kind || a.ContentLength != int64(len(a.body)) || http.DetectContentType([]byte(a.body)) != kind {
+				t.Errorf("content%s: %d %v, want %s", query, a.status, a.Header, kind)
+			}
 		}
+		if a := r.do("GET", "/v1/images/"+image+"/content?thumbnail=small", r.ada, ""); a.status != 400 || a.field(t, "errors.location") != "query.thumbnail" {
+			t.Errorf("a thumbnail that is neither true nor false: %d %s", a.status, a.body)
+		}
+		a = r.do("GET", "/v1/images/"+image+"/content?thumbnail", r.ada, "")
 		if again := r.do("GET", "/v1/images/"+image+"/content?thumbnail=true", r.ada, "", "If-None-Match", a.Header.Get("ETag")); again.status != 304 {
 			t.Errorf("thumbnail again: %d", again.status)
 		}
@@ -247,7 +258,7 @@ func TestWaitOnSubmit(t *testing.T) {
 		r.api.Close()
 		select {
 		case a := <-done:
-			if a.status != 200 {
+			if a.status != 202 {
 				t.Errorf("%d %s", a.status, a.body)
 			}
 		case <-time.After(20 * time.Second):
@@ -753,12 +764,64 @@ func TestTooManyStreamsOfAKey(t *testing.T) {
 		if a := r.do("GET", "/v1/generations", r.ada, ""); json.Unmarshal([]byte(a.body), &list) != nil || len(list.Data) != 1 {
 			t.Errorf("a refused wait made something: %s", a.body)
 		}
-		if a := r.do("GET", "/v1/generations/"+id, r.readOnly, "", "Prefer", "wait=1"); a.status != 200 {
+		if a := r.do("GET", "/v1/generations/"+id, r.readOnly, "", "Prefer", "wait=1"); a.status != 202 {
 			t.Errorf("another key: %d", a.status)
 		}
 		leave()
 		testenv.Eventually(t, 20*time.Second, func() bool {
-			return r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=1").status == 200
+			return r.do("GET", "/v1/generations/"+id, r.ada, "", "Prefer", "wait=1").status == 202
 		})
+	})
+}
+
+// What a room logs while it serves a request is found by the request's id.
+func TestTheRoomsLinesCarryTheRequestID(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		carries := func(a answered, level, message string) {
+			t.Helper()
+			for line := range strings.Lines(r.log.String()) {
+				var said struct {
+					Level, Msg string
+					Request    string `json:"request_id"`
+				}
+				if json.Unmarshal([]byte(line), &said) == nil && said.Msg == message {
+					if said.Level != level || said.Request != a.Header.Get("X-Request-ID") {
+						t.Errorf("request %s: %s", a.Header.Get("X-Request-ID"), line)
+					}
+					return
+				}
+			}
+			t.Errorf("%q was not logged", message)
+		}
+		_, image := r.finished(r.ada)
+		stored, err := r.objects.List(t.Context(), "images/", "", 10)
+		if err != nil || len(stored) != 2 {
+			t.Fatalf("%d objects, %v", len(stored), err)
+		}
+		if err := r.objects.Delete(t.Context(), stored[0].Key, stored[1].Key); err != nil {
+			t.Fatal(err)
+		}
+		a := r.do("GET", "/v1/images/"+image+"/content", r.ada, "")
+		if a.status != 500 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		carries(a, "ERROR", "an image's object is missing")
+
+		// Accepted all the same, when only its place in the queue cannot be told.
+		rename := func(from, to string) {
+			t.Helper()
+			if _, err := r.db.Exec(t.Context(), `ALTER TABLE `+from+` RENAME TO `+to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rename("workers", "elsewhere")
+		a = r.do("POST", "/v1/generations", r.ada, `{"prompt":"`+secret+`","width":64,"height":64}`)
+		rename("elsewhere", "workers")
+		if a.status != 202 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		carries(a, "WARN", "could not tell a generation's place in the queue")
+		r.quiet()
 	})
 }

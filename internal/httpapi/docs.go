@@ -79,8 +79,11 @@ var (
 	getDoc = doc{
 		id: "get-generation", tag: tagGenerations, summary: "Look at a generation", long: true,
 		description: "Its state, progress, place in the queue, and images. `Prefer: wait=SECONDS` waits until it is final.",
-		answers:     []good{{status: http.StatusOK, description: "As it is now.", body: sample(generate.Running), headers: []string{"Preference-Applied"}}},
-		codes:       []problem.Code{problem.NotFound, problem.DataRemoved, problem.InvalidRequest},
+		answers: []good{
+			{status: http.StatusOK, description: "As it is now; after a wait, final.", body: sample(generate.Succeeded), headers: []string{"Preference-Applied"}},
+			{status: http.StatusAccepted, description: "The wait is over and it is not final yet.", body: sample(generate.Running), headers: []string{"Preference-Applied"}},
+		},
+		codes: []problem.Code{problem.NotFound, problem.DataRemoved, problem.InvalidRequest},
 	}
 	deleteGenerationDoc = doc{
 		id: "delete-generation", tag: tagGenerations, summary: "Delete a generation",

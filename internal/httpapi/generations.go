@@ -56,6 +56,7 @@ type createOutput struct {
 }
 
 type getOutput struct {
+	Status  int
 	Applied string `header:"Preference-Applied"`
 	Body    generationView
 }
@@ -138,7 +139,7 @@ func (a *API) getGeneration(ctx context.Context, in *getInput) (*getOutput, erro
 	if err != nil {
 		return nil, err
 	}
-	out := &getOutput{}
+	out := &getOutput{Status: http.StatusOK}
 	if wait := preferredWait(in.Prefer); wait > 0 {
 		release, err := a.hold(ctx)
 		if err != nil {
@@ -148,6 +149,9 @@ func (a *API) getGeneration(ctx context.Context, in *getInput) (*getOutput, erro
 		out.Applied = fmt.Sprintf("wait=%d", int(wait.Seconds()))
 		if g, err = a.await(ctx, owner, g, wait); err != nil {
 			return nil, err
+		}
+		if !g.Status.Terminal() {
+			out.Status = http.StatusAccepted
 		}
 	}
 	out.Body = a.generation(g)

@@ -51,8 +51,16 @@ func (a *API) deleteImages(ctx context.Context, in *deleteInput) (*acceptedOutpu
 
 type contentInput struct {
 	ID          string `path:"id" doc:"Of the image." example:"img_06f3k2m9w1q8r5w1x4y7z2a6bc"`
-	Thumbnail   bool   `query:"thumbnail" doc:"The small JPEG instead of the picture."`
+	Thumbnail   bool   `query:"thumbnail" doc:"The small JPEG instead of the picture. The name alone says true."`
 	IfNoneMatch string `header:"If-None-Match" doc:"The ETag you have: 304 when it is the same."`
+}
+
+// Resolve takes ?thumbnail for true: huma takes a parameter without a value for
+// one that is not there.
+func (in *contentInput) Resolve(hc huma.Context) []error {
+	query := humagin.Unwrap(hc).Request.URL.Query()
+	in.Thumbnail = in.Thumbnail || query.Has("thumbnail") && query.Get("thumbnail") == ""
+	return nil
 }
 
 type streamOutput struct {

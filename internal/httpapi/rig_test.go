@@ -150,8 +150,9 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		must(err)
 		return id
 	}
+	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
-	r.accounts, r.db, r.vault = accounts, d, v
+	r.accounts, r.vault = accounts, v
 	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
 	return r
 }

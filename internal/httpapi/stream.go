@@ -298,5 +298,10 @@ func (e *eventWriter) write(s string) error {
 	if _, err := e.w.WriteString(s); err != nil {
 		return err
 	}
-	return e.rc.Flush()
+	if err := e.rc.Flush(); err != nil {
+		return err
+	}
+	// Lifted: over HTTP/2 a deadline that passes resets the stream, also while
+	// nothing is being written.
+	return e.rc.SetWriteDeadline(time.Time{})
 }

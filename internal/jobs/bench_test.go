@@ -2,6 +2,8 @@ package jobs_test
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,10 +25,42 @@ import (
 )
 
 // Every benchmark here measures its floor in the same run, on the same
-// connections, and reports the ratio. Absolute figures belong to the machine.
+// connections, and reports the ratio beside what it is to be. Absolute figures
+// belong to the machine.
 
 // connections of the pool that floor and queue share.
 const connections = 16
+
+// atLeast reports a figure beside its target. Units are printed in the order of
+// the alphabet, so the two stand together.
+func atLeast(b *testing.B, name string, figure, target float64) {
+	b.ReportMetric(figure, name)
+	b.ReportMetric(target, name+"-at-least")
+	b.ReportMetric(0, "ns/op") // the time of the whole benchmark says nothing
+}
+
+// atMost is atLeast for figures that are better when they are smaller.
+func atMost(b *testing.B, name string, figure, target float64) {
+	b.ReportMetric(figure, name)
+	b.ReportMetric(target, name+"-at-most")
+	b.ReportMetric(0, "ns/op")
+}
+
+// between measures a floor and a figure in turns, the floor first and last, so
+// that whatever else the machine does meets both, and returns their means. How
+// far the floors are apart says how far the ratio can be trusted.
+func between(b *testing.B, rounds int, floor, figure func() float64) (f, g float64) {
+	low := floor()
+	high := low
+	f = low
+	for range rounds {
+		g += figure()
+		again := floor()
+		low, high, f = min(low, again), max(high, again), f+again
+	}
+	b.ReportMetric(high/low, "floor-max/min")
+	return f / float64(rounds+1), g / float64(rounds)
+}
 
 type rig struct {
 	db            *db.DB
@@ -83,6 +117,13 @@ func (r *rig) add(b *testing.B, party string) {
 	}
 }
 
+func (r *rig) exec(b *testing.B, statement string, args ...any) {
+	b.Helper()
+	if _, err := r.db.Exec(context.Background(), statement, args...); err != nil {
+		b.Fatal(err)
+	}
+}
+
 // parallel calls f n times from as many goroutines as there are connections and
 // returns the calls in a second.
 func parallel(n int, f func(i int)) float64 {
@@ -108,9 +149,7 @@ func parallel(n int, f func(i int)) float64 {
 func (r *rig) commits(b *testing.B, n int) float64 {
 	b.Helper()
 	ctx := context.Background()
-	if _, err := r.db.Exec(ctx, `CREATE TABLE IF NOT EXISTS floor_rows (id TEXT PRIMARY KEY, body TEXT NOT NULL)`); err != nil {
-		b.Fatal(err)
-	}
+	r.exec(b, `CREATE TABLE IF NOT EXISTS floor_rows (id TEXT PRIMARY KEY, body TEXT NOT NULL)`)
 	return parallel(n, func(int) {
 		err := r.db.Tx(ctx, func(tx *db.Tx) error {
 			_, err := tx.Exec(ctx, `INSERT INTO floor_rows (id, body) VALUES (?, ?)`, db.NewID("row", time.Now()), "0123456789abcdef")
@@ -123,41 +162,44 @@ func (r *rig) commits(b *testing.B, n int) float64 {
 }
 
 // BenchmarkNoOpJobs runs jobs that do nothing from accept to done. Three
-// commits are the least it takes, so the floor is a third of the commit rate.
+// commits are the least it takes without batches, so the floor is a third of the
+// commit rate.
 func BenchmarkNoOpJobs(b *testing.B) {
 	for b.Loop() {
-		const n = 6000
-		var done atomic.Int64
-		all := make(chan struct{})
+		const n = 2000
+		done := make(chan struct{}, n)
 		r := newRig(b, connections, 10*time.Millisecond, func(ctx context.Context, run *jobs.Run) error {
-			if err := run.Complete(ctx, nil); err != nil {
-				return err
+			err := run.Complete(ctx, nil)
+			if err == nil {
+				done <- struct{}{}
 			}
-			if done.Add(1) == n {
-				close(all)
-			}
-			return nil
+			return err
 		})
-		before := r.commits(b, n)
-		stop := r.worker()
-		started := time.Now()
-		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-		select {
-		case <-all:
-		case <-time.After(time.Minute):
-			var states []struct {
-				State string `db:"state"`
-				Jobs  int    `db:"jobs"`
+		r.commits(b, 500) // every connection is open and knows its statements
+		run := func() float64 {
+			stop := r.worker()
+			defer stop()
+			late := time.After(time.Minute)
+			started := time.Now()
+			parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
+			for i := range n {
+				select {
+				case <-done:
+				case <-late:
+					var states []struct {
+						State string `db:"state"`
+						Jobs  int    `db:"jobs"`
+					}
+					err := r.db.Select(context.Background(), &states, `SELECT state, count(*) AS jobs FROM jobs GROUP BY state`)
+					b.Fatalf("%d of %d jobs were done; the queue holds %v (%v)", i, n, states, err)
+				}
 			}
-			err := r.db.Select(context.Background(), &states, `SELECT state, count(*) AS jobs FROM jobs GROUP BY state`)
-			b.Fatalf("%d of %d jobs were done; the queue holds %v (%v)", done.Load(), n, states, err)
+			return n / time.Since(started).Seconds()
 		}
-		rate := n / time.Since(started).Seconds()
-		stop()
-		floor := (before + r.commits(b, n)) / 2
+		floor, rate := between(b, 3, func() float64 { return r.commits(b, n) }, run)
 		b.ReportMetric(floor, "commits/s")
 		b.ReportMetric(rate, "jobs/s")
-		b.ReportMetric(rate/(floor/3), "ratio")
+		atLeast(b, "jobs/third-of-commits", rate/(floor/3), 0.6)
 	}
 }
 
@@ -176,13 +218,10 @@ func BenchmarkPickUp(b *testing.B) {
 		for range n {
 			time.Sleep(5*time.Millisecond + rand.N(20*time.Millisecond)) //nolint:gosec // idle between jobs, at no fixed phase
 			started := time.Now()
-			_, err := r.db.Exec(context.Background(), `INSERT INTO schedule_ticks (name, tick, at) VALUES (?, 0, 0)`, db.NewID("t", started))
-			if err != nil {
-				b.Fatal(err)
-			}
+			r.exec(b, `INSERT INTO schedule_ticks (name, tick, at) VALUES (?, 0, 0)`, db.NewID("t", started))
 			commits = append(commits, time.Since(started))
 			var id string
-			err = r.db.Tx(context.Background(), func(tx *db.Tx) error {
+			err := r.db.Tx(context.Background(), func(tx *db.Tx) error {
 				j, err := r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: "bench:run"})
 				id = j.ID
 				return err
@@ -201,146 +240,145 @@ func BenchmarkPickUp(b *testing.B) {
 		slices.Sort(took)
 		slices.Sort(commits)
 		bound := interval*3/2 + 2*commits[len(commits)/2]
-		b.ReportMetric(took[n/2].Seconds()*1000, "p50-ms")
-		b.ReportMetric(took[n*99/100].Seconds()*1000, "p99-ms")
-		b.ReportMetric(bound.Seconds()*1000, "bound-ms")
-		b.ReportMetric(float64(took[n*99/100])/float64(bound), "ratio")
+		b.ReportMetric(commits[n/2].Seconds()*1000, "commit-p50-ms")
+		b.ReportMetric(took[n/2].Seconds()*1000, "pick-up-p50-ms")
+		atMost(b, "pick-up-p99-ms", took[n*99/100].Seconds()*1000, bound.Seconds()*1000)
 	}
 }
 
-// BenchmarkClaimBesideWaiting claims with 100,000 retries waiting in the lane,
-// against the same without them.
+// Rows of the claim benchmarks: owners who came one after the other with all
+// their jobs, so that fair turns and arrival are two different orders.
+const (
+	claimJobs   = 4000
+	claimOwners = 100
+)
+
+// fill makes the queue anew, as it is after a vacuum, and keeps the next one out
+// of what is measured.
+func (r *rig) fill(b *testing.B, waiting int) {
+	b.Helper()
+	r.exec(b, `TRUNCATE jobs`)
+	r.exec(b, `ALTER TABLE jobs SET (autovacuum_enabled = false)`)
+	insert := func(prefix, state string, attempt, n, each int) {
+		r.exec(b, `INSERT INTO jobs (id, lane, kind, party, ref, state, attempt, max_attempts, run_after, lease_until, worker,
+				vstart, cost, cancel_requested, progress_done, progress_total, error_code, created_at, started_at, finished_at)
+			SELECT 'job_' || ?::text || lpad(i::text, 25, '0'), 'bench', 'bench:run', 'owner' || i / ?::int, 'gen_0000000000', ?::text, ?::int, 5,
+				CASE WHEN ?::text = 'waiting' THEN 9000000000000 ELSE i END, 0, '', i % ?::int, 1, 0, 0, 0, '', i, 0, 0
+			FROM generate_series(0, ?::int - 1) AS i`, prefix, each, state, attempt, state, each, n)
+	}
+	insert("w", "waiting", 1, waiting, max(waiting/claimOwners, 1))
+	insert("q", "queued", 0, claimJobs, claimJobs/claimOwners)
+	r.exec(b, `VACUUM ANALYZE jobs`)
+}
+
+// drain claims all that is queued, as many at a time as there are connections,
+// and returns claims in a second.
+func drain(b *testing.B, claim func() (ok bool, err error)) float64 {
+	b.Helper()
+	return parallel(claimJobs, func(int) {
+		if ok, err := claim(); err != nil || !ok {
+			b.Errorf("claimed nothing: %v", err)
+		}
+	})
+}
+
+func (r *rig) claims(b *testing.B) float64 {
+	b.Helper()
+	return drain(b, func() (bool, error) {
+		_, ok, err := r.queue.Claim(context.Background(), "bench", "wrk_0000000000")
+		return ok, err
+	})
+}
+
+// BenchmarkClaimBesideWaiting claims, with nothing around the claim, while
+// 100,000 retries wait in the lane, against the same without them.
 func BenchmarkClaimBesideWaiting(b *testing.B) {
 	for b.Loop() {
-		const n = 8000
-		rate := func(waiting int) float64 {
-			r := newRig(b, connections, time.Second, nil)
-			ctx := context.Background()
-			_, err := r.db.Exec(ctx, `INSERT INTO jobs (id, lane, kind, party, ref, state, attempt, max_attempts, run_after, lease_until, worker,
-					vstart, cost, cancel_requested, progress_done, progress_total, error_code, created_at, started_at, finished_at)
-				SELECT 'job_w' || i, 'bench', 'bench:run', 'p' || (i % 100), '', 'waiting', 1, 5, 9000000000000, 0, '', 0, 1, 0, 0, 0, '', 0, 0, 0
-				FROM generate_series(1, ?::int) AS i`, waiting)
-			if err != nil {
-				b.Fatal(err)
+		r := newRig(b, 1, time.Second, nil)
+		rate := func(waiting int) func() float64 {
+			return func() float64 {
+				r.fill(b, waiting)
+				return r.claims(b)
 			}
-			parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-			if _, err := r.db.Exec(ctx, `ANALYZE jobs`); err != nil {
-				b.Fatal(err)
-			}
-			return r.claims(b, n)
 		}
-		without := rate(0)
-		with := rate(100_000)
-		again := rate(0)
-		b.ReportMetric(with, "claims/s")
-		b.ReportMetric(with/((without+again)/2), "ratio")
+		rate(0)() // every connection is open and knows its statements
+		without, with := between(b, 4, rate(0), rate(100_000))
+		b.ReportMetric(without, "claims/s-alone")
+		b.ReportMetric(with, "claims/s-beside-100000")
+		atLeast(b, "beside/alone", with/without, 0.9)
 	}
 }
 
-// claims drains n queued jobs through the worker and returns jobs in a second.
-func (r *rig) claims(b *testing.B, n int) float64 {
-	b.Helper()
-	stop := r.worker()
-	defer stop()
-	started := time.Now()
-	testenv.Eventually(b, time.Minute, func() bool {
-		var left int
-		err := r.db.Get(context.Background(), &left, `SELECT count(*) FROM jobs WHERE state = 'queued'`)
-		return err == nil && left == 0
-	})
-	return float64(n) / time.Since(started).Seconds()
-}
-
-// BenchmarkFairClaim claims in the order of turns against the same rows in the
-// order of their arrival, and measures how fair the turns are: Jain's index
-// over 100 owners, one of whom has 100 times the jobs.
+// BenchmarkFairClaim claims in the order of turns against the plainest queue, a
+// first-in-first-out one on an index of its own, and measures how fair the turns
+// are: Jain's index over 100 owners, one of whom has 100 times the jobs.
 func BenchmarkFairClaim(b *testing.B) {
 	for b.Loop() {
-		const n = 8000
+		r := newRig(b, 1, time.Second, nil)
+		ctx := context.Background()
+		// Each has one index to keep.
 		fifo := func() float64 {
-			r := newRig(b, connections, time.Second, nil)
-			parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-			// The same rows and index, tagged by arrival.
-			if _, err := r.db.Exec(context.Background(), `UPDATE jobs SET vstart = created_at`); err != nil {
-				b.Fatal(err)
-			}
-			if _, err := r.db.Exec(context.Background(), `VACUUM ANALYZE jobs`); err != nil {
-				b.Fatal(err)
-			}
-			return r.claims(b, n)
+			r.fill(b, 0)
+			r.exec(b, `DROP INDEX jobs_queued`)
+			r.exec(b, `CREATE INDEX floor_queued ON jobs (lane, created_at, id) WHERE state = 'queued'`)
+			return drain(b, func() (bool, error) {
+				var j jobs.Job
+				now := time.Now().UnixMilli() // nobody compares it
+				err := r.db.GetWrite(ctx, &j, `UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = ?, worker = ?,
+						started_at = ?, progress_done = 0, progress_total = 0
+					WHERE id = (SELECT id FROM jobs WHERE lane = ? AND state = 'queued' ORDER BY created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED)
+						AND state = 'queued' RETURNING `+jobs.Columns, now+jobs.Lease.Milliseconds(), "wrk_0000000000", now, "bench")
+				if errors.Is(err, sql.ErrNoRows) {
+					return false, nil
+				}
+				return true, err
+			})
+		}
+		var index string
+		if err := r.db.Get(ctx, &index, `SELECT indexdef FROM pg_indexes WHERE indexname = 'jobs_queued'`); err != nil {
+			b.Fatal(err)
 		}
 		fair := func() float64 {
-			r := newRig(b, connections, time.Second, nil)
-			parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-			if _, err := r.db.Exec(context.Background(), `VACUUM ANALYZE jobs`); err != nil {
-				b.Fatal(err)
-			}
-			return r.claims(b, n)
+			r.fill(b, 0)
+			r.exec(b, `DROP INDEX floor_queued`)
+			r.exec(b, index)
+			return r.claims(b)
 		}
-		first, turns, second := fifo(), fair(), fifo()
-		b.ReportMetric(turns/((first+second)/2), "ratio")
+		r.fill(b, 0)
+		r.claims(b) // every connection is open and knows its statements
+		arrival, turns := between(b, 4, fifo, fair)
+		b.ReportMetric(arrival, "claims/s-fifo")
+		b.ReportMetric(turns, "claims/s-fair")
+		atLeast(b, "fair/fifo", turns/arrival, 0.9)
 
 		const each = 20
-		var mu sync.Mutex
-		served := map[string]float64{}
-		total := 0
-		all := make(chan struct{})
-		r := newRig(b, 1, time.Second, func(_ context.Context, run *jobs.Run) error {
-			mu.Lock()
-			defer mu.Unlock()
-			if total++; total <= 100*each/2 { // while everybody still waits
-				served[run.Party]++
-			}
-			if total == 100*each/2 {
-				close(all)
-			}
-			return nil
-		})
+		r = newRig(b, 1, time.Second, nil)
 		for range 100 * each {
 			r.add(b, "greedy")
 		}
 		parallel(99*each, func(i int) { r.add(b, fmt.Sprint("owner", i%99)) })
-		stop := r.worker()
-		<-all
-		stop()
+		served := map[string]float64{}
+		for range 100 * each / 2 { // while everybody still waits
+			j, ok, err := r.queue.Claim(ctx, "bench", "wrk_0000000000")
+			if err != nil || !ok {
+				b.Fatalf("claimed nothing: %v", err)
+			}
+			served[j.Party]++
+		}
 		var sum, squares float64
-		mu.Lock()
 		for _, n := range served {
 			sum += n
 			squares += n * n
 		}
-		mu.Unlock()
-		b.ReportMetric(sum*sum/(100*squares), "jain")
+		atLeast(b, "jain", sum*sum/(100*squares), 0.99)
 
 		r = newRig(b, 1, time.Second, nil)
 		parallel(320, func(int) { r.add(b, "one") })
 		var distinct float64
-		if err := r.db.Get(context.Background(), &distinct, `SELECT count(DISTINCT vstart) FROM jobs`); err != nil {
+		if err := r.db.Get(ctx, &distinct, `SELECT count(DISTINCT vstart) FROM jobs`); err != nil {
 			b.Fatal(err)
 		}
-		b.ReportMetric(distinct, "turns-of-320")
-	}
-}
-
-// BenchmarkRedisBytes measures what Redis holds for each queued job while every
-// job has a ring of its own; beyond the bell's bound it is less.
-func BenchmarkRedisBytes(b *testing.B) {
-	for b.Loop() {
-		const n = 200 // below the bound of 256
-		r := newRig(b, 1, time.Second, nil)
-		ctx := context.Background()
-		used := func() (total float64) {
-			for _, key := range r.redis.Keys(ctx, "*").Val() {
-				total += float64(r.redis.MemoryUsage(ctx, key, 0).Val())
-			}
-			return total
-		}
-		before := used()
-		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-		testenv.Eventually(b, 30*time.Second, func() bool {
-			return r.redis.LLen(ctx, "asynq:{bench}:pending").Val() == n
-		})
-		b.ReportMetric((used()-before)/n, "redis-bytes/job")
+		atLeast(b, "turns-of-320", distinct, 320)
 	}
 }
 
@@ -366,41 +404,50 @@ func BenchmarkFlushAll(b *testing.B) {
 			tell <- struct{}{}
 			return nil
 		})
-		ctx := context.Background()
-		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
-		if err := r.redis.FlushAll(ctx).Err(); err != nil { // every ring of the 10,000
-			b.Fatal(err)
+		told := func() bool {
+			select {
+			case <-tell:
+				return true
+			case <-time.After(30 * time.Second):
+				return false // lost, which the count says
+			}
 		}
+		ctx := context.Background()
+		flush := func() {
+			if err := r.redis.FlushAll(ctx).Err(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		parallel(n, func(i int) { r.add(b, fmt.Sprint("owner", i%100)) })
+		flush() // every ring of the 10,000
 		mu.Lock()
 		last = time.Now()
 		mu.Unlock()
-		defer r.worker()()
-		for i := range n {
+		stop := r.worker()
+		for i := 0; i < n && told(); i++ {
 			if i == n/2 {
-				_ = r.redis.FlushAll(ctx).Err() // in the middle of the work
+				flush() // in the middle of the work
 			}
-			<-tell
 		}
 		for i := range trickle {
 			mu.Lock()
 			last = time.Now()
 			mu.Unlock()
 			r.add(b, fmt.Sprint("owner", i))
-			_ = r.redis.FlushAll(ctx).Err() // with luck before its ring was heard
-			select {
-			case <-tell:
-			case <-time.After(time.Minute):
-			}
+			flush() // with luck before its ring was heard
+			told()
 		}
+		stop()
 		mu.Lock()
-		b.ReportMetric(pause.Seconds(), "longest-pause-s")
-		b.ReportMetric(float64(n+trickle-done), "lost")
+		atMost(b, "longest-pause-s", pause.Seconds(), 3)
+		atMost(b, "lost", float64(n+trickle-done), 0)
 		mu.Unlock()
 	}
 }
 
-// BenchmarkKill9 kills a worker process in the middle of a job and measures
-// until another worker runs it.
+// BenchmarkKill9 kills worker processes in the middle of a job, right after
+// they renewed its lease, which is the worst moment, and measures until another
+// worker runs it.
 func BenchmarkKill9(b *testing.B) {
 	for b.Loop() {
 		again := make(chan time.Time, 1)
@@ -408,36 +455,54 @@ func BenchmarkKill9(b *testing.B) {
 			again <- time.Now()
 			return nil
 		})
-		child := exec.Command(os.Args[0]) //nolint:gosec // this very binary
-		child.Env = append(os.Environ(), childDatabase+"="+r.url, childRedis+"="+r.redisURL)
-		if err := child.Start(); err != nil {
-			b.Fatal(err)
-		}
-		r.add(b, "owner")
-		testenv.Eventually(b, 20*time.Second, func() bool {
-			var running int
-			err := r.db.Get(context.Background(), &running, `SELECT count(*) FROM jobs WHERE state = 'running'`)
-			return err == nil && running == 1
-		})
-		defer r.worker()()
+		// The scheduler is patient for a lease after its own start. Every kill comes
+		// after that start, so no lease ends within its patience.
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		go func() { _ = r.queue.NewScheduler().Run(ctx) }()
-		// The scheduler is patient for a lease after its own start; the kill comes
-		// later, right after a renewal: the worst moment.
-		time.Sleep(jobs.Lease + jobs.Renew)
-		killed := time.Now()
-		if err := child.Process.Kill(); err != nil {
+		var took []float64
+		for range 3 {
+			took = append(took, r.kill(b, again).Seconds())
+		}
+		slices.Sort(took)
+		b.ReportMetric(took[1], "running-again-median-s")
+		atMost(b, "running-again-max-s", took[2], 20)
+	}
+}
+
+// kill starts a worker that runs one job, kills it and says how long the job
+// took to come to again.
+func (r *rig) kill(b *testing.B, again <-chan time.Time) time.Duration {
+	b.Helper()
+	child := exec.Command(os.Args[0]) //nolint:gosec // this very binary
+	child.Env = append(os.Environ(), childDatabase+"="+r.url, childRedis+"="+r.redisURL)
+	gone, err := testenv.StartBound(child)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r.add(b, "owner")
+	lease := func() (until int64) {
+		err := r.db.Get(context.Background(), &until, `SELECT coalesce(max(lease_until), 0) FROM jobs WHERE state = 'running'`)
+		if err != nil {
 			b.Fatal(err)
 		}
-		_ = child.Wait()
-		select {
-		case at := <-again:
-			b.ReportMetric(at.Sub(killed).Seconds(), "running-again-s")
-			b.ReportMetric(at.Sub(killed).Seconds()/20, "ratio-of-20-s")
-		case <-time.After(2 * time.Minute):
-			b.Fatal("it did not run again")
-		}
+		return until
+	}
+	testenv.Eventually(b, 20*time.Second, func() bool { return lease() > 0 })
+	defer r.worker()()
+	first := lease()
+	testenv.Eventually(b, 2*jobs.Renew, func() bool { return lease() != first })
+	killed := time.Now()
+	if err := child.Process.Kill(); err != nil {
+		b.Fatal(err)
+	}
+	<-gone
+	select {
+	case at := <-again:
+		return at.Sub(killed)
+	case <-time.After(2 * time.Minute):
+		b.Fatal("it did not run again")
+		return 0
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +23,9 @@ type Metrics struct {
 	inHand           *prometheus.GaugeVec
 	leasesLost       prometheus.Counter
 	doorbellFailures prometheus.Counter
+
+	mu    sync.Mutex
+	lanes map[string]bool // that were ever sampled: an empty one is told as 0, not left out
 }
 
 // NewMetrics makes the metrics and registers them, when there is a registry.
@@ -29,10 +33,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	fast := prometheus.ExponentialBuckets(0.0005, 2, 14) // 0.5 ms to 4 s
 	slow := prometheus.ExponentialBuckets(0.005, 2.5, 14)
 	m := &Metrics{
+		lanes: map[string]bool{},
 		depth: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_jobs", Help: "Jobs that have not ended, by lane and state (every 10 s, from the scheduler)."}, []string{"lane", "state"}),
 		age: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "zimage_jobs_oldest_seconds", Help: "How long the longest waiting job of the lane could have run."}, []string{"lane"}),
+			Name: "zimage_jobs_oldest_seconds", Help: "How long the longest waiting job of the lane could have run; 0 when none waits."}, []string{"lane"}),
 		claimLatency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "zimage_job_claim_seconds", Help: "Time of the claiming statement.", Buckets: fast}, []string{"lane"}),
 		pickup: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -98,13 +103,29 @@ func (q *Queue) sample(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	q.metrics.depth.Reset()
-	q.metrics.age.Reset()
+	var served []string
+	if err := q.db.Select(ctx, &served, `SELECT DISTINCT lane FROM workers`); err != nil {
+		return err
+	}
+	m := q.metrics
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	jobs, oldest := map[[2]string]int64{}, map[string]int64{}
+	for _, lane := range served {
+		m.lanes[lane] = true
+	}
 	for _, r := range rows {
-		q.metrics.depth.WithLabelValues(r.Lane, r.State).Set(float64(r.Jobs))
+		m.lanes[r.Lane] = true
+		jobs[[2]string{r.Lane, r.State}] = r.Jobs
 		if r.State == string(Queued) {
-			q.metrics.age.WithLabelValues(r.Lane).Set(float64(q.clock.Millis()-r.Oldest) / 1000)
+			oldest[r.Lane] = max(q.clock.Millis()-r.Oldest, 0)
 		}
+	}
+	for lane := range m.lanes {
+		for _, state := range []State{Queued, Waiting, Running} {
+			m.depth.WithLabelValues(lane, string(state)).Set(float64(jobs[[2]string{lane, string(state)}]))
+		}
+		m.age.WithLabelValues(lane).Set(float64(oldest[lane]) / 1000)
 	}
 	return nil
 }

@@ -4,23 +4,34 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"zimage/internal/db"
 )
 
-// batch bounds what one pass of the scheduler changes in one transaction.
-const batch = 200
+const (
+	// batch bounds what one pass of the scheduler changes in one transaction.
+	batch = 200
+	// maxStep of the clock between two passes is the sum of small corrections;
+	// more is a jump, by which leases pass that nobody failed to renew.
+	maxStep = 2 * time.Second
+	// clockEvery is how often every process measures the clock: that long, some
+	// still write leases by the old one.
+	clockEvery = 10 * time.Second
+)
 
 // Scheduler mends the queue and makes schedules come round. Any number of them
 // may run at once.
 type Scheduler struct {
 	queue     *Queue
 	schedules []Schedule
+	id        string
 
-	failed  bool      // the last pass saw the database fail
-	patient time.Time // until then expired leases are left alone
+	failed  bool          // the last pass saw the database fail
+	offset  time.Duration // of the clock in the last pass
+	patient time.Time     // until then, by monotonic time, expired leases are left alone
 }
 
 // A Schedule adds a job of a kind once in every interval, counted from 1970.
@@ -32,7 +43,7 @@ type Schedule struct {
 
 // NewScheduler makes a scheduler with its schedules.
 func (q *Queue) NewScheduler(schedules ...Schedule) *Scheduler {
-	return &Scheduler{queue: q, schedules: schedules}
+	return &Scheduler{queue: q, schedules: schedules, id: db.NewID("sch", q.clock.Now()), offset: q.clock.Offset()}
 }
 
 // Run makes a pass every two seconds until ctx ends.
@@ -53,10 +64,15 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
+func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	err := s.Reconcile(ctx)
+	defer func() {
+		if p := recover(); p != nil { // of a kind's Ended
+			err = fmt.Errorf("panic of type %T", p)
+		}
+	}()
+	err = s.Reconcile(ctx)
 	if err == nil {
 		err = s.Tick(ctx)
 	}
@@ -71,26 +87,57 @@ func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
 // long enough, and fails those that have no attempt left. It may be called by
 // anybody at any time.
 func (s *Scheduler) Reconcile(ctx context.Context) error {
-	q := s.queue
-	// A database that is too slow for the workers' renewals is away for them,
-	// even if it answers us in the end.
-	ping, cancel := context.WithTimeout(ctx, Renew)
-	defer cancel()
-	if err := q.db.Ping(ping); err != nil {
-		s.failed = true
+	if err := s.probe(ctx); err != nil {
 		return err
 	}
 	if s.failed {
 		// The workers could not renew either: they get a lease's time to do so.
 		s.failed = false
-		s.patient = q.clock.Now().Add(Lease)
+		s.wait(Lease)
 	}
-	if !q.clock.Now().Before(s.patient) {
-		if err := s.repeat(ctx, s.requeueLost); err != nil {
+	now := s.queue.clock.Now() // before the offset, so that a jump in it is seen
+	offset := s.queue.clock.Offset()
+	if (offset - s.offset).Abs() > maxStep {
+		s.wait(clockEvery + Lease)
+	}
+	s.offset = offset
+	if !time.Now().Before(s.patient) {
+		lost := func(ctx context.Context) (int, error) { return s.requeueLost(ctx, now) }
+		if err := s.repeat(ctx, lost); err != nil {
 			return err
 		}
 	}
 	return s.repeat(ctx, s.queueDue)
+}
+
+// wait leaves expired leases alone for a while.
+func (s *Scheduler) wait(d time.Duration) {
+	if until := time.Now().Add(d); until.After(s.patient) {
+		s.patient = until
+	}
+}
+
+// probe notes whether a worker's renewal could be written now. It writes too,
+// because a database whose disk is full or that lets nobody write still answers
+// questions; and one that is too slow for a renewal is away for the workers even
+// if it answers us in the end. Nothing is left of it.
+func (s *Scheduler) probe(ctx context.Context) error {
+	q := s.queue
+	ctx, cancel := context.WithTimeout(db.Urgent(ctx), Renew)
+	defer cancel()
+	began := time.Now()
+	err := q.db.Tx(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO workers (id, lane, slots, unit_micros, seen_at) VALUES (?, '', 0, 0, ?)`, s.id, q.clock.Millis())
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `DELETE FROM workers WHERE id = ?`, s.id)
+		return err
+	})
+	if err != nil || time.Since(began) > Renew {
+		s.failed = true
+	}
+	return err
 }
 
 // repeat runs a bounded batch until there is no more.
@@ -107,28 +154,19 @@ func (s *Scheduler) repeat(ctx context.Context, one func(context.Context) (int, 
 	}
 }
 
-func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
+func (s *Scheduler) requeueLost(ctx context.Context, now time.Time) (int, error) {
 	q := s.queue
 	var lost []Job
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
 		lost = lost[:0]
 		err := tx.Select(ctx, &lost, `SELECT `+columns+` FROM jobs WHERE state = 'running' AND lease_until < ?
-			ORDER BY lease_until LIMIT ?`+db.SkipLocked(tx), q.clock.Millis(), batch)
+			ORDER BY lease_until LIMIT ?`+db.SkipLocked(tx), now.UnixMilli(), batch)
 		if err != nil {
 			return err
 		}
 		slices.SortStableFunc(lost, byParty)
 		for _, j := range lost {
-			switch {
-			case j.CancelRequested:
-				err = q.end(ctx, tx, j, Canceled, "canceled")
-			case j.Attempt >= j.MaxAttempts:
-				err = q.end(ctx, tx, j, Failed, "worker_lost")
-			default:
-				_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
-				tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
-			}
-			if err != nil {
+			if err := q.lost(ctx, tx, j); err != nil {
 				return err
 			}
 		}
@@ -139,6 +177,20 @@ func (s *Scheduler) requeueLost(ctx context.Context) (int, error) {
 		q.log.Warn("jobs of silent workers are free again", "jobs", len(lost))
 	}
 	return len(lost), err
+}
+
+// lost queues a running job whose worker is gone, or ends it when this was its
+// last attempt: a job that takes its process down with it must not do so forever.
+func (q *Queue) lost(ctx context.Context, tx *db.Tx, j Job) error {
+	switch {
+	case j.CancelRequested:
+		return q.end(ctx, tx, j, Canceled, "canceled")
+	case j.Attempt >= j.MaxAttempts:
+		return q.end(ctx, tx, j, Failed, "worker_lost")
+	}
+	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
+	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+	return err
 }
 
 // byParty is the order in which schedulers take turns for others: two of them
@@ -203,8 +255,9 @@ func (s *Scheduler) Tick(ctx context.Context) error {
 	return nil
 }
 
-// RequeueAll frees every running job at once. Only a process that knows itself
-// to be alone, by holding the data folder's lock, may call it.
+// RequeueAll frees every running job at once, as if its lease had passed. Only a
+// process that knows itself to be alone, by holding the data folder's lock, may
+// call it.
 func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
 	var running []Job
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
@@ -213,7 +266,7 @@ func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
 			return err
 		}
 		for _, j := range running {
-			if err := q.giveBack(ctx, tx, j); err != nil {
+			if err := q.lost(ctx, tx, j); err != nil {
 				return err
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,7 +36,10 @@ type Failure struct {
 	Code  string        // stable and safe to show
 	Final bool          // never tried again
 	After time.Duration // before the next attempt; 0: the kind's backoff
-	cause error
+	// Spared means that the attempt does not count: the job is queued again at
+	// once, in the turn that it has.
+	Spared bool
+	cause  error
 }
 
 // Fail ends the job as failed.
@@ -44,6 +48,13 @@ func Fail(code string, cause error) error { return &Failure{Code: code, Final: t
 // Retry runs the job again, after the kind's backoff, until its attempts are
 // used up; then code is why it failed.
 func Retry(code string, cause error) error { return &Failure{Code: code, cause: cause} }
+
+// GiveBack queues the job again as if it had not been claimed: what it needs had
+// no room for it. Whoever gives back sees to it that the slot rests: otherwise
+// the job is claimed again without a pause.
+func GiveBack(code string, cause error) error {
+	return &Failure{Code: code, Spared: true, cause: cause}
+}
 
 func (f *Failure) Error() string { return "job failed: " + f.Code }
 
@@ -134,10 +145,7 @@ func (r *Run) KeepSlot() { r.keep.Store(true) }
 func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.Tx) error) error {
 	q := r.worker.queue
 	r.completing.Store(true) // a renewal that finds the job ended must not end us
-	err := r.worker.persist(ctx, func() error {
-		// Not ctx: ended in the middle of a commit, it would hide what came of it.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), completeTimeout)
-		defer cancel()
+	err := r.worker.persist(ctx, func(ctx context.Context) error {
 		var err error
 		if fn == nil {
 			err = q.mark(ctx, q.db, r.Job, Succeeded, "") // one statement is its own transaction
@@ -169,8 +177,8 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 	return err
 }
 
-// completeTimeout bounds one try of a completion, so that a database that hangs
-// is tried again.
+// completeTimeout bounds one try to write what became of an attempt, so that a
+// database that hangs is tried again.
 const completeTimeout = 30 * time.Second
 
 // A Lane is what a worker serves: a queue and the slots to run it on.
@@ -188,19 +196,25 @@ type Worker struct {
 	id       string
 	lanes    []*lane
 	shutdown time.Duration
+	try      time.Duration // one try to write what became of an attempt
 	log      *slog.Logger
 
-	mu      sync.Mutex
-	running map[string]*Run
-	work    sync.WaitGroup
+	mu       sync.Mutex
+	running  map[string]*Run
+	stopping bool // whatever is claimed from now on is released at once
+	// Claims that ended without an answer, by the name under which they claimed,
+	// and when: each may have taken a job.
+	unanswered map[string]time.Time
+	claims     atomic.Int64
+	work       sync.WaitGroup
 }
 
 // NewWorker makes a worker. shutdown is how long running jobs may take to
 // finish once its context has ended.
 func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
 	w := &Worker{
-		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown,
-		running: map[string]*Run{},
+		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown, try: completeTimeout,
+		running: map[string]*Run{}, unanswered: map[string]time.Time{},
 	}
 	w.log = q.log.With("worker", w.id)
 	for _, l := range lanes {
@@ -277,6 +291,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 	background.Wait()
 	gone, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
+	w.giveBackUnanswered(gone)
 	if _, err := w.queue.db.Exec(gone, `DELETE FROM workers WHERE id = ?`, w.id); err != nil {
 		return fmt.Errorf("jobs: sign off: %w", err)
 	}
@@ -286,6 +301,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 func (w *Worker) stopAll() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.stopping = true
 	for _, r := range w.running {
 		r.cancel(ErrShutdown)
 	}
@@ -365,11 +381,62 @@ func (l *lane) serve(ctx context.Context) {
 }
 
 // claim is not cut off by a shutdown: a job claimed with nobody to hear of it
-// would wait for its lease to pass.
+// would wait for its lease to pass. Each claims under a name of its own, so that
+// a job whose claim was not answered can be told from one that runs and from one
+// that is being claimed.
 func (l *lane) claim(ctx context.Context) (Job, bool, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Renew)
+	ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
 	defer cancel()
-	return l.worker.queue.claim(ctx, l.Name, l.worker.id)
+	w := l.worker
+	name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
+	j, ok, err := w.queue.claim(ctx, l.Name, name)
+	if err != nil {
+		w.mu.Lock()
+		w.unanswered[name] = time.Now()
+		w.mu.Unlock()
+	}
+	return j, ok, err
+}
+
+// keepUnanswered is how long a claim without an answer may still turn out to have
+// taken a job: the server may only come to it when it is well again.
+const keepUnanswered = 10 * time.Minute
+
+// giveBackUnanswered gives back the jobs that claims without an answer have taken.
+// Nobody runs them; left to their leases, they would use up attempts.
+func (w *Worker) giveBackUnanswered(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, Renew)
+	defer cancel()
+	var names []any
+	w.mu.Lock()
+	for name, at := range w.unanswered {
+		if time.Since(at) > keepUnanswered {
+			delete(w.unanswered, name)
+		} else {
+			names = append(names, name)
+		}
+	}
+	w.mu.Unlock()
+	for some := range slices.Chunk(names, batch) {
+		var taken []struct {
+			Job
+			Worker string `db:"worker"`
+		}
+		err := w.queue.db.Select(ctx, &taken, `SELECT `+columns+`, worker FROM jobs
+			WHERE state = 'running' AND worker IN (`+db.Marks(len(some))+`)`, some...)
+		if err != nil {
+			return // it is away still
+		}
+		for _, t := range taken {
+			if err := w.queue.release(ctx, t.Job); err != nil {
+				return
+			}
+			w.mu.Lock()
+			delete(w.unanswered, t.Worker)
+			w.mu.Unlock()
+			w.log.Warn("gave back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt)
+		}
+	}
 }
 
 // start runs one claimed job in a goroutine of its own.
@@ -379,6 +446,9 @@ func (l *lane) start(j Job, slot Slot) {
 	r := &Run{Job: j, Slot: slot, worker: w, cancel: cancel}
 	w.mu.Lock()
 	w.running[j.ID] = r
+	if w.stopping { // the claim came back after stopAll
+		cancel(ErrShutdown)
+	}
 	w.mu.Unlock()
 	w.work.Go(func() {
 		defer func() {
@@ -391,6 +461,10 @@ func (l *lane) start(j Job, slot Slot) {
 			}
 			<-l.inflight
 		}()
+		if ctx.Err() != nil {
+			w.settle(ctx, r, context.Cause(ctx))
+			return
+		}
 		started := time.Now()
 		err := w.call(ctx, r)
 		if err == nil && r.ended.Load() {
@@ -404,22 +478,24 @@ func (l *lane) start(j Job, slot Slot) {
 func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			frames := make([]byte, 8<<10)
-			frames = frames[:runtime.Stack(frames, false)]
-			w.log.Error("handler panicked", "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
+			w.panicked("handler panicked", r, p)
 			err = Retry("internal", fmt.Errorf("panic of type %T", p))
 		}
 	}()
-	k := w.queue.kinds[r.Kind]
-	if k.Run == nil {
-		return Retry("unknown_kind", nil) // a newer worker may know it
-	}
+	k := w.queue.kinds[r.Kind] // only these are claimed
 	if k.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, k.Timeout)
 		defer cancel()
 	}
 	return k.Run(ctx, r)
+}
+
+// panicked logs a panic: its type and where, never what it says.
+func (w *Worker) panicked(what string, r *Run, p any) {
+	frames := make([]byte, 8<<10)
+	frames = frames[:runtime.Stack(frames, false)]
+	w.log.Error(what, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
 }
 
 // learn keeps the mean run time of one unit of cost, newer runs counting more.
@@ -438,9 +514,15 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	if r.ended.Load() {
 		return
 	}
+	defer func() {
+		if p := recover(); p != nil { // of the kind's Backoff or Ended
+			w.panicked("ending a job panicked; its lease will run out", r, p)
+		}
+	}()
 	cause := context.Cause(ctx)
 	if errors.Is(err, ErrFenced) || errors.Is(cause, ErrFenced) {
 		w.queue.metrics.leasesLost.Inc()
+		w.queue.attemptOver(r.Job)
 		w.log.Warn("attempt no longer counts", "job", r.ID, "attempt", r.Attempt)
 		return
 	}
@@ -451,11 +533,11 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	var settled error
 	switch {
 	case errors.Is(cause, ErrShutdown):
-		settled = w.persist(write, func() error { return w.queue.release(write, r.Job) })
+		settled = w.persist(write, func(ctx context.Context) error { return w.queue.release(ctx, r.Job) })
 	case err == nil:
 		settled = r.Complete(write, nil)
 	default:
-		settled = w.persist(write, func() error { return w.queue.fail(write, r, err) })
+		settled = w.persist(write, func(ctx context.Context) error { return w.queue.fail(ctx, r, err) })
 	}
 	if settled != nil {
 		w.log.Warn("could not settle a job; its lease will run out", "job", r.ID, "attempt", r.Attempt, "error", settled)
@@ -488,11 +570,21 @@ func (q *Queue) giveBack(ctx context.Context, tx *db.Tx, j Job) error {
 	}
 	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
 		WHERE id = ?`, j.ID)
-	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
+	tx.AfterCommit(func() {
+		q.attemptOver(j)
+		q.bell.Ring(j.Lane, j.Kind)
+	})
 	return err
 }
 
-// fail writes a failed attempt: canceled, waiting for the next one, or failed.
+// attemptOver measures an attempt that did not end its job; those that did are
+// measured with it.
+func (q *Queue) attemptOver(j Job) {
+	q.metrics.runTime.WithLabelValues(j.Lane, j.Kind).Observe(float64(q.clock.Millis()-j.StartedAt) / 1000)
+}
+
+// fail writes a failed attempt: canceled, given back, waiting for the next one, or
+// failed.
 func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 	k, now := q.kinds[r.Kind], q.clock.Millis()
 	f := &Failure{Code: "internal"}
@@ -511,27 +603,39 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 		switch {
 		case j.CancelRequested:
 			return q.end(ctx, tx, j, Canceled, "canceled")
+		case f.Spared:
+			return q.giveBack(ctx, tx, j)
 		case f.Final || j.Attempt >= j.MaxAttempts:
 			return q.end(ctx, tx, j, Failed, f.Code)
 		}
 		after := f.After
 		if after == 0 {
-			after = k.Backoff(j.Attempt)
+			// Of those that count: each that was spared has raised the most.
+			after = k.backoff(min(j.Attempt, j.Attempt-j.MaxAttempts+k.MaxAttempts))
 		}
 		_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ?, lease_until = 0, error_code = ?
 			WHERE id = ?`, now+after.Milliseconds(), f.Code, j.ID)
+		tx.AfterCommit(func() { q.attemptOver(j) })
 		return err
 	})
 	if errors.Is(err, ErrFenced) || errors.Is(err, sql.ErrNoRows) {
+		q.attemptOver(r.Job)
 		return nil // ended by somebody, perhaps by us with a lost answer
 	}
 	return err
 }
 
-// persist repeats write while the database is away.
-func (w *Worker) persist(ctx context.Context, write func() error) error {
+// persist repeats write while the database is away, each time for as long as
+// completeTimeout.
+func (w *Worker) persist(ctx context.Context, write func(context.Context) error) error {
+	try := func() error {
+		// Not ctx: ended in the middle of a commit, it would hide what came of it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.try)
+		defer cancel()
+		return write(ctx)
+	}
 	for wait := 100 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
-		err := write()
+		err := try()
 		if err == nil || !db.IsAway(err) || errors.Is(err, ErrFenced) {
 			return err
 		}
@@ -546,6 +650,7 @@ func (w *Worker) persist(ctx context.Context, write func() error) error {
 // renew tells the database every Renew that this worker lives and how far its
 // jobs are, and learns which of them are to stop.
 func (w *Worker) renew(ctx context.Context) {
+	ctx = db.Urgent(ctx)
 	t := time.NewTicker(Renew)
 	defer t.Stop()
 	w.present(ctx)
@@ -563,6 +668,7 @@ func (w *Worker) renew(ctx context.Context) {
 		for _, r := range running {
 			renewals.Go(func() { w.renewOne(ctx, r) })
 		}
+		renewals.Go(func() { w.giveBackUnanswered(ctx) })
 		renewals.Wait()
 		w.present(ctx)
 	}

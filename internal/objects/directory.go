@@ -50,6 +50,20 @@ func OpenDirectory(path string) (*Directory, error) {
 	return d, nil
 }
 
+// LookDirectory reports whether the folder is there, and what OpenDirectory would
+// refuse. It changes nothing.
+func LookDirectory(path string) (there bool, err error) {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fileError("open", err)
+	}
+	defer func() { _ = root.Close() }()
+	return true, (&Directory{root: root}).ours()
+}
+
 // ours refuses a folder in which other accounts could put links and files in
 // the place of objects.
 func (d *Directory) ours() error {

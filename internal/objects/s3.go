@@ -33,7 +33,7 @@ type S3Options struct {
 	AccessKey string
 	SecretKey string
 	TLS       bool   // version 1.3 at least
-	CAFile    string // PEM; trusted beside the system's authorities
+	CAFile    string // PEM; trusted instead of the system's authorities
 }
 
 // S3 keeps objects in a bucket, versioned or not, on any server that honours
@@ -67,6 +67,32 @@ const (
 // succeeds and the first Put or Check does this: the service goes on without its
 // pictures, also one that is started meanwhile.
 func OpenS3(ctx context.Context, o S3Options) (*S3, error) {
+	core, err := o.core()
+	if err != nil {
+		return nil, err
+	}
+	s := &S3{core: *core, bucket: o.Bucket, region: o.Region, proving: make(chan struct{}, 1)}
+	if err := s.prove(ctx, "open"); err != nil && (ctx.Err() != nil || !IsAway(err)) {
+		return nil, err
+	}
+	return s, nil
+}
+
+// LookS3 asks the server for its bucket and changes nothing. there is false when
+// it answers and has none, which OpenS3 would make. That the server refuses to
+// overwrite is proved by OpenS3 alone.
+func LookS3(ctx context.Context, o S3Options) (there bool, err error) {
+	core, err := o.core()
+	if err != nil {
+		return false, err
+	}
+	ctx, stop := context.WithTimeout(ctx, proofTime)
+	defer stop()
+	there, err = core.BucketExists(ctx, o.Bucket)
+	return there, s3Error("open", err)
+}
+
+func (o S3Options) core() (*minio.Core, error) {
 	transport, err := o.transport()
 	if err != nil {
 		return nil, err
@@ -78,14 +104,7 @@ func OpenS3(ctx context.Context, o S3Options) (*S3, error) {
 		Transport:  transport,
 		MaxRetries: attempts,
 	})
-	if err != nil {
-		return nil, s3Error("open", err)
-	}
-	s := &S3{core: *core, bucket: o.Bucket, region: o.Region, proving: make(chan struct{}, 1)}
-	if err := s.prove(ctx, "open"); err != nil && (ctx.Err() != nil || !isAway(err)) {
-		return nil, err
-	}
-	return s, nil
+	return core, s3Error("open", err)
 }
 
 // prove makes sure, until it has once succeeded, that the bucket is there and
@@ -122,14 +141,11 @@ func (o S3Options) transport() (*http.Transport, error) {
 	}
 	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS13}
 	if o.CAFile != "" {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			return nil, fmt.Errorf("read the system's certificates: %w", err)
-		}
 		pem, err := os.ReadFile(o.CAFile)
 		if err != nil {
 			return nil, fmt.Errorf("read the object store's CA file: %w", err)
 		}
+		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
 			return nil, errors.New("the object store's CA file holds no certificate")
 		}
@@ -520,9 +536,10 @@ func isTransient(ctx context.Context, err error) bool {
 	return response.StatusCode >= 500
 }
 
-// isAway: nothing is known to be wrong with the settings; the server, or the way
-// to it, is down or too busy. A full one is too: objects can be read and deleted.
-func isAway(err error) bool {
+// IsAway reports whether nothing is known to be wrong with the settings: the
+// server, or the way to it, is down or too busy. A full one is too: objects can
+// be read and deleted.
+func IsAway(err error) bool {
 	var response minio.ErrorResponse
 	if errors.As(err, &response) {
 		switch response.StatusCode {

@@ -456,7 +456,7 @@ func TestS3ComparesWithoutMetadata(t *testing.T) {
 	tells(t, s.Put(t.Context(), key, strings.NewReader("COPIED"), 6), objects.ErrExists)
 }
 
-func TestS3TLS(t *testing.T) {
+func TestPromise_X1_TheObjectStoreIsSpokenToInTLS13(t *testing.T) {
 	t.Parallel()
 	b := testenv.S3(t)
 	serve := func(maxVersion uint16) (testenv.S3Bucket, string) {

@@ -95,13 +95,9 @@ func (v *Vault) rewrapLookup(ctx context.Context) error {
 	if err != nil || row.RootID == v.roots.Current() {
 		return err
 	}
-	r, err := v.roots.find(row.RootID)
+	key, err := v.unwrapInstallation(row)
 	if err != nil {
 		return err
-	}
-	key, err := r.aead.Decrypt(row.Wrapped, installationData(lookupKey))
-	if err != nil {
-		return &RootError{ID: r.id, Wrong: true}
 	}
 	wrapped, err := v.roots.current.aead.Encrypt(key, installationData(lookupKey))
 	if err != nil {

@@ -69,16 +69,44 @@ func Open(ctx context.Context, keys *db.DB, roots *Roots, c *clock.Clock) (*Vaul
 	if err := v.openLookup(ctx); err != nil {
 		return nil, fmt.Errorf("open the vault: %w", err)
 	}
-	var missing string
-	err := keys.Get(ctx, &missing, `SELECT root_id FROM keysets WHERE root_id NOT IN (?, ?, '') LIMIT 1`,
-		roots.Current(), roots.Previous())
-	switch {
-	case err == nil:
-		return nil, fmt.Errorf("open the vault: %w", &RootError{ID: missing})
-	case !errors.Is(err, sql.ErrNoRows):
+	if err := v.findRoots(ctx); err != nil {
 		return nil, fmt.Errorf("open the vault: %w", err)
 	}
 	return v, nil
+}
+
+// Verify reports what Open would refuse, and changes nothing. A store that no
+// process has opened yet is fine with any key ring; roots is nil when there is
+// none, which is fine with such a store alone.
+func Verify(ctx context.Context, keys *db.DB, roots *Roots) error {
+	v := &Vault{keys: keys, roots: roots}
+	switch row, err := v.readInstallation(ctx); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	case roots == nil:
+		return &RootError{ID: row.RootID}
+	default:
+		if _, err := v.unwrapInstallation(row); err != nil {
+			return err
+		}
+	}
+	return v.findRoots(ctx)
+}
+
+// findRoots refuses a key ring that lacks a root.
+func (v *Vault) findRoots(ctx context.Context) error {
+	var missing string
+	err := v.keys.Get(ctx, &missing, `SELECT root_id FROM keysets WHERE root_id NOT IN (?, ?, '') LIMIT 1`,
+		v.roots.Current(), v.roots.Previous())
+	switch {
+	case err == nil:
+		return &RootError{ID: missing}
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	}
+	return err
 }
 
 // Check reports whether the key store answers.
@@ -127,13 +155,9 @@ func (v *Vault) openLookup(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	root, err := v.roots.find(row.RootID)
+	key, err := v.unwrapInstallation(row)
 	if err != nil {
 		return err
-	}
-	key, err := root.aead.Decrypt(row.Wrapped, installationData(lookupKey))
-	if err != nil {
-		return &RootError{ID: root.id, Wrong: true}
 	}
 	v.lookup = func(message []byte) []byte {
 		m := hmac.New(sha256.New, key)
@@ -152,6 +176,18 @@ func (v *Vault) readInstallation(ctx context.Context) (installationRow, error) {
 	var row installationRow
 	err := v.keys.Get(ctx, &row, `SELECT wrapped, root_id FROM installation_keys WHERE name = ?`, lookupKey)
 	return row, err
+}
+
+func (v *Vault) unwrapInstallation(row installationRow) ([]byte, error) {
+	root, err := v.roots.find(row.RootID)
+	if err != nil {
+		return nil, err
+	}
+	key, err := root.aead.Decrypt(row.Wrapped, installationData(lookupKey))
+	if err != nil {
+		return nil, &RootError{ID: root.id, Wrong: true}
+	}
+	return key, nil
 }
 
 func installationData(name string) []byte { return Data("installation key", name) }

@@ -51,29 +51,29 @@ func (a *api) submit(ctx context.Context, graph map[string]any, id string) (used
 	}{graph, id, id}
 	ctx, cancel := context.WithTimeout(ctx, engine.BriefCall)
 	defer cancel()
-	status, answer, err := a.client.Bytes(ctx, http.MethodPost, "/prompt", body, engine.MaxStatus)
+	answer, err := a.client.Bytes(ctx, http.MethodPost, "/prompt", body, engine.MaxStatus)
 	if err != nil {
 		return id, true, err
 	}
-	if status != http.StatusOK {
-		return id, status >= 500 || status == http.StatusRequestTimeout, refusal(status, answer)
+	if answer.Status != http.StatusOK {
+		return id, answer.Status >= 500 || answer.Status == http.StatusRequestTimeout, refusal(answer)
 	}
 	var accepted struct {
 		PromptID string `json:"prompt_id"`
 	}
-	if json.Unmarshal(answer, &accepted) != nil || !plainID(accepted.PromptID) {
-		return id, true, engine.NewError(engine.FaultEngine, engine.CodeFailed, status, nil)
+	if json.Unmarshal(answer.Body, &accepted) != nil || !plainID(accepted.PromptID) {
+		return id, true, engine.NewError(engine.FaultEngine, engine.CodeFailed, answer.Status, nil)
 	}
 	return accepted.PromptID, true, nil
 }
 
-// refusal is the error of a status of POST /prompt. A 400 never comes of the
+// refusal is the error of an answer to POST /prompt. A 400 never comes of the
 // prompt's words: either a number is beyond what a node takes, which our limits
 // let through, or this engine lacks a model or a node of the graph. Its text
 // quotes the inputs, so only the types of its errors are looked at.
-func refusal(status int, answer []byte) error {
-	if status != http.StatusBadRequest {
-		return engine.StatusError(status)
+func refusal(answer engine.Answer) error {
+	if answer.Status != http.StatusBadRequest {
+		return answer.Err()
 	}
 	var said struct {
 		NodeErrors map[string]struct {
@@ -82,15 +82,15 @@ func refusal(status int, answer []byte) error {
 			} `json:"errors"`
 		} `json:"node_errors"`
 	}
-	_ = json.Unmarshal(answer, &said) // an answer that can't be read names no type
+	_ = json.Unmarshal(answer.Body, &said) // an answer that can't be read names no type
 	for _, node := range said.NodeErrors {
 		for _, e := range node.Errors {
 			if e.Type == "value_bigger_than_max" || e.Type == "value_smaller_than_min" {
-				return engine.NewError(engine.FaultUser, engine.CodeInvalid, status, nil)
+				return engine.NewError(engine.FaultUser, engine.CodeInvalid, answer.Status, nil)
 			}
 		}
 	}
-	return engine.NewError(engine.FaultEngine, engine.CodeInvalid, status, nil)
+	return engine.NewError(engine.FaultEngine, engine.CodeInvalid, answer.Status, nil)
 }
 
 // plainID guards what we put into a path.
@@ -190,11 +190,11 @@ func (a *api) view(ctx context.Context, f file, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, viewWait)
 	defer cancel()
 	query := url.Values{"filename": {f.Name}, "subfolder": {f.Folder}, "type": {f.Type}}
-	status, image, err := a.client.Bytes(ctx, http.MethodGet, "/view?"+query.Encode(), nil, limit)
-	if err == nil && status != http.StatusOK {
-		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, nil)
+	answer, err := a.client.Bytes(ctx, http.MethodGet, "/view?"+query.Encode(), nil, limit)
+	if err == nil && answer.Status != http.StatusOK {
+		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, answer.Status, nil)
 	}
-	return image, err
+	return answer.Body, err
 }
 
 // cancel asks the server to stop this prompt and no other. The builds before

@@ -237,7 +237,7 @@ func TestInterruptedBySomebodyElse(t *testing.T) {
 		f, e := server(t, fake.Options{Hang: true, Silent: silent}, nil)
 		go func() {
 			eventually(t, "running", func() bool { return f.Running() != "" })
-			_, _, _ = e.api.client.Bytes(context.Background(), http.MethodPost, "/interrupt", struct{}{}, 1<<10)
+			_, _ = e.api.client.Bytes(context.Background(), http.MethodPost, "/interrupt", struct{}{}, 1<<10)
 		}()
 		_, err := e.Generate(t.Context(), request(1), nil)
 		wantError(t, err, engine.FaultOurs, engine.CodeCanceled)

@@ -30,8 +30,8 @@ var _ Server = (*SDCPP)(nil)
 // NewSDCPP is a server that loaded that model file.
 func NewSDCPP(model string) *SDCPP { return &SDCPP{model: model, jobs: map[string]*job{}} }
 
-// ServeHTTP answers as the real server does, on the native routes alone: an
-// adapter that uses another gets a 404.
+// ServeHTTP answers as the real server does, on its native routes and on the one
+// that is a trap: OpenAI's.
 func (s *SDCPP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.is(Hang) {
 		hang(r)
@@ -49,6 +49,10 @@ func (s *SDCPP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, object{"model": object{"name": model, "stem": stem, "path": "/models/" + model}, "supported_modes": []string{"img_gen"}})
 	case r.Method == http.MethodPost && r.URL.Path == "/sdcpp/v1/img_gen":
 		s.submit(w, r)
+	case r.Method == http.MethodGet && r.URL.Path == "/v1/models":
+		answer(w, http.StatusOK, object{"data": []object{{"id": "sd-cpp-local", "object": "model", "owned_by": "local"}}})
+	case r.Method == http.MethodPost && r.URL.Path == "/v1/images/generations":
+		s.compatible(w, r)
 	case r.Method == http.MethodPost && isJob && isCancel:
 		s.cancel(w, id)
 	case r.Method == http.MethodGet && isJob:
@@ -84,7 +88,6 @@ func (s *SDCPP) submit(w http.ResponseWriter, r *http.Request) {
 		Prompt: a.Prompt, NegativePrompt: a.NegativePrompt, Width: a.Width, Height: a.Height, Seed: a.Seed, Images: a.BatchCount,
 		Steps: a.Sample.Steps, Guidance: a.Sample.Guidance.Text, Fields: fields,
 	}
-	obey(&c)
 	s.note(c)
 	if s.is(Busy) {
 		answer(w, http.StatusTooManyRequests, object{"error": "job queue is full"})
@@ -99,19 +102,63 @@ func (s *SDCPP) submit(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusAccepted, object{"id": id, "kind": "img_gen", "status": "queued", "created": 1, "poll_url": "/sdcpp/v1/jobs/" + id})
 }
 
-// obey does what the block of settings in a prompt says, as the compatible
-// routes of the real server do: whoever lets one through gets three images.
+// compatible is OpenAI's route. It takes the fields that it knows and passes over
+// the others, the seed among them; what it takes beyond them is what a block in
+// the prompt says.
+func (s *SDCPP) compatible(w http.ResponseWriter, r *http.Request) {
+	a := struct {
+		Prompt string `json:"prompt"`
+		N      int    `json:"n"`
+		Size   string `json:"size"`
+	}{N: 1}
+	if json.NewDecoder(r.Body).Decode(&a) != nil || a.Prompt == "" {
+		answer(w, http.StatusBadRequest, object{"error": "prompt required"})
+		return
+	}
+	c := Call{Prompt: a.Prompt, Width: 512, Height: 512, Images: a.N}
+	_, _ = fmt.Sscanf(a.Size, "%dx%d", &c.Width, &c.Height)
+	s.mu.Lock()
+	s.next++
+	c.Seed = int64(s.next) // its own, whatever was sent
+	s.mu.Unlock()
+	obey(&c)
+	s.note(c)
+	s.gpu.Lock()
+	defer s.gpu.Unlock()
+	s.work(context.WithoutCancel(r.Context()))
+	data := []object{}
+	for k := range c.Images {
+		image := c
+		image.Seed += int64(k)
+		data = append(data, object{"b64_json": b64(s.paint(image))})
+	}
+	answer(w, http.StatusOK, object{"created": 1, "data": data, "output_format": "png"})
+}
+
+// obey takes the block of settings out of a prompt and does what it says.
 func obey(c *Call) {
-	_, rest, found := strings.Cut(strings.ToLower(c.Prompt), "<sd_cpp_extra_args>")
-	block, _, closed := strings.Cut(rest, "</sd_cpp_extra_args>")
+	const open, shut = "<sd_cpp_extra_args>", "</sd_cpp_extra_args>"
+	before, rest, found := strings.Cut(c.Prompt, open)
+	block, after, closed := strings.Cut(rest, shut)
 	if !found || !closed {
 		return
 	}
+	c.Prompt = before + after
 	var settings struct {
-		Batch int `json:"batch_count"`
+		Batch  int    `json:"batch_count"`
+		Seed   *int64 `json:"seed"`
+		Width  int    `json:"width"`
+		Height int    `json:"height"`
 	}
-	if json.Unmarshal([]byte(block), &settings) == nil && settings.Batch > 0 {
-		c.Images = settings.Batch
+	if json.Unmarshal([]byte(block), &settings) != nil {
+		return
+	}
+	c.Images = max(settings.Batch, c.Images)
+	if settings.Seed != nil {
+		c.Seed = *settings.Seed
+	}
+	if settings.Width > 0 && settings.Height > 0 {
+		c.Width, c.Height = settings.Width, settings.Height
 	}
 }
 

@@ -52,6 +52,7 @@ type Server interface {
 	Finish()            // ends all images that are being made now
 	Running() int       // images being made now
 	Sent() int64        // bytes of a huge answer that somebody took
+	Calls() []Call      // all requests for images so far
 }
 
 // A Call is a request for an image as the server understood it.

@@ -3,13 +3,16 @@ package enginetest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"zimage/internal/clock"
 	"zimage/internal/engine"
 )
 
@@ -57,6 +60,8 @@ var expected = map[Trap]struct {
 // Suite is what every adapter passes.
 func Suite(t *testing.T, s Subject) {
 	t.Run("makes the image of its seed", s.success)
+	t.Run("server "+string(IgnoreSeed), s.ignored)
+	t.Run("sends no settings that a prompt holds", s.settings)
 	t.Run("stops or waits when cancelled", s.cancel)
 	t.Run("does nothing for who is gone", s.gone)
 	t.Run("says whether it serves its models", s.check)
@@ -66,7 +71,8 @@ func Suite(t *testing.T, s Subject) {
 	}
 }
 
-func (s Subject) start(t *testing.T, timeout time.Duration) (Server, *httptest.Server, engine.Engine) {
+// serve starts a server and says how to reach it.
+func (s Subject) serve(t *testing.T, timeout time.Duration) (Server, *httptest.Server, engine.Settings) {
 	t.Helper()
 	t.Parallel()
 	server := s.Server()
@@ -74,7 +80,13 @@ func (s Subject) start(t *testing.T, timeout time.Duration) (Server, *httptest.S
 	t.Cleanup(listener.Close)
 	t.Cleanup(server.Finish)
 	settings := s.Settings
-	settings.Name, settings.URL, settings.Timeout = "subject", listener.URL, timeout
+	settings.Name, settings.URL, settings.Timeout, settings.Slots = "subject", listener.URL, timeout, 1
+	return server, listener, settings
+}
+
+func (s Subject) start(t *testing.T, timeout time.Duration) (Server, *httptest.Server, engine.Engine) {
+	t.Helper()
+	server, listener, settings := s.serve(t, timeout)
 	e, err := s.Open(settings)
 	if err != nil {
 		t.Fatal(err)
@@ -123,6 +135,90 @@ func (s Subject) success(t *testing.T) {
 	}
 	if bytes.Equal(images[1], images[2]) {
 		t.Error("another seed gave the same image")
+	}
+}
+
+// ignored is a server that does not do as it is told. None of them says which seed
+// it took, so no adapter can see it: that each was asked for the right one is all
+// there is to see, and that the image is taken for what it is.
+func (s Subject) ignored(t *testing.T) {
+	server, _, e := s.start(t, patience)
+	server.Set(IgnoreSeed)
+	var images [4][]byte
+	seeds := []int64{0, 0, 1<<32 - 1, 1<<32 - 1}
+	for i, seed := range seeds {
+		if i == 2 {
+			server.Set(Fine)
+		}
+		image, err := e.Generate(t.Context(), s.request(seed), func(engine.Progress) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := engine.CheckImage(image, 64, 96); err != nil {
+			t.Fatal(err)
+		}
+		images[i] = image
+	}
+	if bytes.Equal(images[0], images[1]) {
+		t.Error("the server did not fall into its trap")
+	}
+	if !bytes.Equal(images[2], images[3]) {
+		t.Error("the same seed gave another image")
+	}
+	calls := server.Calls()
+	if len(calls) != len(seeds) {
+		t.Fatalf("%d calls for %d images", len(calls), len(seeds))
+	}
+	for i, c := range calls {
+		if c.Seed != seeds[i] {
+			t.Errorf("call %d asks for seed %d, want %d", i, c.Seed, seeds[i])
+		}
+	}
+}
+
+// settings are those of stable-diffusion.cpp, which its server and others built on
+// it take out of a prompt. The fleet takes them out for every engine, so it is
+// the fleet that is asked.
+func (s Subject) settings(t *testing.T) {
+	server, _, settings := s.serve(t, patience)
+	fleet, err := engine.NewFleet(engine.Config{Engines: []engine.Settings{settings}}, []string{settings.Lane}, s.Open,
+		engine.FleetOptions{Clock: clock.New(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot, err := fleet.Acquire(t.Context(), settings.Lane)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slot.Release()
+	const block = `<sd_cpp_extra_args>{"batch_count":3,"seed":5,"width":4096,"height":4096}</sd_cpp_extra_args>`
+	for i, c := range []struct{ prompt, negative, wantPrompt, wantNegative string }{
+		{"a cat " + block + "in rain", "fog", "a cat in rain", "fog"},
+		{block + "a cat", "fog" + block, "a cat", "fog"},
+		{"a cat" + strings.ToUpper(block), strings.ToUpper(block) + "fog", "a cat", "fog"},
+		{"a cat" + block + block, "fog<sd_cpp_extra_args>", "a cat", "fog"},
+		{"<sd_cpp_" + block + "extra_args>a cat", "fog<sd_cpp_" + block + "extra_args>", "a cat", "fog"},          // put together by taking out
+		{"<sd_cpp_<sd_cpp_extra_args>extra_args>a cat", "</sd_cpp_extra_args>fog", "<>a cat", "fog"},              // nested
+		{`a cat<sd_cpp_extra_args>{"batch_count":3}`, `</sd_cpp_extra_args>fog`, `a cat{"batch_count":3}`, "fog"}, // split over both
+	} {
+		r := s.request(int64(i))
+		r.Prompt, r.NegativePrompt = c.prompt, c.negative
+		image, err := slot.Generate(t.Context(), r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := engine.CheckImage(image, 64, 96); err != nil {
+			t.Error(err)
+		}
+		calls := server.Calls()
+		got := calls[len(calls)-1]
+		if len(calls) != i+1 || got.Images != 1 || got.Seed != r.Seed || got.Prompt != c.wantPrompt || got.NegativePrompt != c.wantNegative {
+			t.Errorf("%q, %q: call %d is %d images of %q, %q with seed %d", c.prompt, c.negative, len(calls), got.Images, got.Prompt, got.NegativePrompt, got.Seed)
+		}
+		sent, err := json.Marshal(got.Fields)
+		if err != nil || strings.Contains(strings.ToLower(string(sent)), "sd_cpp_extra_args") {
+			t.Errorf("%q, %q: sent %s (%v)", c.prompt, c.negative, sent, err)
+		}
 	}
 }
 

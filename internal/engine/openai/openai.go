@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"zimage/internal/engine"
@@ -43,6 +44,7 @@ type Engine struct {
 	timeout time.Duration
 	served  map[string]engine.Served
 	usual   engine.Usual
+	known   atomic.Bool // the server has passed Check
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -65,8 +67,8 @@ func Open(s engine.Settings) (engine.Engine, error) {
 	return e, nil
 }
 
-// Generate makes one image. These servers tell no steps: progress is estimated
-// from how long this model's images took before.
+// Generate makes one image, the first after a Check. These servers tell no steps:
+// progress is estimated from how long this model's images took before.
 //
 // vLLM-Omni and LocalAI stop when the connection closes, so Generate returns as
 // soon as ctx ends. SGLang goes on: there Generate keeps the connection and
@@ -75,6 +77,14 @@ func Open(s engine.Settings) (engine.Engine, error) {
 func (e *Engine) Generate(ctx context.Context, r engine.Request, progress func(engine.Progress)) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, engine.ContextError(ctx)
+	}
+	// Other servers have this route too, and sd-server's ignores the seed, which no
+	// answer would tell: before its first image a server must be the one we think.
+	if !e.known.Load() {
+		if err := e.Check(ctx); err != nil {
+			return nil, err
+		}
+		e.known.Store(true)
 	}
 	base := ctx
 	if !e.dialect.stops {
@@ -126,23 +136,23 @@ func (e *Engine) Check(ctx context.Context) error {
 func (e *Engine) ask(ctx context.Context, r engine.Request) ([]byte, error) {
 	// Base64 takes four bytes for three; a page more for what stands around it.
 	limit := engine.ImageLimit(r.Width, r.Height)/3*4 + 4<<10
-	status, text, err := e.client.Bytes(ctx, http.MethodPost, "/v1/images/generations", e.dialect.body(r), limit)
+	a, err := e.client.Bytes(ctx, http.MethodPost, "/v1/images/generations", e.dialect.body(r), limit)
 	if err != nil {
 		return nil, err
 	}
-	if status != http.StatusOK {
-		if refused(text) {
-			return nil, engine.NewError(engine.FaultUser, engine.CodeRefused, status, nil)
+	if a.Status != http.StatusOK {
+		if refused(a.Body) {
+			return nil, engine.NewError(engine.FaultUser, engine.CodeRefused, a.Status, nil)
 		}
-		return nil, engine.StatusError(status)
+		return nil, a.Err()
 	}
 	var answer struct {
 		Data []struct {
 			Image []byte `json:"b64_json"`
 		} `json:"data"`
 	}
-	if json.Unmarshal(text, &answer) != nil || len(answer.Data) == 0 {
-		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, errNoImage)
+	if json.Unmarshal(a.Body, &answer) != nil || len(answer.Data) == 0 {
+		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, a.Status, errNoImage)
 	}
 	// One that sent a URL has no b64_json: an image of no size.
 	image := answer.Data[0].Image

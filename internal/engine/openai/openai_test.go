@@ -3,7 +3,9 @@ package openai_test
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,6 +160,64 @@ func TestProgressIsEstimatedOnceTimesAreKnown(t *testing.T) {
 	}
 	if len(steps) < 3 || steps[0] != 0 {
 		t.Errorf("steps of the second image: %v", steps)
+	}
+}
+
+// sd-server has this route too, ignores the seed on it and does what a prompt says.
+// No dialect takes it for its server, so no seed is claimed that was not used.
+func TestAnSDServerIsNoneOfTheDialects(t *testing.T) {
+	t.Parallel()
+	for _, dialect := range []string{engine.DialectVLLMOmni, engine.DialectSGLang, engine.DialectLocalAI} {
+		t.Run(dialect, func(t *testing.T) {
+			t.Parallel()
+			server := enginetest.NewSDCPP("z_image.gguf")
+			listener := httptest.NewServer(server)
+			t.Cleanup(listener.Close)
+			s := settings(dialect)
+			s.URL, s.Models = listener.URL, map[string]engine.Served{"z": {Upstream: "sd-cpp-local", Dialect: dialect}}
+			e, err := openai.Open(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Check(t.Context()); engine.FaultOf(err) != engine.FaultEngine || engine.CodeOf(err) != engine.CodeFailed {
+				t.Errorf("Check: %v", err)
+			}
+			image, err := e.Generate(t.Context(), request(dialect), func(engine.Progress) {})
+			if image != nil || engine.FaultOf(err) != engine.FaultEngine || engine.CodeOf(err) != engine.CodeFailed {
+				t.Errorf("%d bytes, %v", len(image), err)
+			}
+			if n := len(server.Calls()); n != 0 {
+				t.Errorf("it was asked for %d images", n)
+			}
+		})
+	}
+}
+
+// A server is looked at before its first image alone.
+func TestAServerIsCheckedOnce(t *testing.T) {
+	t.Parallel()
+	server := enginetest.NewOpenAI(engine.DialectVLLMOmni, "Tongyi/Z")
+	var checks atomic.Int64
+	listener := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/health" {
+			checks.Add(1)
+		}
+		server.ServeHTTP(w, r)
+	}))
+	t.Cleanup(listener.Close)
+	s := settings(engine.DialectVLLMOmni)
+	s.URL = listener.URL
+	e, err := openai.Open(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := e.Generate(t.Context(), request(engine.DialectVLLMOmni), func(engine.Progress) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := checks.Load(); n != 1 {
+		t.Errorf("checked %d times", n)
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"net/http"
 	"regexp"
-	"strings"
 	"time"
 
 	"zimage/internal/engine"
@@ -134,33 +133,10 @@ func newOrder(r engine.Request) order {
 		text = *r.Served.Guidance
 	}
 	return order{
-		Prompt: plain(r.Prompt), NegativePrompt: plain(r.NegativePrompt),
+		Prompt: r.Prompt, NegativePrompt: r.NegativePrompt,
 		Width: r.Width, Height: r.Height, Seed: r.Seed, BatchCount: 1, OutputFormat: "png",
 		Sample: sample{Steps: r.Steps + r.Served.StepsOffset, Guidance: guidance{Text: text}},
 	}
-}
-
-const settingsWord = "sd_cpp_extra_args"
-
-var (
-	settingsBlock = regexp.MustCompile(`(?is)<\s*` + settingsWord + `[^>]*>.*?<\s*/\s*` + settingsWord + `\s*>`)
-	settingsTag   = regexp.MustCompile(`(?i)<?\s*/?\s*` + settingsWord + `\s*>?`)
-)
-
-// plain takes out what sd-server could read as settings: whole blocks, single
-// tags, and then, in one pass, every word that taking out put together. Doing
-// the first two over and over takes seconds for a prompt of nested tags.
-func plain(prompt string) string {
-	prompt = settingsBlock.ReplaceAllLiteralString(prompt, "")
-	prompt = settingsTag.ReplaceAllLiteralString(prompt, "")
-	kept := make([]byte, 0, len(prompt))
-	for i := range len(prompt) {
-		kept = append(kept, prompt[i])
-		if start := len(kept) - len(settingsWord); start >= 0 && strings.EqualFold(string(kept[start:]), settingsWord) {
-			kept = kept[:start]
-		}
-	}
-	return string(kept)
 }
 
 // jobID is the shape of an id, which becomes part of our paths.
@@ -251,20 +227,25 @@ func (e *Engine) look(ctx context.Context, id string, r engine.Request) (state, 
 	ctx, stop := context.WithTimeout(ctx, e.patience)
 	defer stop()
 	limit := engine.ImageLimit(r.Width, r.Height)/3*4 + 4<<10
-	status, text, err := e.client.Bytes(ctx, http.MethodGet, "/sdcpp/v1/jobs/"+id, nil, limit)
+	a, err := e.client.Bytes(ctx, http.MethodGet, "/sdcpp/v1/jobs/"+id, nil, limit)
 	switch {
 	case err != nil:
 		return state{}, err
-	case status == http.StatusNotFound || status == http.StatusGone:
-		return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, status, errGone)
-	case status != http.StatusOK:
-		return state{}, engine.StatusError(status)
+	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
+		return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, a.Status, errGone)
+	case a.Status != http.StatusOK:
+		return state{}, a.Err()
 	}
 	var job state
-	if json.Unmarshal(text, &job) != nil {
-		return state{}, engine.NewError(engine.FaultEngine, engine.CodeBadImage, status, nil)
+	if json.Unmarshal(a.Body, &job) != nil {
+		return state{}, engine.NewError(engine.FaultEngine, engine.CodeBadImage, a.Status, nil)
 	}
-	return job, nil
+	switch job.Status {
+	case "queued", "generating", "completed", "failed", "cancelled":
+		return job, nil
+	}
+	// Not the server's word, perhaps a proxy's: as good as no answer.
+	return state{}, engine.NewError(engine.FaultEngine, engine.CodeFailed, a.Status, nil)
 }
 
 // lost says that asking again would not help: the job is gone, or its answer is
@@ -279,6 +260,6 @@ func (e *Engine) cancel(ctx context.Context, id string) (canceled, asked bool) {
 	ctx, stop := context.WithTimeout(ctx, e.patience)
 	defer stop()
 	// A POST without a body stalls the server for 5 s.
-	status, _, err := e.client.Bytes(ctx, http.MethodPost, "/sdcpp/v1/jobs/"+id+"/cancel", struct{}{}, engine.MaxStatus)
-	return err == nil && status == http.StatusOK, err == nil
+	a, err := e.client.Bytes(ctx, http.MethodPost, "/sdcpp/v1/jobs/"+id+"/cancel", struct{}{}, engine.MaxStatus)
+	return err == nil && a.Status == http.StatusOK, err == nil
 }

@@ -43,6 +43,7 @@ type Options struct {
 	HalfFrame    bool          // the image is cut off
 	HugeFrame    bool          // the image frame goes on for 3 GB
 	WrongSize    bool          // the image is larger than asked for
+	IgnoreSeed   bool          // the image is made from another seed every time
 	NotImage     bool          // the image frame holds something else
 	Status       int           // of every answer to /prompt, instead of queueing
 	KeepFile     bool          // the output node writes a file, whatever its class
@@ -525,6 +526,9 @@ func (s *Server) run(ctx context.Context, j *job, o Options) (outputs map[string
 	}
 	if o.WrongSize {
 		width, height = 2*width, 2*height
+	}
+	if o.IgnoreSeed {
+		seed = 1_000_003 * j.number
 	}
 	picture := draw(seed, width, height)
 	if o.NotImage {

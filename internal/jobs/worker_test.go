@@ -1,0 +1,127 @@
+package jobs_test
+
+import (
+	"context"
+	"log/slog"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/e2e/proxy"
+	"zimage/internal/jobs"
+	"zimage/internal/testenv"
+)
+
+// Three claims in a row are answered by a connection that breaks. The database
+// has done them; nobody runs the job.
+func TestAClaimWithoutAnAnswerUsesUpNoAttempt(t *testing.T) {
+	t.Parallel()
+	_, direct := testenv.Database(t, db.Postgres)
+	address, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := proxy.NewPostgres(address.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	address.Host = p.Addr()
+	d, err := db.Open(t.Context(), address.String(), db.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	var runs atomic.Int64
+	once := jobs.Kind{Name: "test:run", Lane: "a", MaxAttempts: 1, Run: func(context.Context, *jobs.Run) error {
+		runs.Add(1)
+		return nil
+	}}
+	// A clock that stands still: no lease passes.
+	b := open(t, d, testenv.Redis(t), clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)), once)
+	lost := p.CutReply(3, func(done proxy.Done) bool { return done.Ran("SET state = 'running'") })
+	id := b.add(jobs.NewJob{Kind: "test:run"})
+	b.work(2, time.Second, "a")
+	testenv.Eventually(t, 2*time.Minute, func() bool { j := b.find(id); return j.State.Terminal() })
+	if j := b.find(id); j.State != jobs.Succeeded || j.Attempt != 4 || runs.Load() != 1 || lost.Struck() != 3 {
+		t.Errorf("it is %s (%s) in attempt %d after %d runs and %d lost answers", j.State, j.ErrorCode, j.Attempt, runs.Load(), lost.Struck())
+	}
+}
+
+// gate is one slot that is taken when the test lets it and says so: a claim comes
+// next.
+type gate struct {
+	jobs.Fixed
+	open, taken chan struct{}
+}
+
+func (s gate) Acquire(ctx context.Context) (jobs.Slot, error) {
+	<-s.open
+	slot, err := s.Fixed.Acquire(ctx)
+	if err == nil {
+		s.taken <- struct{}{}
+	}
+	return slot, err
+}
+
+func TestAClaimThatComesBackAfterTheShutdownTimeIsReleased(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		var runs atomic.Int64
+		once := jobs.Kind{Name: "test:run", Lane: "a", MaxAttempts: 1, Run: func(context.Context, *jobs.Run) error {
+			runs.Add(1)
+			return nil
+		}}
+		b := open(t, d, testenv.Redis(t), clock.New(), once)
+		id := b.add(jobs.NewJob{Kind: "test:run"})
+		slots := gate{jobs.NewFixed(1), make(chan struct{}), make(chan struct{}, 100)}
+		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: slots}}, time.Minute)
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(ctx, nil) }()
+		// The claim waits for this transaction.
+		err := d.Tx(context.Background(), func(tx *db.Tx) error {
+			if d.Dialect() == db.Postgres {
+				if _, err := tx.Exec(context.Background(), `LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE`); err != nil {
+					return err
+				}
+			}
+			close(slots.open)
+			<-slots.taken
+			cancel()
+			w.StopAll()
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		// On a slow machine the claim may have given up, which is as good.
+		if j := b.find(id); j.State != jobs.Queued || j.MaxAttempts-j.Attempt != 1 || runs.Load() != 0 {
+			t.Errorf("it is %s after attempt %d of %d, and ran %d times", j.State, j.Attempt, j.MaxAttempts, runs.Load())
+		}
+	})
+}
+
+// A database that hangs holds one try, not the rest of them.
+func TestWhatBecameOfAnAttemptIsWrittenTryByTry(t *testing.T) {
+	t.Parallel()
+	q := jobs.New(nil, clock.New(), nil, jobs.NewMetrics(nil), slog.New(slog.DiscardHandler))
+	w := q.NewWorker(nil, time.Second)
+	tries := 0
+	err := w.Persist(t.Context(), time.Millisecond, func(ctx context.Context) error {
+		if tries++; tries < 3 {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	})
+	if err != nil || tries != 3 {
+		t.Errorf("%d tries, %v", tries, err)
+	}
+}
