@@ -234,45 +234,47 @@ func (s *Service) writeUses(ctx context.Context) error {
 	return nil
 }
 
-// pruneBatch is how many rows of a table go in one transaction, and in one
-// minute of one process.
-const pruneBatch = 500
+const (
+	pruneBatch = 500 // rows a transaction, so that SQLite's one writer is soon free again
+	pruneMost  = 20  // transactions a table and minute of one process; an attack leaves throttles faster than it can go on
+)
 
 // prune removes what has expired: pending sign-ups with their keys, mailed
 // links, challenges, throttles that are even again, and browsers that nobody has
 // used for long. Any number of processes may do it at once.
 func (s *Service) prune(ctx context.Context) error {
 	now := s.clock.Now()
-	var doomed []string
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		doomed = nil
-		// Behind the commit: a key destroyed first would leave a row that nobody
-		// can read if the commit failed.
-		return tx.Select(ctx, &doomed, `DELETE FROM signups WHERE id IN (SELECT id FROM signups WHERE expires_at <= ? LIMIT ?) RETURNING id`,
-			now.UnixMilli(), pruneBatch)
-	})
-	if err != nil {
-		return fmt.Errorf("remove expired sign-ups: %w", err)
-	}
-	s.destroy(ctx, doomed...)
 	for _, old := range []struct {
 		table, key, column string
 		before             time.Time
 	}{
+		{"signups", "id", "expires_at", now},
 		{"mailed_links", "id", "expires_at", now},
 		{"passkey_challenges", "id", "expires_at", now},
 		{"throttles", "bucket", "arrival", now},
 		{"sessions", "id", "last_used_at", now.Add(-unusedFor)},
 	} {
-		if err := s.pruneOne(ctx, old.table, old.key, old.column, old.before.UnixMilli()); err != nil {
-			return fmt.Errorf("remove expired %s: %w", old.table, err)
+		for range pruneMost {
+			gone, err := s.pruneSome(ctx, old.table, old.key, old.column, old.before.UnixMilli())
+			if err != nil {
+				return fmt.Errorf("remove expired %s: %w", old.table, err)
+			}
+			if old.table == "signups" {
+				// After the commit: a key destroyed first would leave a row that
+				// nobody can read if the commit failed.
+				s.destroy(ctx, gone...)
+			}
+			if len(gone) < pruneBatch {
+				break
+			}
 		}
 	}
 	return nil
 }
 
-func (s *Service) pruneOne(ctx context.Context, table, key, column string, before int64) error {
-	return s.db.Tx(ctx, func(tx *db.Tx) error {
+func (s *Service) pruneSome(ctx context.Context, table, key, column string, before int64) (gone []string, err error) {
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		gone = nil
 		var keys []string
 		if err := tx.Select(ctx, &keys, `SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`, before, pruneBatch); err != nil || len(keys) == 0 {
 			return err
@@ -290,9 +292,9 @@ func (s *Service) pruneOne(ctx context.Context, table, key, column string, befor
 		for _, k := range keys {
 			args = append(args, k)
 		}
-		_, err = tx.Exec(ctx, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`)`, args...)
-		return err
+		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`) RETURNING `+key, args...)
 	})
+	return gone, err
 }
 
 func notHeld(ctx context.Context, tx *db.Tx, table string, keys []string) (free []string, err error) {

@@ -351,3 +351,27 @@ func TestCountsThatCannotBeWrittenLetNobodyIn(t *testing.T) {
 		}
 	})
 }
+
+func TestManyThrottlesGoInBatches(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			for i := range 2*pruneBatch + 1 {
+				if _, err := tx.Exec(ctx, `INSERT INTO throttles (bucket, arrival) VALUES (?, ?)`, fmt.Sprint(i), start.UnixMilli()); err != nil {
+					return err
+				}
+			}
+			_, err := tx.Exec(ctx, `INSERT INTO throttles (bucket, arrival) VALUES ('later', ?)`, start.UnixMilli()+1)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.prune(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.count(`SELECT count(*) FROM throttles`); n != 1 {
+			t.Errorf("%d are left", n)
+		}
+	})
+}
