@@ -121,9 +121,13 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log, Registry: a.registry,
 		Transport: mailTransport(c, a.clock), From: c.MailFrom, PublicURL: c.PublicURL,
 	})
+	places, err := a.openPlaces()
+	if err != nil {
+		return nil, err
+	}
 	a.Accounts = account.New(account.Options{
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened, Mail: a.mail,
-		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond,
+		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond, Place: places,
 	})
 	a.Generate = generate.New(generate.Options{
 		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: happened, Clock: a.clock, Log: a.log,
@@ -156,7 +160,7 @@ func (a *App) Close() error {
 // operator must not believe that they are followed.
 func unused(c config.Config) error {
 	var named []string
-	for _, s := range []struct{ variable, value string }{{"POLICY", c.Policy}, {"GEOIP", c.GeoIP}} {
+	for _, s := range []struct{ variable, value string }{{"POLICY", c.Policy}} {
 		if s.value != "" {
 			named = append(named, config.Prefix+s.variable)
 		}
