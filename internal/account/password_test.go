@@ -250,36 +250,3 @@ func TestPromise_U5_TenThousandSignInsAtOnceTakeBoundedMemory(t *testing.T) {
 		})
 	}
 }
-
-// BenchmarkSignIn is the cost of one sign-in with everything around it, at the
-// parameters in force.
-func BenchmarkSignIn(b *testing.B) {
-	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
-		b.Run(string(dialect), func(b *testing.B) {
-			h := newHome(b, dialect)
-			h.hasher.params = hashing()
-			h.user("ann@example.org")
-			var device string
-			for b.Loop() {
-				in, err := h.SignIn(context.Background(), browser("192.0.2.1", device), Credentials{Email: "ann@example.org", Password: password})
-				if err != nil {
-					b.Fatal(err)
-				}
-				device = in.Token
-			}
-		})
-	}
-}
-
-// BenchmarkHash is how many passwords a second are checked at most.
-func BenchmarkHash(b *testing.B) {
-	h := newHasher(1 << 20)
-	b.RunParallel(func(p *testing.PB) {
-		for p.Next() {
-			if _, _, err := h.verify(context.Background(), password, ""); err != nil {
-				b.Error(err)
-			}
-		}
-	})
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "hashes/s")
-}
