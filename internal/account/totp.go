@@ -43,8 +43,8 @@ type factorState struct {
 func (f factorState) any() bool { return f.TOTP || f.Passkeys > 0 }
 
 // factors reads which second factors are in force. In a transaction it keeps the
-// account's row, so that none comes into force beside a sign-in that asked for
-// none.
+// account's row, so that they stay as they are until it ends. Whoever enters the
+// subject too does so before.
 func (s *Service) factors(ctx context.Context, q db.Querier, owner string) (factorState, error) {
 	lock := ""
 	if _, ok := q.(*db.Tx); ok {
