@@ -1,0 +1,286 @@
+package account
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/mail"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+	"zimage/internal/vault"
+)
+
+const why = "ticket 17: lost the telephone"
+
+func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, eve := h.user("ann@example.org"), h.user("eve@example.org")
+		staff := func(r Role, m Method) Principal {
+			return Principal{Subject: eve, Role: r, Method: m, SessionID: "ses_x"}
+		}
+		acts := map[string]func(Principal, string) error{
+			"find": func(p Principal, reason string) error {
+				_, err := h.FindAccount(ctx, p, "ann@example.org", reason)
+				return err
+			},
+			"suspend":     func(p Principal, reason string) error { return h.Suspend(ctx, p, ann, reason) },
+			"unsuspend":   func(p Principal, reason string) error { return h.Unsuspend(ctx, p, ann, reason) },
+			"close child": func(p Principal, reason string) error { return h.CloseChild(ctx, p, ann, reason) },
+			"reset 2fa":   func(p Principal, reason string) error { return h.ResetFactors(ctx, p, ann, reason) },
+			"role":        func(p Principal, reason string) error { return h.SetRole(ctx, p, ann, RoleOperator, reason) },
+		}
+		for name, act := range acts {
+			wantCode(t, name+" without a role", act(staff(NoRole, ByPasskey), why), problem.Forbidden)
+			wantCode(t, name+" with one factor", act(staff(RoleOperator, ByPassword), why), problem.Forbidden)
+			if name != "find" {
+				wantCode(t, name+" by support", act(staff(RoleSupport, ByPasswordTOTP), why), problem.Forbidden)
+			}
+			for _, reason := range []string{"", "why not", strings.Repeat("x", 501), "two\nlines of a reason"} {
+				wantCode(t, name+" for no reason", act(AtTheMachine(), reason), problem.InvalidRequest)
+			}
+		}
+		for name, act := range map[string]func(Principal, string) error{"reset 2fa": acts["reset 2fa"], "role": acts["role"]} {
+			wantCode(t, name+" over the API", act(staff(RoleOperator, ByPasskey), why), problem.Forbidden)
+		}
+		var n int
+		if err := h.db.Get(ctx, &n, `SELECT count(*) FROM staff_actions`); err != nil || n != 0 {
+			t.Errorf("%d acts were kept that were refused (%v)", n, err)
+		}
+
+		u, err := h.FindAccount(ctx, staff(RoleSupport, ByPasskey), "ann@example.org", why)
+		if err != nil || u.ID != ann || u.Email != "ann@example.org" {
+			t.Fatalf("%+v, %v", u, err)
+		}
+		h.clock.Advance(time.Second) // ids of one millisecond have no order
+		if err := acts["suspend"](staff(RoleOperator, ByPasswordRecovery), why); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "work of a suspended account", subject.May(ctx, h.db, ann, subject.Generate), problem.Forbidden)
+		if told := h.sent("ann@example.org", mail.AccountSuspended); len(told) != 1 || told[0].Data["Reason"] != why {
+			t.Errorf("told %+v", told)
+		}
+		h.clock.Advance(time.Second)
+		if err := acts["unsuspend"](AtTheMachine(), why); err != nil {
+			t.Fatal(err)
+		}
+		if err := subject.May(ctx, h.db, ann, subject.Generate); err != nil {
+			t.Error(err)
+		}
+		_, err = h.FindAccount(ctx, AtTheMachine(), "nobody@example.org", why)
+		wantCode(t, "nobody", err, problem.NotFound)
+		wantCode(t, "nobody's id", h.Suspend(ctx, AtTheMachine(), "sub_none", why), problem.NotFound)
+
+		// Each is kept with who and why, readable with the person's key alone.
+		var rows []struct {
+			ID     string `db:"id"`
+			Staff  string `db:"staff"`
+			Action string `db:"action"`
+			Reason []byte `db:"reason"`
+		}
+		if err := h.db.Select(ctx, &rows, `SELECT id, staff, action, reason FROM staff_actions WHERE subject = ? ORDER BY id`, ann); err != nil || len(rows) != 3 {
+			t.Fatalf("%d acts (%v)", len(rows), err)
+		}
+		for i, r := range rows {
+			if bytes.Contains(r.Reason, []byte("telephone")) {
+				t.Error("the reason is readable")
+			}
+			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Data("staff_actions", "reason", r.ID))
+			if err != nil || string(plain) != why || r.Staff != []string{eve, eve, cliStaff}[i] {
+				t.Errorf("%s by %s: %q, %v", r.Action, r.Staff, plain, err)
+			}
+		}
+	})
+}
+
+func TestRolesAreForAccountsWithASecondFactor(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, _ := h.member("ann@example.org", "ann")
+		who, err := h.AuthenticateSession(ctx, in.Token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "a role without a factor", h.SetRole(ctx, AtTheMachine(), who.Subject, RoleSupport, why), problem.Conflict)
+		wantCode(t, "a role that there is not", h.SetRole(ctx, AtTheMachine(), who.Subject, "king", why), problem.InvalidRequest)
+		if _, err := h.db.Exec(ctx, `UPDATE users SET totp_secret = ?, totp_confirmed_at = 1 WHERE id = ?`, []byte("sealed"), who.Subject); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.SetRole(ctx, AtTheMachine(), who.Subject, RoleSupport, why); err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.AuthenticateSession(ctx, in.Token)
+		wantCode(t, "a session from before the role", err, problem.Unauthorized)
+		list, err := h.Accounts(ctx, "", 10)
+		if err != nil || len(list) != 1 || list[0].Role != RoleSupport || list[0].State != subject.Active {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if err := h.ResetFactors(ctx, AtTheMachine(), who.Subject, why); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := h.factors(ctx, h.db, who.Subject); err != nil || f.TOTP || f.Passkeys != 0 {
+			t.Errorf("after the reset: %+v, %v", f, err)
+		}
+		if told := h.sent("ann@example.org", mail.SecondFactorChanged); len(told) == 0 {
+			t.Error("nobody told her")
+		}
+	})
+}
+
+func TestPromise_A6_AChildsAccountIsClosedByTheOperator(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, who := h.member("kid@example.org", "kid")
+		token, _ := h.key(who.Subject, time.Time{})
+		if err := h.CloseChild(ctx, AtTheMachine(), who.Subject, "a parent wrote, with proof of age"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := h.AuthenticateSession(ctx, in.Token)
+		wantCode(t, "the session", err, problem.Unauthorized)
+		_, err = h.Authenticate(ctx, token)
+		wantCode(t, "the key", err, problem.Unauthorized)
+		other := h.process()
+		_, err = other.Authenticate(ctx, token)
+		wantCode(t, "the key at another process", err, problem.Unauthorized)
+		if s, err := subject.Find(ctx, h.db, who.Subject); err != nil || s.State != subject.Closing {
+			t.Errorf("%+v, %v", s, err)
+		}
+		// Nothing brings it back.
+		_, err = h.SignIn(ctx, browser("192.0.2.1", ""), Credentials{Email: "kid@example.org", Password: password})
+		wantCode(t, "signing in", err, problem.SignInFailed)
+		if err := h.RequestReset(ctx, browser("192.0.2.1", ""), "kid@example.org"); err != nil {
+			t.Error(err)
+		}
+		if mails := h.sent("kid@example.org", mail.ResetPassword); len(mails) != 0 {
+			t.Error("a reset is mailed to a closed account")
+		}
+		// Asked again it stays as it is.
+		if err := h.CloseFor(ctx, AtTheMachine(), who.Subject, "asked twice by mistake"); err != nil && problem.CodeOf(err) != problem.NotFound {
+			t.Error(err)
+		}
+	})
+}
+
+func TestPromise_A2_AccountDataIsSeenAndChanged(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, who := h.member("ann@example.org", "ann")
+		h.member("ben@example.org", "ben")
+		name, taken, alike := "Ann_2", "BEN", "Аnn" // the last with a Cyrillic letter
+		u, err := h.UpdateUser(ctx, who, UserChange{Username: &name, Profile: &Profile{Name: "Ann Lee"}, Preferences: &Preferences{Width: 64, Height: 64, N: 2, Format: "jpeg", Model: "m"}})
+		if err != nil || u.Username != name || u.Profile.Name != "Ann Lee" || u.Preferences.N != 2 {
+			t.Fatalf("%+v, %v", u, err)
+		}
+		if again, err := h.User(ctx, who.Subject); err != nil || again != u {
+			t.Errorf("read back %+v, want %+v (%v)", again, u, err)
+		}
+		_, err = h.UpdateUser(ctx, who, UserChange{Username: &taken})
+		wantCode(t, "a name that somebody has", err, problem.Conflict)
+		_, err = h.UpdateUser(ctx, who, UserChange{Username: &alike})
+		wantCode(t, "a name that looks like another", err, problem.InvalidRequest)
+		for what, c := range map[string]UserChange{
+			"name in two lines": {Profile: &Profile{Name: "a\nb"}}, "long name": {Profile: &Profile{Name: strings.Repeat("é", 101)}},
+			"half a size": {Preferences: &Preferences{Width: 64}}, "format": {Preferences: &Preferences{Format: "gif"}},
+			"negative": {Preferences: &Preferences{N: -1}}, "huge": {Preferences: &Preferences{Width: 1 << 20, Height: 1 << 20}},
+		} {
+			_, err := h.UpdateUser(ctx, who, c)
+			wantCode(t, what, err, problem.InvalidRequest)
+		}
+		u, err = h.UpdateUser(ctx, who, UserChange{Profile: &Profile{}, Preferences: &Preferences{}})
+		if err != nil || u.Profile != (Profile{}) || u.Preferences != (Preferences{}) || u.Username != name {
+			t.Errorf("emptied: %+v, %v", u, err)
+		}
+		var left int
+		if err := h.db.Get(ctx, &left, `SELECT count(*) FROM users WHERE id = ? AND profile IS NULL AND preferences IS NULL`, who.Subject); err != nil || left != 1 {
+			t.Errorf("something of what was emptied is kept (%v)", err)
+		}
+		// Nothing of it stands readable.
+		var row struct {
+			Username []byte `db:"username"`
+			Lookup   string `db:"username_lookup"`
+		}
+		if err := h.db.Get(ctx, &row, `SELECT username, username_lookup FROM users WHERE id = ?`, who.Subject); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(bytes.ToLower(row.Username), []byte("ann")) || strings.Contains(row.Lookup, "ann") {
+			t.Error("the username is readable")
+		}
+	})
+}
+
+func TestPromise_G6_TheRestrictedAreToldBeforeItIsLifted(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, who := h.member("ann@example.org", "ann")
+		if err := h.Restrict(ctx, who); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []subject.Purpose{subject.Generate, subject.Deliver, subject.Statistics, subject.Marketing} {
+			wantCode(t, string(p), subject.May(ctx, h.db, who.Subject, p), problem.Forbidden)
+		}
+		for _, p := range []subject.Purpose{subject.Read, subject.Account, subject.Notice} {
+			if err := subject.May(ctx, h.db, who.Subject, p); err != nil {
+				t.Errorf("%s: %v", p, err)
+			}
+		}
+		// Suspended meanwhile, and the suspension lifted: the restriction stands.
+		if err := h.Suspend(ctx, AtTheMachine(), who.Subject, why); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Unsuspend(ctx, AtTheMachine(), who.Subject, why); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "after a suspension", subject.May(ctx, h.db, who.Subject, subject.Generate), problem.Forbidden)
+		for range 2 { // lifting twice tells once
+			if err := h.Unrestrict(ctx, who); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if told := h.sent("ann@example.org", mail.RestrictionLifted); len(told) != 1 {
+			t.Errorf("told %d times", len(told))
+		}
+		if err := subject.May(ctx, h.db, who.Subject, subject.Generate); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A key over the API: in a fresh session alone, and its owner is told.
+func TestNewKeysNeedAFreshSession(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, who := h.member("ann@example.org", "ann")
+		if _, _, err := h.NewKey(ctx, who, "laptop", []string{ScopeRead}, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if told := h.sent("ann@example.org", mail.KeyCreated); len(told) != 1 || told[0].Data["Name"] != "laptop" {
+			t.Errorf("told %+v", told)
+		}
+		_, _, err := h.NewKey(ctx, who, "admin", []string{ScopeAdmin}, time.Time{})
+		wantCode(t, "the scope admin", err, problem.Forbidden)
+		h.clock.Advance(freshFor)
+		stale, err := h.AuthenticateSession(ctx, in.Token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = h.NewKey(ctx, stale, "late", []string{ScopeRead}, time.Time{})
+		wantCode(t, "a session that is not fresh", err, problem.ReauthNeeded)
+		byKey := Principal{Subject: who.Subject, KeyID: "key_x", Scopes: Scopes()}
+		_, _, err = h.NewKey(ctx, byKey, "more", []string{ScopeRead}, time.Time{})
+		wantCode(t, "a key that makes keys", err, problem.Forbidden)
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error { _, err := subject.Close(ctx, tx, who.Subject, h.clock.Now()); return err }); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "a consent of a closed account", h.SetConsent(ctx, who, subject.Marketing, true), problem.Unauthorized)
+	})
+}
