@@ -354,9 +354,13 @@ func (s *Service) RemovePasskey(ctx context.Context, p Principal, id string) err
 
 // PasskeyChallenge makes a challenge for somebody who signs in with a passkey
 // alone; Conflict when the public address is one that passkeys don't work with.
-func (s *Service) PasskeyChallenge(ctx context.Context) (PasskeyChallenge, error) {
+// Nobody needs to be known to ask, so it counts for the network: RateLimited.
+func (s *Service) PasskeyChallenge(ctx context.Context, c Client) (PasskeyChallenge, error) {
 	rp, err := s.relyingParty()
 	if err != nil {
+		return PasskeyChallenge{}, err
+	}
+	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return PasskeyChallenge{}, err
 	}
 	options, session, err := rp.BeginDiscoverableLogin()

@@ -95,7 +95,7 @@ func (h *home) beginPasskey(p Principal) PasskeyChallenge {
 
 func (h *home) signInChallenge() PasskeyChallenge {
 	h.t.Helper()
-	c, err := h.PasskeyChallenge(context.Background())
+	c, err := h.PasskeyChallenge(context.Background(), Client{})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -799,7 +799,7 @@ func TestASignInGoesOnWithoutPasskeys(t *testing.T) {
 		if need := h.stillNeeds(ann); need == nil || need.Passkey != nil || !need.Recovery {
 			t.Errorf("a sign-in needs %+v", need)
 		}
-		_, err := h.PasskeyChallenge(ctx)
+		_, err := h.PasskeyChallenge(ctx, Client{})
 		wantCode(t, "a challenge", err, problem.Conflict)
 		_, err = h.BeginPasskey(ctx, p)
 		wantCode(t, "a new one", err, problem.Conflict)

@@ -284,3 +284,25 @@ func TestNewKeysNeedAFreshSession(t *testing.T) {
 		wantCode(t, "a consent of a closed account", h.SetConsent(ctx, who, subject.Marketing, true), problem.Unauthorized)
 	})
 }
+
+// Challenges cost a row each, and nobody needs to be known to ask for one.
+func TestAttack_ChallengesAreCountedByNetwork(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		limited := 0
+		for range 40 {
+			if _, err := h.PasskeyChallenge(ctx, browser("192.0.2.1", "")); problem.CodeOf(err) == problem.RateLimited {
+				limited++
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if limited != 10 {
+			t.Errorf("%d of 40 were refused, want 10", limited)
+		}
+		if _, err := h.PasskeyChallenge(ctx, browser("192.0.2.2", "")); err != nil {
+			t.Errorf("another network: %v", err)
+		}
+	})
+}

@@ -53,7 +53,7 @@ func (a *API) beginPasskey(ctx context.Context, _ *struct{}) (*challengeOutput, 
 }
 
 func (a *API) passkeyChallenge(ctx context.Context, _ *struct{}) (*challengeOutput, error) {
-	return challenge(a.rooms.Accounts.PasskeyChallenge(ctx))
+	return challenge(a.rooms.Accounts.PasskeyChallenge(ctx, callOf(ctx).client))
 }
 
 type addPasskeyBody struct {
