@@ -116,6 +116,11 @@ func mounted(c composeFile, s service, folder, path string) (string, bool) {
 			return c.Configs[file.Source].File, c.Configs[file.Source].File != ""
 		}
 	}
+	for _, memory := range s.Tmpfs {
+		if at, _, _ := strings.Cut(memory, ":"); strings.HasPrefix(path, at+"/") {
+			return filepath.Join(folder, "memory", path), true
+		}
+	}
 	name, ok := strings.CutPrefix(path, "/run/secrets/")
 	if !ok || !slices.Contains(s.Secrets, name) {
 		return "", false
@@ -264,7 +269,11 @@ func TestExamplesWork(t *testing.T) {
 				}
 			}
 			for _, secret := range s.Secrets {
-				if !strings.Contains(text, "/run/secrets/"+secret+"\n") || c.Secrets[secret].File == "" {
+				named := strings.Contains(text, "/run/secrets/"+secret+"\n")
+				for _, value := range s.Environment {
+					named = named || value == "/run/secrets/"+secret
+				}
+				if !named || c.Secrets[secret].File == "" {
 					t.Errorf("%s gets %s, which nothing names", name, secret)
 				}
 			}

@@ -117,9 +117,13 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
 	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
+	transport, err := mailTransport(c, a.clock)
+	if err != nil {
+		return nil, err
+	}
 	a.mail = mail.New(mail.Options{
 		DB: a.db, Vault: v, Queue: a.queue, Clock: a.clock, Log: a.log, Registry: a.registry,
-		Transport: mailTransport(c, a.clock), From: c.MailFrom, PublicURL: c.PublicURL,
+		Transport: transport, From: c.MailFrom, PublicURL: c.PublicURL,
 	})
 	places, err := a.openPlaces()
 	if err != nil {
@@ -242,13 +246,17 @@ func (a *App) openRedis() error {
 }
 
 // mailTransport is the mail server that the settings name, or else a folder.
-func mailTransport(c config.Config, now *clock.Clock) mail.Transport {
+func mailTransport(c config.Config, now *clock.Clock) (mail.Transport, error) {
 	if !c.UsesSMTP() {
-		return mail.NewDirectory(c.MailFolder(), now)
+		return mail.NewDirectory(c.MailFolder(), now), nil
+	}
+	roots, err := config.Authorities(c.SMTPCA)
+	if err != nil {
+		return nil, fmt.Errorf("%sSMTP_CA: %w", config.Prefix, err)
 	}
 	s := c.SMTP()
 	return mail.NewSMTP(mail.SMTPOptions{Host: s.Host, Port: s.Port, User: s.User, Password: s.Password,
-		Implicit: s.Implicit, Local: s.Local, Excepted: s.Excepted})
+		Implicit: s.Implicit, Local: s.Local, Excepted: s.Excepted, Roots: roots}), nil
 }
 
 type silent struct{}

@@ -38,7 +38,7 @@ func roles(t *testing.T, change func(*App)) map[config.Role]*App {
 		"ZIMAGE_DATABASE_URL": testenv.DatabaseURL(t, db.Postgres), "ZIMAGE_KEYS_DATABASE_URL": testenv.DatabaseURL(t, db.Postgres),
 		"ZIMAGE_REDIS_URL": testenv.Redis(t), "ZIMAGE_S3_ENDPOINT": bucket.Endpoint, "ZIMAGE_S3_BUCKET": bucket.Bucket,
 		"ZIMAGE_S3_ACCESS_KEY": bucket.AccessKey, "ZIMAGE_S3_SECRET_KEY": bucket.SecretKey, "ZIMAGE_S3_TLS": "false",
-		"ZIMAGE_ROOT_KEYS": ring, "ZIMAGE_LISTEN": freePort(t),
+		"ZIMAGE_ROOT_KEYS": ring, "ZIMAGE_LISTEN": freePort(t), "ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"),
 	}
 	all := map[config.Role]*App{}
 	for _, role := range []config.Role{config.RoleAPI, config.RoleWorker, config.RoleScheduler} {
@@ -96,6 +96,11 @@ func TestMetricsAreThoseOfTheDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	key, _, err := api.Accounts.CreateKey(t.Context(), subject, "test", []string{account.ScopeGenerate, account.ScopeRead}, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A mail, which the worker writes into its folder.
+	err = api.Accounts.SignUp(t.Context(), account.Client{}, account.SignUp{Email: "new@example.org", Username: "new", Password: "correct horse battery", OldEnough: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func (c Config) checkFiles() Problems {
 	for _, file := range []struct{ variable, path string }{
 		{"TLS_CERT", c.TLSCert}, {"TLS_KEY", c.TLSKey}, {"ENGINES", c.Engines},
 		{"PROMPT_RULES", c.PromptRules}, {"POLICY", c.Policy}, {"GEOIP", c.GeoIP},
-		{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA},
+		{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA}, {"SMTP_CA", c.SMTPCA},
 	} {
 		if file.path == "" {
 			continue
@@ -102,7 +102,7 @@ func (c Config) checkFiles() Problems {
 			problems.add(file.variable, message)
 		}
 	}
-	for _, authority := range []struct{ variable, path string }{{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA}} {
+	for _, authority := range []struct{ variable, path string }{{"REDIS_CA", c.RedisCA}, {"S3_CA", c.S3CA}, {"SMTP_CA", c.SMTPCA}} {
 		if _, err := Authorities(authority.path); err != nil {
 			problems.add(authority.variable, "names a file that holds no certificate, in PEM")
 		}

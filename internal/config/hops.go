@@ -195,6 +195,11 @@ type SMTPServer struct {
 	Excepted       bool   // accepted without verified TLS 1.3
 }
 
+// Verified reports whether the server must prove its name. Where plain text is
+// accepted it need not: whoever could pretend to be the server could as well say
+// that it speaks no TLS.
+func (s SMTPServer) Verified() bool { return !s.Local && (!s.Excepted || s.User != "" || s.Implicit) }
+
 // UsesSMTP reports whether mail goes to a server rather than to a folder.
 func (c Config) UsesSMTP() bool { return c.SMTPURL != "" }
 
@@ -209,6 +214,9 @@ func (c Config) checkSMTP(problems *Problems) {
 	if from, err := mail.ParseAddress(c.MailFrom); err != nil || strings.ContainsFunc(from.Name+from.Address, unicode.IsControl) ||
 		strings.ContainsFunc(from.Address, unicode.IsSpace) {
 		problems.add("MAIL_FROM", "must be an address such as no-reply@example.com, or a name before it: Z Image <no-reply@example.com>")
+	}
+	if c.SMTPCA != "" && (!c.UsesSMTP() || !c.SMTP().Verified()) {
+		problems.add("SMTP_CA", "has no effect: there is no mail server whose certificate is verified")
 	}
 	if !c.UsesSMTP() {
 		return

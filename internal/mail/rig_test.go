@@ -256,6 +256,23 @@ func (r *rig) count(outcome string) int {
 	return int(n)
 }
 
+// counted waits until the metrics say so: they follow the commit.
+func (r *rig) counted(nAccepted, nRetried, nRefused, nFailed, nDropped int) {
+	r.t.Helper()
+	want := [5]int{nAccepted, nRetried, nRefused, nFailed, nDropped}
+	var got [5]int
+	for range 400 {
+		for i, outcome := range []string{accepted, retried, refused, failed, dropped} {
+			got[i] = r.count(outcome)
+		}
+		if got == want {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	r.t.Errorf("counted %v as accepted, retried, refused, failed, dropped; want %v", got, want)
+}
+
 func (r *rig) exec(query string, args ...any) {
 	r.t.Helper()
 	if _, err := r.db.Exec(context.Background(), query, args...); err != nil {

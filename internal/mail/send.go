@@ -92,7 +92,9 @@ func (m *Mailer) failure(ctx context.Context, run *jobs.Run, r row, cause error)
 	if f.Final {
 		return jobs.Fail(f.Code, cause)
 	}
-	m.metrics.count(r.Template, retried)
+	if run.Attempt < run.MaxAttempts {
+		m.metrics.count(r.Template, retried)
+	}
 	return jobs.Retry(f.Code, cause)
 }
 
