@@ -70,6 +70,7 @@ type API struct {
 	keys     *keyLimiter
 	failures *failureLimiter
 	open     openLimiter
+	crowd    *crowd
 	probe    probe
 
 	openAPI []byte
@@ -98,6 +99,7 @@ func New(o Options) (*API, error) {
 	}
 	a.failures = newFailureLimiter(o.Clock)
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
+	a.crowd = newCrowd(mostAtOnce, turnTime)
 	a.probe = probe{ask: o.Ready}
 	var err error
 	if a.meters, err = newMeters(o.Registry); err != nil {

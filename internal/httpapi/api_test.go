@@ -32,6 +32,7 @@ type rig struct {
 	db       *db.DB
 	objects  objects.Store
 	pass     func() // lets the engine finish one image
+	person   func(name string) (key string)
 	revoke   func(key string)
 }
 

@@ -18,13 +18,17 @@ import (
 	"zimage/internal/problem"
 )
 
-// guard lets a request through whose key holds, has the scope, and is within
-// its rate.
+// guard lets a request through when there is a place for it and its key holds, has
+// the scope, and is within its rate.
 func (a *API) guard(scope string) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		c := humagin.Unwrap(hc)
 		ctx := c.Request.Context()
-		if err := a.admit(ctx, c, scope); err != nil {
+		var err error
+		if callOf(ctx).leave, err = a.crowd.enter(ctx); err == nil {
+			err = a.admit(ctx, c, scope)
+		}
+		if err != nil {
 			a.fail(c, err)
 			return
 		}

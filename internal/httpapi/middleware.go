@@ -27,6 +27,15 @@ type call struct {
 	head  bool   // HEAD came; it is served as GET
 
 	writer http.ResponseWriter // to move the deadlines of its connection
+	leave  func()              // gives the place in the crowd back
+}
+
+// idle gives the request's place to another: from here on it waits, or sends what
+// is read elsewhere.
+func (c *call) idle() {
+	if c.leave != nil {
+		c.leave()
+	}
 }
 
 type callKey struct{}
@@ -153,6 +162,7 @@ func (a *API) begin(c *gin.Context) {
 		}
 		a.log.InfoContext(c.Request.Context(), "request", attrs...)
 	}()
+	defer call.idle()
 	defer a.recovered(c)
 	c.Next()
 }
