@@ -244,6 +244,7 @@ type client struct {
 	base, key string
 	once      string // the Idempotency-Key: one run asks for one generation
 	http      *http.Client
+	pause     time.Duration // before a stream that broke is opened again; doubled up to ten times
 }
 
 func newClient(server, keyPath string, insecure bool) (*client, error) {
@@ -281,7 +282,7 @@ func newClient(server, keyPath string, insecure bool) (*client, error) {
 	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, fmt.Errorf("%s must hold one API key and nothing else", source)
 	}
-	return &client{base: base.String(), key: key, once: rand.Text(), http: &http.Client{
+	return &client{base: base.String(), key: key, once: rand.Text(), pause: 500 * time.Millisecond, http: &http.Client{
 		// The API sends nobody elsewhere, and the key must not go there.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -338,7 +339,7 @@ func (c *client) do(ctx context.Context, method, path string, body any, header .
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("no service at %s: is `zimage up` running? (%w)", c.base, err)
+		return nil, passing{fmt.Errorf("no service at %s: is `zimage up` running? (%w)", c.base, err)}
 	}
 	if res.StatusCode < 300 {
 		return res, nil
@@ -354,14 +355,25 @@ func (c *client) do(ctx context.Context, method, path string, body any, header .
 		} `json:"errors"`
 	}
 	if json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&p) != nil || p.Code == "" {
-		return nil, fmt.Errorf("the service answers %s", res.Status)
+		err = fmt.Errorf("the service answers %s", res.Status)
+	} else {
+		text := p.Detail
+		for _, e := range p.Errors {
+			text += "\n  " + e.Location + " " + e.Message
+		}
+		err = fmt.Errorf("%s (%s, %s)", text, p.Code, p.RequestID)
 	}
-	text := p.Detail
-	for _, e := range p.Errors {
-		text += "\n  " + e.Location + " " + e.Message
+	if res.StatusCode >= http.StatusInternalServerError || res.StatusCode == http.StatusTooManyRequests {
+		err = passing{err}
 	}
-	return nil, fmt.Errorf("%s (%s, %s)", text, p.Code, p.RequestID)
+	return nil, err
 }
+
+// passing is an error that may be gone when it is tried again: no connection, or
+// an answer that says nothing of what was asked for.
+type passing struct{ error }
+
+func (p passing) Unwrap() error { return p.error }
 
 func (c *client) json(ctx context.Context, method, path string, body, out any) error {
 	var err error
@@ -384,18 +396,38 @@ func (c *client) json(ctx context.Context, method, path string, body, out any) e
 	return err
 }
 
+// mostBroken is how often in a row a stream may break, or not open, before it is
+// given up: about a minute and a half, in which a service has started again.
+const mostBroken = 20
+
 // follow reads the event stream until the generation has ended. When it breaks
-// it is opened again where it ended.
+// it is opened again where it ended, also after the service was away.
 func (c *client) follow(ctx context.Context, id string, show func(answer)) error {
 	last := ""
-	for broken := 0; broken < 10; {
+	err := errors.New("it breaks again and again")
+	for broken := 0; broken < mostBroken; {
+		if broken > 0 {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(min(c.pause<<(broken-1), 10*c.pause)):
+			}
+		}
+		broken++
 		header := []string{"Accept", "text/event-stream"}
 		if last != "" {
 			header = append(header, "Last-Event-ID", last)
 		}
-		res, err := c.do(ctx, http.MethodGet, "/v1/generations/"+id+"/events", nil, header...)
-		if err != nil {
-			return err
+		res, failed := c.do(ctx, http.MethodGet, "/v1/generations/"+id+"/events", nil, header...)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if failed != nil {
+			if !errors.As(failed, &passing{}) {
+				return failed
+			}
+			err = failed
+			continue
 		}
 		if res.StatusCode == http.StatusNoContent {
 			return res.Body.Close()
@@ -414,7 +446,7 @@ func (c *client) follow(ctx context.Context, id string, show func(answer)) error
 				if json.Unmarshal([]byte(value), &g) != nil {
 					continue
 				}
-				broken = 0
+				broken = 1 // one pause, should it break here
 				show(g)
 				switch g.Status {
 				case "succeeded", "failed", "canceled":
@@ -426,14 +458,8 @@ func (c *client) follow(ctx context.Context, id string, show func(answer)) error
 		if ended || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		broken++
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(500 * time.Millisecond):
-		}
 	}
-	return fmt.Errorf("the stream breaks again and again; ask later for %s", id)
+	return fmt.Errorf("its events cannot be followed, ask for it later: %w", err)
 }
 
 // giveUp cancels what was asked for when the user interrupts.

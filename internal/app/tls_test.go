@@ -325,6 +325,11 @@ func TestPromise_X1_TheAPIIsServedInTLS13(t *testing.T) {
 			t.Errorf("%s: %v", tls.VersionName(version), err)
 		}
 	}
+	doctor{c: a.config, role: config.RoleAPI, tell: func(f Finding) {
+		if f.Bad || !strings.Contains(f.Text, "already answers") {
+			t.Errorf("the doctor says: %+v", f)
+		}
+	}}.listeners(t.Context())
 	res, err := http.Get("http://" + address + "/healthz") //nolint:noctx // a test
 	if err == nil {
 		defer func() { _ = res.Body.Close() }()

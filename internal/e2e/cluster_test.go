@@ -195,15 +195,15 @@ func (c *Cluster) configure(ctx context.Context, o Options) {
 }
 
 func enginesFile(address string, o Options) string {
-	dialect := "vllm-omni"
+	dialect, keeps := "vllm-omni", "nothing"
 	if o.CannotCancel {
-		dialect = "sglang"
+		dialect, keeps = "sglang", "memory"
 	}
 	return fmt.Sprintf(`engines:
   - name: scripted
     kind: openai
     url: http://%s
-    keeps: nothing
+    keeps: %s
     slots: %d
     timeout: 5m
     models:
@@ -213,7 +213,7 @@ models:
     default_width: 256
     default_height: 256
     default_steps: 4
-`, address, max(o.Slots, 1), modelID, dialect, modelID)
+`, address, keeps, max(o.Slots, 1), modelID, dialect, modelID)
 }
 
 // MakeUser makes the user and the key with the command line, as an operator

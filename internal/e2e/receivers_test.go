@@ -124,10 +124,10 @@ func (r *receiver) fail(format string, args ...any) {
 	r.wrong, r.over = append(r.wrong, fmt.Sprintf(format, args...)), true
 }
 
-// poll waits once, and is done when it was told a final state: no further
-// answer can come to it.
+// poll waits once. 200 says that the state is final, 202 that the wait ran out.
+// No further answer can come to a poll that was told the end.
 func (r *receiver) poll(ctx context.Context, api string, seconds int) {
-	res := r.ask(ctx, api+"/v1/generations/"+r.id, "Prefer", "wait="+strconv.Itoa(seconds), http.StatusOK)
+	res := r.ask(ctx, api+"/v1/generations/"+r.id, "Prefer", "wait="+strconv.Itoa(seconds), http.StatusOK, http.StatusAccepted)
 	if res == nil {
 		return
 	}
@@ -137,6 +137,9 @@ func (r *receiver) poll(ctx context.Context, api string, seconds int) {
 		return // the API was killed in its answer
 	}
 	r.told("state", text)
+	if final := res.StatusCode == http.StatusOK; final != (len(r.ends) > 0) && !r.over {
+		r.fail("the API answered %d, and told it of its end %d times", res.StatusCode, len(r.ends))
+	}
 	r.over = r.over || len(r.ends) > 0
 }
 

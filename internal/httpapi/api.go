@@ -71,6 +71,7 @@ type API struct {
 	failures *failureLimiter
 	origins  *http.CrossOriginProtection
 	open     openLimiter
+	crowd    *crowd
 	probe    probe
 
 	openAPI []byte
@@ -106,6 +107,7 @@ func New(o Options) (*API, error) {
 		}
 	}
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
+	a.crowd = newCrowd(mostAtOnce, turnTime)
 	a.probe = probe{ask: o.Ready}
 	var err error
 	if a.meters, err = newMeters(o.Registry); err != nil {

@@ -34,9 +34,10 @@ type rig struct {
 	db       *db.DB
 	objects  objects.Store
 	pass     func() // lets the engine finish one image
+	person   func(name string) (key string)
 	revoke   func(key string)
 	keyOf    func(token string) string // its id
-	person   func(email string) string // their subject id
+	ownerOf  func(email string) string // their subject id
 	accounts *account.Service
 	vault    *vault.Vault
 }
@@ -309,7 +310,7 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		id, image := r.finished(r.ada)
-		owner := r.person("ada@example.org")
+		owner := r.ownerOf("ada@example.org")
 		adas := &browser{rig: r}
 		adas.want(200, "POST", "/v1/session", `{"email":"ada@example.org","password":"a long password of ada"}`)
 		bens := &browser{rig: r}

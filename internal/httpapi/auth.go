@@ -35,14 +35,20 @@ var (
 
 func with(scope string) access { return access{scope: scope} }
 
-// guard lets a request through whose key or session holds, may use the route,
-// and is within its rate.
+// guard lets a request through when there is a place for it, and its key or
+// session holds, may use the route, and is within its rate.
 func (a *API) guard(need access) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		c := humagin.Unwrap(hc)
+		ctx := c.Request.Context()
 		err := a.checkOrigin(c.Request)
+		// Public routes have bounds of their own: a crowd that signs in must not keep
+		// those waiting who are at work.
 		if err == nil && !need.public {
-			err = a.admit(c.Request.Context(), c, need)
+			callOf(ctx).leave, err = a.crowd.enter(ctx)
+		}
+		if err == nil && !need.public {
+			err = a.admit(ctx, c, need)
 		}
 		if err != nil {
 			a.fail(c, err)

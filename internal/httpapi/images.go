@@ -74,6 +74,8 @@ func (a *API) imageContent(ctx context.Context, in *contentInput) (*streamOutput
 	if err := known("img", in.ID); err != nil {
 		return nil, err
 	}
+	// Object storage may be slow, and whoever takes the picture too.
+	callOf(ctx).idle()
 	content, err := a.rooms.Generate.Content(ctx, callOf(ctx).owner, in.ID, in.Thumbnail)
 	if err != nil {
 		return nil, err

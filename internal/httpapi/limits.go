@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/clock"
+	"zimage/internal/problem"
 )
 
 // gcra is the generic cell rate algorithm: one number a key, the theoretical
@@ -152,6 +154,46 @@ func (l *keyLimiter) read(numbers []int64, err error) (allowance, error) {
 		return allowance{}, errors.New("the rate script answered something else")
 	}
 	return l.rate.allowance(numbers[0] == 1, numbers[1], numbers[2]), nil
+}
+
+const (
+	// mostAtOnce is how many requests are worked on at once: four for each of the
+	// database's connections, so that none of those waits for us.
+	mostAtOnce = 64
+	// turnTime is how long a request waits for its turn.
+	turnTime = 10 * time.Second
+)
+
+// crowd bounds how many requests are worked on at once. The others wait for their
+// turn and are sent away when it does not come: of thousands that wait for the
+// database together, hundreds would run out of time, and nobody would know what
+// became of them.
+type crowd struct {
+	places chan struct{}
+	wait   time.Duration
+}
+
+func newCrowd(most int, wait time.Duration) *crowd {
+	return &crowd{places: make(chan struct{}, most), wait: wait}
+}
+
+var errCrowded = errors.New("more requests than places")
+
+// enter waits for a place, first come first served, until leave, which may be
+// called again.
+func (c *crowd) enter(ctx context.Context) (leave func(), err error) {
+	t := time.NewTimer(c.wait)
+	defer t.Stop()
+	select {
+	case c.places <- struct{}{}:
+		return sync.OnceFunc(func() { <-c.places }), nil
+	case <-t.C:
+		// Not all at the same moment again.
+		again := time.Duration(2+rand.IntN(4)) * time.Second //nolint:gosec // spreads load, decides nothing
+		return nil, problem.Wrap(errCrowded, problem.Unavailable, "There are more requests than can be served now. Try again in a moment.").After(again)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // openLimiter caps what one key has open at once, in this process: each stream

@@ -30,6 +30,15 @@ type call struct {
 	quiet  bool              // no line is logged of it
 
 	writer http.ResponseWriter // to move the deadlines of its connection
+	leave  func()              // gives the place in the crowd back
+}
+
+// idle gives the request's place to another: from here on it waits, or sends what
+// is read elsewhere.
+func (c *call) idle() {
+	if c.leave != nil {
+		c.leave()
+	}
 }
 
 type callKey struct{}
@@ -163,6 +172,7 @@ func (a *API) begin(c *gin.Context) {
 		}
 		a.log.InfoContext(c.Request.Context(), "request", attrs...)
 	}()
+	defer call.idle()
 	defer a.recovered(c)
 	c.Next()
 }

@@ -53,7 +53,7 @@ var answers = []answer{
 	{problem.QueueFull, http.StatusTooManyRequests, "Queue full", "Too many generations of this account are waiting."},
 	{problem.DailyLimit, http.StatusTooManyRequests, "Daily limit reached", "Too many generations of this account today."},
 	{problem.Timeout, http.StatusGatewayTimeout, "Timeout", "The request took longer than its limit; trying again is safe with an Idempotency-Key."},
-	{problem.Unavailable, http.StatusServiceUnavailable, "Unavailable", "A part that is needed is away; trying again helps."},
+	{problem.Unavailable, http.StatusServiceUnavailable, "Unavailable", "A part that is needed is away, or there are too many requests at once; `Retry-After` says when to try again."},
 	{problem.Internal, http.StatusInternalServerError, "Internal error", "Our fault; quote the request id when you report it."},
 }
 
@@ -149,11 +149,12 @@ func view(ctx context.Context, err error) *problemView {
 }
 
 // refuse is view for an error that leaves a handler; what is our fault is
-// logged, without the text of the error, which may quote values.
+// logged, without the text of the error, which may quote values. Of those who are
+// sent away in a crowd the line of each request says enough.
 func (a *API) refuse(ctx context.Context, err error) *problemView {
 	p := view(ctx, err)
 	callOf(ctx).code = p.Code
-	if p.Status >= 500 && !errors.Is(err, context.Canceled) {
+	if p.Status >= 500 && !errors.Is(err, context.Canceled) && !errors.Is(err, errCrowded) {
 		a.log.ErrorContext(ctx, "request failed", callOf(ctx).attrs(slog.String("code", p.Code), slog.String("error", kindOf(err)))...)
 	}
 	return p

@@ -131,11 +131,14 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		owners[token] = [2]string{owner, k.ID}
 		return token
 	}
-	ada, err := accounts.CreateUser(ctx, "ada@example.org", "a long password of ada")
-	must(err)
-	ben, err := accounts.CreateUser(ctx, "ben@example.org", "a long password of ben")
-	must(err)
-	r.ada, r.ben = key(ada, account.ScopeGenerate, account.ScopeRead), key(ben, account.ScopeGenerate, account.ScopeRead)
+	user := func(name string) string {
+		owner, err := accounts.CreateUser(ctx, name+"@example.org", "a long password of "+name)
+		must(err)
+		return owner
+	}
+	ada := user("ada")
+	r.person = func(name string) string { return key(user(name), account.ScopeGenerate, account.ScopeRead) }
+	r.ada, r.ben = key(ada, account.ScopeGenerate, account.ScopeRead), r.person("ben")
 	r.readOnly = key(ada, account.ScopeRead)
 	r.pass = func() {
 		select {
@@ -145,7 +148,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		}
 	}
 	r.keyOf = func(token string) string { return owners[token][1] }
-	r.person = func(email string) string {
+	r.ownerOf = func(email string) string {
 		id, err := accounts.FindUser(ctx, email)
 		must(err)
 		return id

@@ -64,6 +64,7 @@ func (a *API) await(ctx context.Context, owner string, g generate.Generation, wa
 		return g, nil
 	}
 	a.extend(ctx, wait+ordinaryTime)
+	callOf(ctx).idle()
 	until, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	until, cancelClose := a.untilClose(until)
@@ -188,6 +189,7 @@ func (a *API) generationEvents(ctx context.Context, in *eventsInput) (*streamOut
 			hc.SetStatus(http.StatusOK)
 		}}, nil
 	}
+	callOf(ctx).idle()
 	release, err := a.hold(ctx)
 	if err != nil {
 		return nil, err

@@ -32,6 +32,28 @@ func TestAJobOfANewerKindIsLeftToANewerWorker(t *testing.T) {
 	})
 }
 
+// Its room is only told by who knows it.
+func TestALostJobOfANewerKindIsEndedByANewerScheduler(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		c := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		told := false
+		newer := open(t, d, "redis://127.0.0.1:1/0", c, jobs.Kind{Name: "test:new", Lane: "a", MaxAttempts: 1, Run: idle.Run,
+			Ended: func(context.Context, *db.Tx, jobs.Job, jobs.State, string) error { told = true; return nil }})
+		older := open(t, d, "redis://127.0.0.1:1/0", c, idle)
+		id := newer.add(jobs.NewJob{Kind: "test:new"})
+		newer.claim()
+		c.Advance(jobs.Lease + time.Second)
+		for _, b := range []*bench{older, newer} {
+			if err := b.queue.NewScheduler().Reconcile(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if j := b.find(id); told != (b == newer) || j.State.Terminal() != told {
+				t.Errorf("it is %s, its room told: %v", j.State, told)
+			}
+		}
+	})
+}
+
 func TestAPanicAtTheEndOfAJobDoesNotEndTheWorker(t *testing.T) {
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {
 		fails := func(context.Context, *jobs.Run) error { return jobs.Retry("no", nil) }

@@ -3,8 +3,10 @@ package jobs
 import (
 	"cmp"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -64,15 +66,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 }
 
-func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) (err error) {
+func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	defer func() {
-		if p := recover(); p != nil { // of a kind's Ended
-			err = fmt.Errorf("panic of type %T", p)
-		}
-	}()
-	err = s.Reconcile(ctx)
+	err := s.Reconcile(ctx)
 	if err == nil {
 		err = s.Tick(ctx)
 	}
@@ -156,41 +153,81 @@ func (s *Scheduler) repeat(ctx context.Context, one func(context.Context) (int, 
 
 func (s *Scheduler) requeueLost(ctx context.Context, now time.Time) (int, error) {
 	q := s.queue
-	var lost []Job
+	n, err := q.freeLost(ctx, now.UnixMilli())
+	if n > 0 {
+		q.metrics.leasesLost.Add(float64(n))
+		q.log.Warn("jobs of silent workers are free again", "jobs", n)
+	}
+	return n, err
+}
+
+// freeLost queues a batch of running jobs whose lease passed before a time, and
+// ends those for which this was the last attempt: a job that takes its process
+// down with it must not do so forever. It returns how many.
+func (q *Queue) freeLost(ctx context.Context, before int64) (int, error) {
+	const lost = ` state = 'running' AND lease_until < ? `
+	var found, spent []Job
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
-		lost = lost[:0]
-		err := tx.Select(ctx, &lost, `SELECT `+columns+` FROM jobs WHERE state = 'running' AND lease_until < ?
-			ORDER BY lease_until LIMIT ?`+db.SkipLocked(tx), now.UnixMilli(), batch)
+		found, spent = found[:0], spent[:0]
+		err := tx.Select(ctx, &found, `SELECT `+columns+` FROM jobs WHERE`+lost+`ORDER BY lease_until LIMIT ?`+db.SkipLocked(tx), before, batch)
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(lost, byParty)
-		for _, j := range lost {
-			if err := q.lost(ctx, tx, j); err != nil {
+		slices.SortStableFunc(found, byParty)
+		for _, j := range found {
+			if j.CancelRequested || j.Attempt >= j.MaxAttempts {
+				spent = append(spent, j)
+				continue
+			}
+			if _, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID); err != nil {
 				return err
 			}
+			tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
 		}
 		return nil
 	})
-	if err == nil && len(lost) > 0 {
-		q.metrics.leasesLost.Add(float64(len(lost)))
-		q.log.Warn("jobs of silent workers are free again", "jobs", len(lost))
+	if err != nil {
+		return 0, err
 	}
-	return len(lost), err
+	freed := len(found) - len(spent)
+	for _, j := range spent {
+		if _, known := q.kinds[j.Kind]; !known {
+			continue // a newer scheduler also tells its room
+		}
+		// Each by itself: a room that fails to end one must not keep the others.
+		err := q.endLost(ctx, j.ID, lost+db.SkipLocked(q.db), before)
+		switch {
+		case err == nil:
+			freed++
+		case db.IsAway(err):
+			return freed, err
+		default:
+			q.log.Error("could not end a lost job", "kind", j.Kind, "job", j.ID, "error", err)
+		}
+	}
+	return freed, nil
 }
 
-// lost queues a running job whose worker is gone, or ends it when this was its
-// last attempt: a job that takes its process down with it must not do so forever.
-func (q *Queue) lost(ctx context.Context, tx *db.Tx, j Job) error {
-	switch {
-	case j.CancelRequested:
-		return q.end(ctx, tx, j, Canceled, "canceled")
-	case j.Attempt >= j.MaxAttempts:
+// endLost ends a lost job, if it still is one.
+func (q *Queue) endLost(ctx context.Context, id, lost string, before int64) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // of the kind's Ended
+			err = fmt.Errorf("panic of type %T at %s", p, frames())
+		}
+	}()
+	return q.db.Tx(ctx, func(tx *db.Tx) error {
+		var j Job
+		err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ? AND`+lost, id, before)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			return nil
+		case err != nil:
+			return err
+		case j.CancelRequested:
+			return q.end(ctx, tx, j, Canceled, "canceled")
+		}
 		return q.end(ctx, tx, j, Failed, "worker_lost")
-	}
-	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '' WHERE id = ?`, j.ID)
-	tx.AfterCommit(func() { q.bell.Ring(j.Lane, j.Kind) })
-	return err
+	})
 }
 
 // byParty is the order in which schedulers take turns for others: two of them
@@ -258,21 +295,14 @@ func (s *Scheduler) Tick(ctx context.Context) error {
 // RequeueAll frees every running job at once, as if its lease had passed. Only a
 // process that knows itself to be alone, by holding the data folder's lock, may
 // call it.
-func (q *Queue) RequeueAll(ctx context.Context) (int, error) {
-	var running []Job
-	err := q.db.Tx(ctx, func(tx *db.Tx) error {
-		running = running[:0]
-		if err := tx.Select(ctx, &running, `SELECT `+columns+` FROM jobs WHERE state = 'running'`); err != nil {
-			return err
+func (q *Queue) RequeueAll(ctx context.Context) (total int, err error) {
+	for {
+		n, err := q.freeLost(ctx, math.MaxInt64)
+		total += n
+		if err != nil || n < batch {
+			return total, err
 		}
-		for _, j := range running {
-			if err := q.lost(ctx, tx, j); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return len(running), err
+	}
 }
 
 // prune removes the rows nobody needs any more: ended jobs, old ticks, silent

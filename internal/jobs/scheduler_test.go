@@ -169,3 +169,32 @@ func TestAJumpOfTheClockFreesNoJob(t *testing.T) {
 		pass(id, jobs.Queued)
 	})
 }
+
+// A room that fails to end its job keeps nobody else's.
+func TestAJobThatCannotBeEndedKeepsNoOther(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		c := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		ctx := context.Background()
+		last := func(name string, ended func()) jobs.Kind {
+			return jobs.Kind{Name: name, Lane: "a", MaxAttempts: 1, Run: idle.Run,
+				Ended: func(context.Context, *db.Tx, jobs.Job, jobs.State, string) error { ended(); return nil }}
+		}
+		b := open(t, d, "redis://127.0.0.1:1/0", c, idle, last("test:panic", func() { panic("secret") }), last("test:last", func() {}))
+		stuck, free, failed := b.add(jobs.NewJob{Kind: "test:panic"}), b.add(jobs.NewJob{Kind: "test:run"}), b.add(jobs.NewJob{Kind: "test:last"})
+		for range 3 {
+			b.claim()
+		}
+		c.Advance(jobs.Lease + time.Second)
+		scheduler := b.queue.NewScheduler()
+		for range 2 {
+			if err := scheduler.Reconcile(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for id, want := range map[string]jobs.State{stuck: jobs.Running, free: jobs.Queued, failed: jobs.Failed} {
+			if j := b.find(id); j.State != want {
+				t.Errorf("%s is %s, want %s", j.Kind, j.State, want)
+			}
+		}
+	})
+}

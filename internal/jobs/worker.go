@@ -493,9 +493,12 @@ func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 
 // panicked logs a panic: its type and where, never what it says.
 func (w *Worker) panicked(what string, r *Run, p any) {
-	frames := make([]byte, 8<<10)
-	frames = frames[:runtime.Stack(frames, false)]
-	w.log.Error(what, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", string(frames))
+	w.log.Error(what, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", frames())
+}
+
+func frames() string {
+	stack := make([]byte, 8<<10)
+	return string(stack[:runtime.Stack(stack, false)])
 }
 
 // learn keeps the mean run time of one unit of cost, newer runs counting more.

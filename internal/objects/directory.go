@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -19,14 +20,19 @@ import (
 // processes may use the same folder.
 type Directory struct {
 	root *os.Root // nothing outside of it can be reached, also not through a link
+
+	mu    sync.Mutex
+	swept time.Time // when drafts were, by monotonic time
 }
 
 // Temporary files lie in the folder drafts, whose name no key can have.
-// staleDraft is after when one was left by a process that died: no Put takes as
-// long.
+// staleDraft is how long after its last write one was left by a process that
+// died: no Put pauses for as long. They are swept at the opening and once in
+// sweepEvery while the folder is used.
 const (
 	drafts     = ".drafts"
-	staleDraft = 24 * time.Hour
+	staleDraft = time.Hour
+	sweepEvery = time.Hour
 )
 
 // OpenDirectory opens or makes the folder, refuses one that other accounts may
@@ -39,7 +45,7 @@ func OpenDirectory(path string) (*Directory, error) {
 	if err != nil {
 		return nil, fileError("open", err)
 	}
-	d := &Directory{root: root}
+	d := &Directory{root: root, swept: time.Now()}
 	err = d.ours()
 	if err == nil {
 		err = d.sweep()
@@ -100,6 +106,20 @@ func (d *Directory) sweep() error {
 	return nil
 }
 
+// sweepInTurn sweeps when an hour has passed. What cannot be removed is tried
+// again in the next: in a folder that lets nothing be removed, Check fails.
+func (d *Directory) sweepInTurn() {
+	d.mu.Lock()
+	due := time.Since(d.swept) >= sweepEvery
+	if due {
+		d.swept = time.Now()
+	}
+	d.mu.Unlock()
+	if due {
+		_ = d.sweep()
+	}
+}
+
 // Put is described at Store.
 func (d *Directory) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error {
 	if err := checkKeys("put", key); err != nil {
@@ -108,11 +128,12 @@ func (d *Directory) Put(ctx context.Context, key string, r io.ReadSeeker, size i
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return unreadable(err)
 	}
+	d.sweepInTurn()
 	draft, sum, err := d.draft(ctx, r, size)
 	if err != nil {
 		return fileError("put", err)
 	}
-	defer func() { _ = d.root.Remove(draft) }() // what stays is swept a day later
+	defer func() { _ = d.root.Remove(draft) }() // what stays is swept
 	switch err := d.publish(draft, key); {
 	case errors.Is(err, fs.ErrExist):
 		same, err := d.holds(ctx, key, size, sum)
@@ -393,6 +414,7 @@ func (d *Directory) entries(folder string) ([]fs.DirEntry, error) {
 
 // Check is described at Store.
 func (d *Directory) Check(ctx context.Context) error {
+	d.sweepInTurn()
 	draft, _, err := d.draft(ctx, strings.NewReader("probe"), 5)
 	if err != nil {
 		return fileError("check", err)

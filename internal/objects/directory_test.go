@@ -80,28 +80,59 @@ func TestDirectoryDeleteLeavesNoFolders(t *testing.T) {
 
 func TestDirectorySweepsOldDrafts(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
-	openDirectory(t, folder)
-	drafts := filepath.Join(folder, ".drafts")
-	for name, age := range map[string]time.Duration{"old": 25 * time.Hour, "young": 23 * time.Hour} {
-		path := filepath.Join(drafts, name)
-		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		written := time.Now().Add(-age)
-		if err := os.Chtimes(path, written, written); err != nil {
-			t.Fatal(err)
-		}
+	for name, after := range map[string]func(t *testing.T, folder string, s *objects.Directory) objects.Store{
+		"at the opening": func(t *testing.T, folder string, _ *objects.Directory) objects.Store { return openDirectory(t, folder) },
+		"at a Put an hour later": func(t *testing.T, _ string, s *objects.Directory) objects.Store {
+			put(t, s, key, []byte("x"))
+			s.AnHourLater()
+			put(t, s, key, []byte("x"))
+			return s
+		},
+		"at a Check an hour later": func(t *testing.T, _ string, s *objects.Directory) objects.Store {
+			s.AnHourLater()
+			checks(t, s)
+			return s
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			first := openDirectory(t, folder)
+			drafts := filepath.Join(folder, ".drafts")
+			for name, age := range map[string]time.Duration{"old": 61 * time.Minute, "young": 30 * time.Minute} {
+				path := filepath.Join(drafts, name)
+				if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				written := time.Now().Add(-age)
+				if err := os.Chtimes(path, written, written); err != nil {
+					t.Fatal(err)
+				}
+			}
+			checks(t, first)
+			if _, err := os.Stat(filepath.Join(drafts, "old")); err != nil {
+				t.Errorf("it was swept before its time: %v", err)
+			}
+			s := after(t, folder, first)
+			if _, err := os.Stat(filepath.Join(drafts, "old")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the old one: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(drafts, "young")); err != nil {
+				t.Errorf("the young one, which may be being written: %v", err)
+			}
+			for _, got := range keysOf(t, s, "") {
+				if got != key {
+					t.Errorf("a draft is listed: %q", got)
+				}
+			}
+		})
 	}
-	s := openDirectory(t, folder)
-	if _, err := os.Stat(filepath.Join(drafts, "old")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the old one: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(drafts, "young")); err != nil {
-		t.Errorf("the young one, which may be being written: %v", err)
-	}
-	if got := keysOf(t, s, ""); len(got) != 0 {
-		t.Errorf("drafts are listed: %q", got)
+}
+
+func checks(t *testing.T, s objects.Store) {
+	t.Helper()
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

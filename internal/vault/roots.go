@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -78,33 +79,47 @@ func CreateRoots(path string) (*Roots, error) {
 	return ParseRoots(content)
 }
 
-// writeNew leaves either the whole file or none. What is written is on the disk
-// when it returns: keysets that are wrapped next must not outlive their root.
+// writeNew leaves either the whole file or none, also when the process is killed
+// on the way: half a key ring would stop every later start. What is written is on
+// the disk when it returns: keysets that are wrapped next must not outlive their
+// root.
 func writeNew(path, content string) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the operator names it
+	folder := filepath.Dir(path)
+	f, err := os.CreateTemp(folder, "."+filepath.Base(path)+".*.new") // for its owner alone
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(path)
-		}
-	}()
-	if _, err := f.WriteString(content); err != nil {
+	defer func() { _ = os.Remove(f.Name()) }() // a kill leaves a root that wraps nothing
+	_, err = f.WriteString(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := os.Link(f.Name(), path); err != nil { // unlike a rename, it replaces nothing
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if err := syncFolder(folder); err != nil {
 		return err
 	}
-	folder, err := os.Open(filepath.Dir(path))
+	// The folder too may have just been made; not in one that we may not read.
+	whole, err := filepath.Abs(folder)
 	if err != nil {
 		return err
 	}
-	return errors.Join(folder.Sync(), folder.Close())
+	if err := syncFolder(filepath.Dir(whole)); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // ReadRoots reads a key ring from a file, which it refuses when anybody but its

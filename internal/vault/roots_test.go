@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -128,6 +130,49 @@ func TestCreateRootsMakesAFileForItsOwnerAlone(t *testing.T) {
 	}
 	if string(before) != string(after) {
 		t.Error("the key ring was overwritten")
+	}
+}
+
+// At every moment there is the whole key ring or none, so a kill leaves one or the
+// other; and of several processes that make one, the others find it made.
+func TestAKeyRingIsThereAsAWholeOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		folder := t.TempDir()
+		path := filepath.Join(folder, "roots.yaml")
+		done := make(chan struct{})
+		var makers, readers sync.WaitGroup
+		var made atomic.Int64
+		readers.Go(func() {
+			for {
+				if _, err := ReadRoots(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("there is half of it: %v", err)
+					return
+				}
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+		for range 4 {
+			makers.Go(func() {
+				switch _, err := CreateRoots(path); {
+				case err == nil:
+					made.Add(1)
+				case !errors.Is(err, fs.ErrExist):
+					t.Error(err)
+				}
+			})
+		}
+		makers.Wait()
+		close(done)
+		readers.Wait()
+		left, err := os.ReadDir(folder)
+		if err != nil || len(left) != 1 || made.Load() != 1 {
+			t.Fatalf("%d were made, and %v is left (%v)", made.Load(), left, err)
+		}
 	}
 }
 

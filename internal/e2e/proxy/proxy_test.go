@@ -28,15 +28,15 @@ func TestRedis(t *testing.T) {
 	}
 	t.Cleanup(p.Close)
 	ctx := t.Context()
-	through := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 200 * time.Millisecond})
+	through := redis.NewClient(&redis.Options{Addr: p.Addr(), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 2 * time.Second})
 	direct := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _, _ = through.Close(), direct.Close() })
 
 	if err := through.Set(ctx, "a", strings.Repeat("long\r\n", 20_000), 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got := through.Get(ctx, "a").Val(); len(got) != 120_000 {
-		t.Fatalf("got %d bytes", len(got))
+	if got, err := through.Get(ctx, "a").Result(); len(got) != 120_000 {
+		t.Fatalf("got %d bytes: %v", len(got), err)
 	}
 
 	cut := p.CutReply(1, func(c proxy.Command) bool { return len(c.Args) == 2 && c.Args[0] == "incr" && c.Args[1] == "n" })
