@@ -51,5 +51,5 @@ func (s *Service) close(ctx context.Context, tx *db.Tx, owner string) error {
 			return fmt.Errorf("end all access: %w", err)
 		}
 	}
-	return s.o.Events.Append(ctx, tx, events.Event{Type: events.AccountClosing, Subject: owner, Ref: owner, At: now})
+	return s.stopWork(ctx, tx, owner, events.AccountClosing)
 }

@@ -98,6 +98,9 @@ func (s *Service) NewKey(ctx context.Context, p Principal, name string, scopes [
 		}
 	}
 	return s.createKey(ctx, p.Subject, name, scopes, expires, func(tx *db.Tx) error {
+		if err := s.stillThere(ctx, tx, p); err != nil {
+			return err
+		}
 		return s.tell(ctx, tx, p.Subject, mail.KeyCreated, map[string]string{"Name": name})
 	})
 }

@@ -109,7 +109,7 @@ func (s *Service) RequestReset(ctx context.Context, c Client, email string) erro
 }
 
 func (s *Service) requestReset(ctx context.Context, c Client, canonical string) error {
-	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return err
 	}
 	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical)
@@ -156,8 +156,8 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 		return "", err
 	}
 	defer leave()
-	network := s.networkBucket(c.Addr)
-	if err := s.take(ctx, network...); err != nil {
+	network, err := s.take(ctx, s.networkBucket(c.Addr)...)
+	if err != nil {
 		return "", err
 	}
 	l, err := s.findLink(ctx, linkPassword, code)
@@ -202,7 +202,7 @@ func (s *Service) ChangePassword(ctx context.Context, p Principal, password stri
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM mailed_links WHERE owner = ? AND kind = ?`, p.Subject, linkPassword); err != nil {
@@ -259,11 +259,13 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	if err != nil {
 		return err
 	}
-	if err := s.take(ctx, s.letterBucket(mail.ConfirmEmail, canonical)); err != nil {
+	// For the person first: nobody writes to strangers by changing address again
+	// and again.
+	if _, err := s.take(ctx, askerBucket(p.Subject), s.letterBucket(mail.ConfirmEmail, canonical)); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM mailed_links WHERE owner = ? AND kind = ?`, p.Subject, linkEmail); err != nil {
@@ -293,8 +295,8 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 	if !codeForm.fits(code) {
 		return linkInvalid()
 	}
-	network := s.networkBucket(c.Addr)
-	if err := s.take(ctx, network...); err != nil {
+	network, err := s.take(ctx, s.networkBucket(c.Addr)...)
+	if err != nil {
 		return err
 	}
 	l, err := s.findLink(ctx, linkEmail, code)

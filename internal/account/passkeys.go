@@ -360,7 +360,7 @@ func (s *Service) PasskeyChallenge(ctx context.Context, c Client) (PasskeyChalle
 	if err != nil {
 		return PasskeyChallenge{}, err
 	}
-	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	if _, err := s.takePasskey(ctx, c); err != nil {
 		return PasskeyChallenge{}, err
 	}
 	options, session, err := rp.BeginDiscoverableLogin()
@@ -407,17 +407,30 @@ func (s *Service) openChallenge(ctx context.Context, owner, purpose string, opti
 	return made, nil
 }
 
+// takePasskey counts for the network, or for a browser that is known: an attack
+// from beside it does not keep that out.
+func (s *Service) takePasskey(ctx context.Context, c Client) ([]bucket, error) {
+	known, err := s.device(ctx, c.Device)
+	if err != nil {
+		return nil, err
+	}
+	if known.ID != "" {
+		return s.take(ctx, s.knownBuckets(c, known.ID)...)
+	}
+	return s.take(ctx, s.networkBucket(c.Addr)...)
+}
+
 // SignInWithPasskey opens a session for the owner of a passkey that answers a
 // challenge of PasskeyChallenge. Nobody's wrong attempts stand in its way but
 // those of the same network. SignInFailed for every answer that opens nothing.
 func (s *Service) SignInWithPasskey(ctx context.Context, c Client, a PasskeyAnswer) (SignedIn, error) {
-	taken := s.networkBucket(c.Addr)
-	if err := s.take(ctx, taken...); err != nil {
+	taken, err := s.takePasskey(ctx, c)
+	if err != nil {
 		return SignedIn{}, err
 	}
 	var in SignedIn
 	wrong := false
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		owner, err := s.checkPasskey(ctx, tx, "", a)
 		if wrong = errors.Is(err, errWrongCode); wrong {
 			return nil // and its challenge stays used

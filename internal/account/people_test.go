@@ -21,8 +21,16 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		ann, eve := h.user("ann@example.org"), h.user("eve@example.org")
+		in, err := h.SignIn(ctx, browser("192.0.2.9", ""), Credentials{Email: "eve@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Her role and how she signed in are as each case needs them; the session is real.
 		staff := func(r Role, m Method) Principal {
-			return Principal{Subject: eve, Role: r, Method: m, SessionID: "ses_x"}
+			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
+				t.Fatal(err)
+			}
+			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
 		}
 		acts := map[string]func(Principal, string) error{
 			"find": func(p Principal, reason string) error {
@@ -48,6 +56,19 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		for name, act := range map[string]func(Principal, string) error{"reset 2fa": acts["reset 2fa"], "role": acts["role"]} {
 			wantCode(t, name+" over the API", act(staff(RoleOperator, ByPasskey), why), problem.Forbidden)
 		}
+		wantCode(t, "a key of an operator", acts["suspend"](Principal{Subject: eve, Role: RoleOperator, Method: ByPasskey, KeyID: "key_x"}, why), problem.Forbidden)
+		wantCode(t, "on oneself", h.Unsuspend(ctx, staff(RoleOperator, ByPasskey), eve, why), problem.Forbidden)
+		_, err = h.FindAccount(ctx, staff(RoleSupport, ByPasskey), "nobody@example.org", "          ")
+		wantCode(t, "an address without account, for no reason", err, problem.InvalidRequest)
+		stale := staff(RoleOperator, ByPasskey)
+		stale.FreshAt = stale.FreshAt.Add(-freshFor)
+		wantCode(t, "closing in a session that is not fresh", h.CloseChild(ctx, stale, ann, why), problem.ReauthNeeded)
+		gone := staff(RoleOperator, ByPasskey)
+		gone.SessionID = "ses_ended"
+		wantCode(t, "a session that has ended since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
+		before := staff(RoleOperator, ByPasskey)
+		staff(NoRole, ByPasskey)
+		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
 		var n int
 		if err := h.db.Get(ctx, &n, `SELECT count(*) FROM staff_actions`); err != nil || n != 0 {
 			t.Errorf("%d acts were kept that were refused (%v)", n, err)
@@ -303,6 +324,57 @@ func TestAttack_ChallengesAreCountedByNetwork(t *testing.T) {
 		}
 		if _, err := h.PasskeyChallenge(ctx, browser("192.0.2.2", "")); err != nil {
 			t.Errorf("another network: %v", err)
+		}
+	})
+}
+
+// What one browser is refused fills nobody else's network.
+func TestAttack_ARefusedDeviceFillsNobodysNetwork(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, _ := h.member("eve@example.org", "eve")
+		h.user("ann@example.org")
+		limited := 0
+		for range 200 {
+			_, err := h.SignIn(ctx, browser("192.0.2.1", in.Token), Credentials{Email: "eve@example.org", Password: "not the password"})
+			if problem.CodeOf(err) == problem.RateLimited {
+				limited++
+			}
+		}
+		if limited < 180 {
+			t.Errorf("%d of 200 were refused", limited)
+		}
+		h.clock.Advance(time.Minute)
+		if _, err := h.SignIn(ctx, browser("192.0.2.1", ""), Credentials{Email: "ann@example.org", Password: password}); err != nil {
+			t.Errorf("a new browser beside it: %v", err)
+		}
+	})
+}
+
+// A request that was let in before its session ended, and whose body came after,
+// changes nothing any more.
+func TestAttack_ALateBodyOfAnEndedSession(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, thief := h.member("ann@example.org", "ann")
+		if err := h.RequestReset(ctx, browser("192.0.2.1", ""), "ann@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Reset(ctx, browser("192.0.2.1", ""), h.code("ann@example.org", mail.ResetPassword), "another four words here"); err != nil {
+			t.Fatal(err)
+		}
+		name := "thief"
+		for what, act := range map[string]func() error{
+			"a key":      func() error { _, _, err := h.NewKey(ctx, thief, "k", []string{ScopeRead}, time.Time{}); return err },
+			"an address": func() error { return h.ChangeEmail(ctx, thief, "thief@example.org") },
+			"a password": func() error { return h.ChangePassword(ctx, thief, "the words of a thief") },
+			"a name":     func() error { _, err := h.UpdateUser(ctx, thief, UserChange{Username: &name}); return err },
+			"a consent":  func() error { return h.SetConsent(ctx, thief, subject.Marketing, true) },
+			"a passkey":  func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
+		} {
+			wantCode(t, what, act(), problem.Unauthorized)
 		}
 	})
 }

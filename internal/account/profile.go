@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -174,7 +175,7 @@ func (s *Service) UpdateUser(ctx context.Context, p Principal, change UserChange
 	}
 	var u User
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
 		if len(set) > 0 {
@@ -252,11 +253,22 @@ func (s *Service) WithdrawObjection(ctx context.Context, p Principal, purpose su
 // Restrict stops every use of the person's data but storing it and what the
 // person does with the account, at once.
 func (s *Service) Restrict(ctx context.Context, p Principal) error {
-	return s.change(ctx, p, func(tx *db.Tx) error { return subject.Restrict(ctx, tx, p.Subject, s.clock.Now()) })
+	return s.change(ctx, p, func(tx *db.Tx) error {
+		if err := subject.Restrict(ctx, tx, p.Subject, s.clock.Now()); err != nil {
+			return err
+		}
+		return s.stopWork(ctx, tx, p.Subject, events.AccountRestricted)
+	})
 }
 
-// Unrestrict lifts a restriction that the person asked for. They are told of it
-// in the same transaction (GDPR, Article 18(3)).
+// stopWork tells whoever works for a person to stop, in the transaction that
+// forbids it.
+func (s *Service) stopWork(ctx context.Context, tx *db.Tx, owner string, why events.Type) error {
+	return s.o.Events.Append(ctx, tx, events.Event{Type: why, Subject: owner, Ref: owner, At: s.clock.Now()})
+}
+
+// Unrestrict lifts a restriction at the wish of the person who asked for it; a
+// mail says that it was done.
 func (s *Service) Unrestrict(ctx context.Context, p Principal) error {
 	return s.change(ctx, p, func(tx *db.Tx) error {
 		person, err := subject.Find(ctx, tx, p.Subject)
@@ -273,7 +285,7 @@ func (s *Service) Unrestrict(ctx context.Context, p Principal) error {
 // change runs what a person does with their own account, while it lives.
 func (s *Service) change(ctx context.Context, p Principal, f func(*db.Tx) error) error {
 	return away(s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
 		return f(tx)

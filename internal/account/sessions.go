@@ -139,6 +139,27 @@ func (s *Service) fresh(p Principal) error {
 	return nil
 }
 
+// stillThere keeps the account as it is until the transaction ends, and refuses a
+// session or key that was ended since the request came: a body may take seconds
+// to arrive, and a reset of the password must end what a thief began before.
+func (s *Service) stillThere(ctx context.Context, tx *db.Tx, p Principal) error {
+	if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		return err
+	}
+	question, id := `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND ended_at IS NULL`, p.SessionID
+	if p.SessionID == "" {
+		question, id = `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ? AND revoked_at IS NULL`, p.KeyID
+	}
+	var live int
+	if err := tx.Get(ctx, &live, question, id, p.Subject); err != nil {
+		return err
+	}
+	if live == 0 {
+		return notSignedIn()
+	}
+	return nil
+}
+
 // openSession signs a client in. It always makes a new token; a browser that the
 // owner was signed in with before keeps its row, and every other session of this
 // browser ends with its cookie. isNew says that the browser was not known.
@@ -222,7 +243,7 @@ func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string
 	}
 	var row deviceRow
 	lookup := s.sessionLookup(token)
-	err = tx.Get(ctx, &row, `SELECT id, owner FROM sessions WHERE token_lookup = ?`+db.ForUpdate(tx), lookup)
+	err = tx.Get(ctx, &row, `SELECT id, owner, method FROM sessions WHERE token_lookup = ?`+db.ForUpdate(tx), lookup)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return "", nil
@@ -238,8 +259,9 @@ func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string
 }
 
 type deviceRow struct {
-	ID    string `db:"id"`
-	Owner string `db:"owner"`
+	ID     string `db:"id"`
+	Owner  string `db:"owner"`
+	Method Method `db:"method"` // of the last sign-in; ByPassword after a mere reset
 }
 
 // device is the row that a browser's token belongs to, signed in or not; zero:

@@ -19,6 +19,7 @@ type claimed struct {
 	ID       string `db:"id"`       // empty: there is no such account
 	Password string `db:"password"` // its hash
 	device   string // the session row that knows this browser; empty: none
+	proven   bool   // a second factor was right on that browser before
 }
 
 // SignIn opens a session. A wrong address, password or code and an account that
@@ -61,7 +62,7 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 	}
 	buckets := append(s.networkBucket(c.Addr), s.accountBucket(canonical))
 	if who.ID != "" && device.Owner == who.ID {
-		who.device = device.ID
+		who.device, who.proven = device.ID, device.Method.Strong()
 		buckets = s.knownBuckets(c, device.ID)
 	}
 	err = s.check(ctx, who, cr, buckets, func(tx *db.Tx, m Method) error {
@@ -80,7 +81,8 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 // the factor up and in which the account still has this password. The caller has
 // entered the hasher's queue.
 func (s *Service) check(ctx context.Context, who claimed, cr Credentials, buckets []bucket, then func(*db.Tx, Method) error) error {
-	if err := s.take(ctx, buckets...); err != nil {
+	taken, err := s.take(ctx, buckets...)
+	if err != nil {
 		return err
 	}
 	match, outdated, err := s.hasher.verify(ctx, cr.Password, who.Password)
@@ -116,7 +118,7 @@ func (s *Service) check(ctx context.Context, who claimed, cr Credentials, bucket
 		switch code := problem.CodeOf(err); {
 		case code == problem.SecondFactorNeeded:
 			needed = true
-			return giveBack(ctx, tx, buckets)
+			return giveBack(ctx, tx, taken)
 		case code == problem.SignInFailed || code == problem.RateLimited:
 			refusal = err
 			return nil
@@ -131,7 +133,7 @@ func (s *Service) check(ctx context.Context, who claimed, cr Credentials, bucket
 		if err := then(tx, m); err != nil {
 			return err
 		}
-		return giveBack(ctx, tx, buckets)
+		return giveBack(ctx, tx, taken)
 	})
 	switch {
 	case err != nil:
@@ -154,7 +156,7 @@ func (s *Service) checkSecond(ctx context.Context, tx *db.Tx, who claimed, cr Cr
 		return "", problem.New(problem.SecondFactorNeeded, "")
 	}
 	limit := codeBucket(who.ID)
-	if who.device != "" {
+	if who.proven { // a browser that only a reset made known has no guesses of its own
 		limit = codeBucket(who.device)
 	}
 	switch wait, err := takeOne(ctx, tx, limit, s.clock.Millis()); {
@@ -219,7 +221,7 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 		return err
 	}
 	defer leave()
-	who := claimed{device: p.SessionID}
+	who := claimed{device: p.SessionID, proven: p.Method.Strong()}
 	err = s.db.Get(ctx, &who, `SELECT id, password FROM users WHERE id = ?`, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
 		return noAccount()
@@ -231,11 +233,12 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 }
 
 func (s *Service) provePasskey(ctx context.Context, p Principal, a PasskeyAnswer, buckets []bucket, then func(*db.Tx, Method) error) error {
-	if err := s.take(ctx, buckets...); err != nil {
+	taken, err := s.take(ctx, buckets...)
+	if err != nil {
 		return err
 	}
 	wrong := false
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		wrong = false
 		if err := s.enter(ctx, tx, p.Subject); err != nil {
 			return err
@@ -251,7 +254,7 @@ func (s *Service) provePasskey(ctx context.Context, p Principal, a PasskeyAnswer
 		if err := then(tx, ByPasskey); err != nil {
 			return err
 		}
-		return giveBack(ctx, tx, buckets)
+		return giveBack(ctx, tx, taken)
 	})
 	if err != nil {
 		return away(fmt.Errorf("prove a session: %w", err))

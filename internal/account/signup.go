@@ -63,7 +63,7 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 		return err
 	}
 	defer leave()
-	if err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return err
 	}
 	if err := s.usernameFree(ctx, r.Username); err != nil {
@@ -185,8 +185,8 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 		return SignedIn{}, err
 	}
 	defer leave()
-	network := s.networkBucket(c.Addr)
-	if err := s.take(ctx, network...); err != nil {
+	network, err := s.take(ctx, s.networkBucket(c.Addr)...)
+	if err != nil {
 		return SignedIn{}, err
 	}
 	var p pending
@@ -198,7 +198,7 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	if err != nil {
 		return SignedIn{}, away(fmt.Errorf("confirm a sign-up: %w", err))
 	}
-	if err := s.take(ctx, codeBucket(p.ID)); err != nil {
+	if _, err := s.take(ctx, codeBucket(p.ID)); err != nil {
 		return SignedIn{}, err
 	}
 	match, _, err := s.hasher.verify(ctx, password, p.Password)
@@ -278,10 +278,13 @@ func (s *Service) lost(ctx context.Context, p pending) error {
 	case err != nil:
 		return err
 	}
-	if _, err := s.db.Exec(ctx, `DELETE FROM signups WHERE id = ?`, p.ID); err != nil {
+	n, err := s.db.Exec(ctx, `DELETE FROM signups WHERE id = ?`, p.ID)
+	if err != nil {
 		return away(fmt.Errorf("delete a sign-up: %w", err))
 	}
-	s.destroy(ctx, p.ID)
+	if n == 1 { // else it has become an account beside us, and its key is in use
+		s.destroy(ctx, p.ID)
+	}
 	return linkInvalid()
 }
 
@@ -334,7 +337,7 @@ func usernameTaken() error { return problem.New(problem.Conflict, "This username
 // mayWrite reports whether one more mail of a kind may go to an address. Nobody
 // is told when not: codes that were sent before are still good.
 func (s *Service) mayWrite(ctx context.Context, t mail.Template, canonical string) (bool, error) {
-	err := s.take(ctx, s.letterBucket(t, canonical))
+	_, err := s.take(ctx, s.letterBucket(t, canonical))
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}

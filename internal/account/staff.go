@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -28,13 +29,19 @@ func (s *Service) act(ctx context.Context, staff Principal, owner, action, reaso
 	if err := staff.may(roles...); err != nil {
 		return err
 	}
-	reason = strings.TrimSpace(reason)
-	if n := utf8.RuneCountInString(reason); n < reasonLeast || n > reasonMost || !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) {
-		return problem.Invalid(problem.Field{Location: "body.reason", Message: fmt.Sprintf("must say why in %d to %d characters, in one line", reasonLeast, reasonMost)})
+	if staff.Subject == owner {
+		return problem.New(problem.Forbidden, "Staff do not act on their own account.")
+	}
+	reason, err := checkReason(reason)
+	if err != nil {
+		return err
 	}
 	now := s.clock.Now()
 	id := db.NewID("act", now)
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		if err := s.stillStaff(ctx, tx, staff); err != nil {
+			return err
+		}
 		if _, err := subject.Find(ctx, tx, owner); problem.CodeOf(err) == problem.Unauthorized {
 			return problem.New(problem.NotFound, "There is no such account.")
 		} else if err != nil {
@@ -56,13 +63,40 @@ func (s *Service) act(ctx context.Context, staff Principal, owner, action, reaso
 	return away(err)
 }
 
+func checkReason(reason string) (string, error) {
+	reason = strings.TrimSpace(reason)
+	if n := utf8.RuneCountInString(reason); n < reasonLeast || n > reasonMost || !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) {
+		return "", problem.Invalid(problem.Field{Location: "body.reason", Message: fmt.Sprintf("must say why in %d to %d characters, in one line", reasonLeast, reasonMost)})
+	}
+	return reason, nil
+}
+
+// stillStaff refuses a member of staff whose session or role was taken since the
+// request came, or who is suspended.
+func (s *Service) stillStaff(ctx context.Context, tx *db.Tx, staff Principal) error {
+	if staff.Subject == cliStaff {
+		return nil
+	}
+	var n int
+	err := tx.Get(ctx, &n, `SELECT count(*) FROM sessions s JOIN users u ON u.id = s.owner JOIN subjects p ON p.id = u.id
+		WHERE s.id = ? AND s.owner = ? AND s.ended_at IS NULL AND u.role = ? AND p.state = ? AND p.suspended_at IS NULL`,
+		staff.SessionID, staff.Subject, staff.Role, subject.Active)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return problem.New(problem.Forbidden, "This is for staff.")
+	}
+	return nil
+}
+
 // may refuses whoever has none of the roles, or has not shown two factors.
 func (p Principal) may(roles ...Role) error {
 	for _, r := range roles {
 		if p.Role != r {
 			continue
 		}
-		if !p.Method.Strong() {
+		if !p.Method.Strong() || p.SessionID == "" && p.Subject != cliStaff {
 			return problem.New(problem.Forbidden, "Staff sign in with a second factor.")
 		}
 		return nil
@@ -76,6 +110,9 @@ func (p Principal) may(roles ...Role) error {
 func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reason string) (User, error) {
 	roles := []Role{RoleSupport, RolePrivacy, RoleOperator}
 	if err := staff.may(roles...); err != nil {
+		return User{}, err
+	}
+	if _, err := checkReason(reason); err != nil { // before the address tells anything
 		return User{}, err
 	}
 	owner, err := s.FindUser(ctx, email)
@@ -97,6 +134,9 @@ func (s *Service) Suspend(ctx context.Context, staff Principal, owner, reason st
 		if err := subject.Suspend(ctx, tx, owner, s.clock.Now()); err != nil {
 			return err
 		}
+		if err := s.stopWork(ctx, tx, owner, events.AccountSuspended); err != nil {
+			return err
+		}
 		return s.tell(ctx, tx, owner, mail.AccountSuspended, map[string]string{"Reason": strings.TrimSpace(reason)})
 	})
 }
@@ -111,8 +151,14 @@ func (s *Service) Unsuspend(ctx context.Context, staff Principal, owner, reason 
 	})
 }
 
-// CloseChild closes the account of somebody who turned out to be under 13.
+// CloseChild closes the account of somebody who turned out to be under 13. There
+// is no way back, so the session must be fresh.
 func (s *Service) CloseChild(ctx context.Context, staff Principal, owner, reason string) error {
+	if staff.Subject != cliStaff {
+		if err := s.fresh(staff); err != nil {
+			return err
+		}
+	}
 	return s.closeFor(ctx, staff, owner, "closed: under 13", reason)
 }
 

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"time"
 
@@ -53,6 +52,10 @@ func (s *Service) letterBucket(t mail.Template, canonical string) bucket {
 	return bucket{key: string(t) + ":" + s.vault.Lookup("throttle account", canonical), limit: perLetter}
 }
 
+// askerBucket counts the mails that one person has sent to addresses that are not
+// known to be theirs.
+func askerBucket(owner string) bucket { return bucket{key: "asker:" + owner, limit: perLetter} }
+
 func deviceBucket(session string) bucket { return bucket{key: "device:" + session, limit: perAccount} }
 
 func codeBucket(id string) bucket { return bucket{key: "code:" + id, limit: perCode} }
@@ -75,39 +78,48 @@ func (s *Service) networkBucket(addr netip.Addr) []bucket {
 	return []bucket{{key: "network:" + s.vault.Lookup("throttle network", network.String()), limit: perNetwork}}
 }
 
-// knownBuckets are for a browser that this account knows: its network is counted,
-// its own count alone can be full.
+// knownBuckets are for a browser that this account knows: its own count comes
+// first and alone can be full. Its network is counted as long as there is room,
+// and never refuses it.
 func (s *Service) knownBuckets(c Client, session string) []bucket {
-	buckets := s.networkBucket(c.Addr)
-	for i := range buckets {
-		buckets[i].soft = true
+	buckets := []bucket{deviceBucket(session)}
+	for _, b := range s.networkBucket(c.Addr) {
+		b.soft = true
+		buckets = append(buckets, b)
 	}
-	return append(buckets, deviceBucket(session))
+	return buckets
 }
 
 // take counts an attempt in every bucket, RateLimited when one is full. It comes
 // before whatever the attempt costs, in a transaction of its own: what is full
 // for one process is for all. A refused attempt counts in no bucket behind the
-// full one.
-func (s *Service) take(ctx context.Context, buckets ...bucket) error {
+// full one. It returns what was counted, for giveBack: a soft bucket that is full
+// counts nothing, since others would wait for it.
+func (s *Service) take(ctx context.Context, buckets ...bucket) (taken []bucket, err error) {
 	var wait time.Duration
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		wait = 0
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		wait, taken = 0, nil
 		for _, b := range buckets {
-			var err error
-			if wait, err = takeOne(ctx, tx, b, s.clock.Millis()); err != nil || wait > 0 {
+			full, err := takeOne(ctx, tx, b, s.clock.Millis())
+			switch {
+			case err != nil:
 				return err
+			case full == 0:
+				taken = append(taken, b)
+			case !b.soft:
+				wait = full
+				return nil
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return away(fmt.Errorf("count an attempt: %w", err))
+		return nil, away(fmt.Errorf("count an attempt: %w", err))
 	}
 	if wait > 0 {
-		return tooMany(wait)
+		return nil, tooMany(wait)
 	}
-	return nil
+	return taken, nil
 }
 
 func tooMany(wait time.Duration) error {
@@ -121,9 +133,6 @@ func tooMany(wait time.Duration) error {
 func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration, error) {
 	step := b.interval.Milliseconds()
 	latest := now + (b.burst-1)*step
-	if b.soft {
-		latest = math.MaxInt64
-	}
 	var arrival int64
 	err := tx.Get(ctx, &arrival, `INSERT INTO throttles (bucket, arrival) VALUES (?, ?)
 		ON CONFLICT (bucket) DO UPDATE SET arrival = `+db.Greatest(tx)+`(throttles.arrival, ?) + ?

@@ -24,7 +24,7 @@ func TestABucketCountsExactlyHoweverManyAskAtOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 20 {
 			wg.Go(func() {
-				switch err := processes[i%2].take(ctx, b); problem.CodeOf(err) {
+				switch _, err := processes[i%2].take(ctx, b); problem.CodeOf(err) {
 				case problem.RateLimited:
 				default:
 					if err != nil {
@@ -41,7 +41,7 @@ func TestABucketCountsExactlyHoweverManyAskAtOnce(t *testing.T) {
 		wait := func() time.Duration {
 			t.Helper()
 			var p *problem.Error
-			err := h.take(ctx, b)
+			_, err := h.take(ctx, b)
 			if err == nil {
 				return 0
 			}

@@ -14,7 +14,6 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
-	"zimage/internal/subject"
 	"zimage/internal/vault"
 )
 
@@ -150,20 +149,12 @@ func (s *Service) changeFactors(ctx context.Context, p Principal, fn func(tx *db
 		return err
 	}
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
 		u, err := factorRow(ctx, tx, p.Subject)
 		if err != nil {
 			return err
-		}
-		var live int
-		if err := tx.Get(ctx, &live, `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND ended_at IS NULL`,
-			p.SessionID, p.Subject); err != nil {
-			return err
-		}
-		if live == 0 {
-			return notSignedIn()
 		}
 		return fn(tx, u)
 	})
@@ -313,6 +304,7 @@ func (s *Service) resetFactors(ctx context.Context, tx *db.Tx, owner string) err
 	}
 	for _, statement := range []string{
 		dropTOTP,
+		`UPDATE users SET role = '' WHERE id = ?`, // staff need a second factor
 		`DELETE FROM passkeys WHERE owner = ?`,
 		`DELETE FROM passkey_challenges WHERE owner = ?`,
 		`DELETE FROM recovery_codes WHERE owner = ?`,

@@ -63,16 +63,15 @@ type Role string
 
 // The roles.
 const (
-	NoRole         Role = ""
-	RoleSupport    Role = "support"  // look up an account, with a reason
-	RolePrivacy    Role = "privacy"  // the privacy officer: also restrict, hold, release
-	RoleOperator   Role = "operator" // also suspend, and close the account of a child
-	cliStaff            = "cli"      // who acts at the machine itself
-	reasonMost          = 500        // characters of a reason
-	reasonLeast         = 10
-	usernameLeast       = 3
-	usernameMost        = 30
-	deviceNameMost      = 100
+	NoRole        Role = ""
+	RoleSupport   Role = "support"  // look up an account, with a reason
+	RolePrivacy   Role = "privacy"  // the privacy officer: today what support may
+	RoleOperator  Role = "operator" // also suspend, and close the account of a child
+	cliStaff           = "cli"      // who acts at the machine itself
+	reasonMost         = 500        // characters of a reason
+	reasonLeast        = 10
+	usernameLeast      = 3
+	usernameMost       = 30
 )
 
 // A Method is how a session was opened.
@@ -89,7 +88,13 @@ const (
 )
 
 // Strong reports whether the method needed two factors.
-func (m Method) Strong() bool { return m != ByPassword }
+func (m Method) Strong() bool {
+	switch m {
+	case ByPasswordTOTP, ByPasswordRecovery, ByPasswordPasskey, ByPasskey:
+		return true
+	}
+	return false
+}
 
 // The limits of a session (OWASP ASVS 5.0, 7.3). Staff keep shorter ones.
 const (

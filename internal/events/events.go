@@ -23,7 +23,9 @@ const (
 	GenerationCanceled  Type = "generation.canceled"
 	GenerationDeleted   Type = "generation.deleted"
 	ImageDeleted        Type = "image.deleted"
-	AccountClosing      Type = "account.closing" // access has ended; its work is to stop
+	AccountClosing      Type = "account.closing"    // access has ended; its work is to stop
+	AccountRestricted   Type = "account.restricted" // as its owner asked; its work is to stop
+	AccountSuspended    Type = "account.suspended"  // by the operator; its work is to stop
 )
 
 // An Event says what happened to what.

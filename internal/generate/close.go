@@ -8,13 +8,15 @@ import (
 	"zimage/internal/jobs"
 )
 
-// KindCancelAll is the job that stops all work of a person whose account closes.
+// KindCancelAll is the job that stops all work of a person.
 const KindCancelAll = "generation:cancel-all"
 
-// Happened is told of every event, in its transaction: when an account closes,
-// what it has queued and running is to stop.
+// Happened is told of every event, in its transaction: when an account closes, or
+// may not be worked for, what it has queued and running is to stop.
 func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error {
-	if e.Type != events.AccountClosing {
+	switch e.Type {
+	case events.AccountClosing, events.AccountRestricted, events.AccountSuspended:
+	default:
 		return nil
 	}
 	_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindCancelAll, Party: e.Subject, Ref: e.Subject})
@@ -22,7 +24,7 @@ func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error
 }
 
 // cancelAll cancels what an owner has not finished, in bounded batches. Nothing
-// new can begin: the account is closed.
+// new can begin meanwhile.
 func (s *Service) cancelAll(ctx context.Context, r *jobs.Run) error {
 	for after := ""; ; {
 		var page []struct {

@@ -217,7 +217,7 @@ func TestAttack_SessionFixation(t *testing.T) {
 		attacker := r.joined()
 		planted := attacker.token
 		victim := &browser{rig: r, token: planted}
-		a := victim.do("POST", "/v1/session", `{"email":"ada@example.org","password":"a long password of ada"}`)
+		a := victim.do("POST", "/v1/session", `{"email":"ada@example.org","password":"some long words for anybody"}`)
 		if a.status != 200 || victim.token == planted {
 			t.Fatalf("%d, the token is the same: %v", a.status, victim.token == planted)
 		}
@@ -225,7 +225,7 @@ func TestAttack_SessionFixation(t *testing.T) {
 			t.Error("the planted cookie opens the victim's account")
 		}
 		before := victim.token
-		victim.want(200, "POST", "/v1/session/fresh", `{"password":"a long password of ada"}`)
+		victim.want(200, "POST", "/v1/session/fresh", `{"password":"some long words for anybody"}`)
 		if a := (&browser{rig: r, token: before}).do("GET", "/v1/account", ""); victim.token == before || a.status != 401 {
 			t.Errorf("the token from before the proof is answered %d", a.status)
 		}
@@ -330,9 +330,9 @@ func TestKeysDoNotReachWhatProtectsTheAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, c := range [][3]string{
-			{"DELETE", "/v1/account", `{"password":"a long password of ada"}`}, {"POST", "/v1/account/email", `{"email":"x@example.org"}`},
+			{"DELETE", "/v1/account", `{"password":"some long words for anybody"}`}, {"POST", "/v1/account/email", `{"email":"x@example.org"}`},
 			{"PUT", "/v1/account/password", `{"password":"another long one here"}`}, {"POST", "/v1/account/totp", ""},
-			{"POST", "/v1/keys", `{"scopes":["read"]}`}, {"GET", "/v1/sessions", ""}, {"POST", "/v1/session/fresh", `{"password":"a long password of ada"}`},
+			{"POST", "/v1/keys", `{"scopes":["read"]}`}, {"GET", "/v1/sessions", ""}, {"POST", "/v1/session/fresh", `{"password":"some long words for anybody"}`},
 			{"POST", "/v1/admin/accounts/find", `{"email":"ben@example.org","reason":"because I would like to"}`},
 			{"POST", "/v1/admin/accounts/" + owner + "/suspend", `{"reason":"because I would like to"}`},
 		} {

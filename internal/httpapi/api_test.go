@@ -312,9 +312,9 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 		id, image := r.finished(r.ada)
 		owner := r.ownerOf("ada@example.org")
 		adas := &browser{rig: r}
-		adas.want(200, "POST", "/v1/session", `{"email":"ada@example.org","password":"a long password of ada"}`)
+		adas.want(200, "POST", "/v1/session", `{"email":"ada@example.org","password":"some long words for anybody"}`)
 		bens := &browser{rig: r}
-		bens.want(200, "POST", "/v1/session", `{"email":"ben@example.org","password":"a long password of ben"}`)
+		bens.want(200, "POST", "/v1/session", `{"email":"ben@example.org","password":"some long words for anybody"}`)
 		things := map[string]string{
 			"/v1/images": image, "/v1/sessions": adas.want(200, "GET", "/v1/session", "").text(t, "id"),
 			"/v1/keys": r.keyOf(r.ada), "/v1/account/passkeys": "pk_00000000000000000000000000", "/v1/admin": owner,

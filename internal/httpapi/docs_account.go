@@ -24,7 +24,7 @@ var (
 	}
 	samplePasskey   = passkeyView{ID: "pk_06f3k2m9v0q8r5w1x4y7z2a6bc", Name: "telephone", CreatedAt: sampleAt}
 	sampleChallenge = challengeView{
-		ID:      "pkc_06f3k2m9v0q8r5w1x4y7z2a6bc",
+		ID:      "chal_06f3k2m9v0q8r5w1x4y7z2a6bc",
 		Options: map[string]any{"publicKey": map[string]any{"challenge": "q2f1…", "rpId": "images.example.com", "userVerification": "required"}},
 	}
 	sampleAnswer   = passkeyAnswerView{ChallengeID: sampleChallenge.ID, Response: json.RawMessage(`{"id":"AbC…","type":"public-key","response":{}}`)}
@@ -144,7 +144,7 @@ var (
 	}
 	unrestrictDoc = doc{
 		id: "lift-restriction", tag: tagAccount, summary: "Lift the restriction",
-		description: "You are told by mail before it takes effect.",
+		description: "At once. A mail confirms it.",
 		answers:     none("Lifted."),
 	}
 
@@ -156,16 +156,16 @@ var (
 	}
 	confirmTOTPDoc = doc{
 		id: "confirm-totp", tag: tagSignIn, summary: "Put the authenticator app in force",
-		description: "With a code of it. Ends every other session, and gives recovery codes if it is the first second factor.",
+		description: "With a code of it. The first second factor ends every other session and gives recovery codes.",
 		request:     codeBody{Code: "123456"},
 		answers:     ok("In force.", recoveryView{RecoveryCodes: sampleRecovery}),
-		codes:       []problem.Code{problem.SignInFailed, problem.ReauthNeeded, problem.Conflict},
+		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	removeTOTPDoc = doc{
 		id: "remove-totp", tag: tagSignIn, summary: "Remove the authenticator app",
 		description: "Signing in asks for no code of it any more.",
 		answers:     none("Removed."),
-		codes:       []problem.Code{problem.ReauthNeeded},
+		codes:       []problem.Code{problem.ReauthNeeded, problem.NotFound, problem.Conflict},
 	}
 	recoveryCodesDoc = doc{
 		id: "new-recovery-codes", tag: tagSignIn, summary: "Make new recovery codes",
@@ -184,7 +184,7 @@ var (
 		description: "With what the authenticator answered. It signs in alone, or beside the password as the second factor.",
 		request:     addPasskeyBody{Name: "telephone", Passkey: sampleAnswer},
 		answers:     ok("Registered.", addedPasskeyView{Passkey: samplePasskey, RecoveryCodes: sampleRecovery}),
-		codes:       []problem.Code{problem.SignInFailed, problem.ReauthNeeded, problem.Conflict},
+		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	passkeysDoc = doc{
 		id: "list-passkeys", tag: tagSignIn, summary: "List your passkeys",
@@ -195,7 +195,7 @@ var (
 		id: "remove-passkey", tag: tagSignIn, summary: "Remove a passkey",
 		description: "It signs nobody in any more.",
 		answers:     none("Removed."),
-		codes:       []problem.Code{problem.NotFound, problem.ReauthNeeded},
+		codes:       []problem.Code{problem.NotFound, problem.ReauthNeeded, problem.Conflict},
 	}
 
 	signInDoc = doc{
@@ -280,7 +280,7 @@ var (
 	}
 	suspendDoc = doc{
 		id: "suspend-account", tag: tagStaff, summary: "Suspend an account",
-		description: "Refuses new work; what is there can still be read, exported and deleted. The person is told the reason. For operators.",
+		description: "Refuses new work; what is there can still be read and deleted. The person is told the reason. For operators.",
 		request:     reasonBody{Reason: "Runs up thousands of jobs with stolen cards."},
 		answers:     none("Suspended."),
 		codes:       []problem.Code{problem.NotFound},
@@ -297,6 +297,6 @@ var (
 		description: "When it is learned that somebody is under 13: access ends at once and everything is handed over to erasure. For operators.",
 		request:     reasonBody{Reason: "A parent wrote, with proof of age."},
 		answers:     none("Closed."),
-		codes:       []problem.Code{problem.NotFound},
+		codes:       []problem.Code{problem.NotFound, problem.ReauthNeeded},
 	}
 )

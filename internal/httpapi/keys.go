@@ -28,6 +28,7 @@ func (a *API) createKey(ctx context.Context, in *createKeyInput) (*newKeyOutput,
 	if err != nil {
 		return nil, err
 	}
+	a.failures.succeeded(token)
 	return &newKeyOutput{Body: newKeyView{Token: token, Key: key(k)}}, nil
 }
 

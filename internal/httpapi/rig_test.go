@@ -132,7 +132,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		return token
 	}
 	user := func(name string) string {
-		owner, err := accounts.CreateUser(ctx, name+"@example.org", "a long password of "+name)
+		owner, err := accounts.CreateUser(ctx, name+"@example.org", "some long words for anybody")
 		must(err)
 		return owner
 	}

@@ -61,6 +61,7 @@ func (a *API) signedIn(s account.SignedIn, err error) (*signedInOutput, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.failures.succeeded(s.Token) // whoever tries bad ones beside it must not keep it out
 	s.Session.Current = true
 	return &signedInOutput{
 		SetCookie: a.setCookie(s.Token, s.Session.ExpiresAt.Sub(a.rooms.Clock.Now())),

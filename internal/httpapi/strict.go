@@ -29,6 +29,8 @@ const (
 	maxNames    = 64
 	// bodyTime is how long a client may take to send its body.
 	bodyTime = 10 * time.Second
+	// lateBody is how long a body may take before its key is looked at again.
+	lateBody = time.Second
 )
 
 // readStrict reads the body under its limits and refuses what encoding/json
@@ -46,6 +48,7 @@ func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
 		a.fail(c, tooLarge())
 		return
 	}
+	started := time.Now()
 	rc := http.NewResponseController(c.Writer)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
 	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, maxBody))
@@ -65,6 +68,13 @@ func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
 	case err != nil:
 		a.fail(c, problem.Invalid(problem.Field{Location: "body", Message: "did not arrive whole or in time"}))
 		return
+	}
+	if call := callOf(r.Context()); call.token != "" && time.Since(started) > lateBody {
+		// Whoever holds a body back must not act after their key or session ended.
+		if err := a.stillHolds(r.Context()); err != nil {
+			a.fail(c, err)
+			return
+		}
 	}
 	if f := checkJSON(data); f != nil {
 		a.fail(c, problem.Invalid(*f))

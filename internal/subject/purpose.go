@@ -105,7 +105,7 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 	case r.RestrictedAt.Valid && !need.restricted:
 		return problem.New(problem.Forbidden, "Processing of this account's data is restricted at its owner's request. Lifting the restriction allows this again.")
 	case r.SuspendedAt.Valid && !need.suspended:
-		return problem.New(problem.Forbidden, "This account is suspended. What is there can still be read, exported and deleted.")
+		return problem.New(problem.Forbidden, "This account is suspended. What is there can still be read and deleted.")
 	}
 	if need.consent {
 		given, err := consented(ctx, q, subject, purpose)
@@ -154,7 +154,7 @@ func SetConsent(ctx context.Context, tx *db.Tx, subject string, purpose Purpose,
 	return nil
 }
 
-const newestConsent = `SELECT purpose, granted, policy_version, at FROM consents WHERE subject = ? AND purpose = ? ORDER BY at DESC, id DESC LIMIT 1`
+const newestConsent = `SELECT purpose, granted, policy_version, at FROM consents WHERE subject = ? AND purpose = ? ORDER BY at DESC, granted, id DESC LIMIT 1`
 
 type consentRow struct {
 	Purpose       Purpose `db:"purpose"`
