@@ -16,6 +16,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/alexedwards/argon2id"
+
 	"zimage/internal/clock"
 	"zimage/internal/db"
 	"zimage/internal/events"
@@ -45,6 +47,8 @@ type Options struct {
 	Level time.Duration
 	// HashQueue is how many may wait for a password to be hashed; 0 means 64.
 	HashQueue int
+	// HashCost of new passwords; nil: what OWASP asks for. Tests pass a cheap one.
+	HashCost *argon2id.Params
 }
 
 // A Service is safe for concurrent use.
@@ -61,12 +65,16 @@ type Service struct {
 // New makes the room. Run must run beside it for last uses to be written and
 // for what has expired to go.
 func New(o Options) *Service {
-	return &Service{
+	s := &Service{
 		o: o, db: o.DB, vault: o.Vault, clock: o.Clock,
 		hasher: newHasher(o.HashQueue),
 		known:  newKnown(),
 		uses:   newUses(),
 	}
+	if o.HashCost != nil {
+		s.hasher.params = o.HashCost
+	}
+	return s
 }
 
 // CreateUser makes an account for the operator, who answers for the address, and

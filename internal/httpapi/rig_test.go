@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alexedwards/argon2id"
+
 	"zimage/internal/account"
 	"zimage/internal/clock"
 	"zimage/internal/db"
@@ -98,7 +100,8 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	t.Cleanup(rooms.Close)
 	accounts := account.New(account.Options{
 		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
-		Mail: mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
+		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
+		Mail:     mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
 	})
 	watchers := rooms.NewWatchers()
 
