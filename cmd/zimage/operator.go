@@ -49,7 +49,7 @@ type userCreate struct {
 }
 
 func (u userCreate) Run(ctx context.Context) error {
-	password, err := readPassword(os.Stdin)
+	password, err := readPassword(ctx, os.Stdin)
 	if err != nil {
 		return err
 	}
@@ -158,15 +158,31 @@ func (u userRole) Run(ctx context.Context) error {
 	})
 }
 
-func readPassword(r io.Reader) (string, error) {
+// readPassword reads one line, until a signal says that nobody wants to type it.
+func readPassword(ctx context.Context, r io.Reader) (string, error) {
 	if f, ok := r.(*os.File); ok {
 		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 			fmt.Fprintln(os.Stderr, "Password (shown as you type; pipe it in to avoid that):")
 		}
 	}
-	line, err := bufio.NewReader(io.LimitReader(r, 4096)).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
+	type answer struct {
+		line string
+		err  error
+	}
+	read := make(chan answer, 1)
+	go func() {
+		line, err := bufio.NewReader(io.LimitReader(r, 4096)).ReadString('\n')
+		read <- answer{line, err}
+	}()
+	var line string
+	select {
+	case a := <-read:
+		if a.err != nil && !errors.Is(a.err, io.EOF) {
+			return "", a.err
+		}
+		line = a.line
+	case <-ctx.Done():
+		return "", errors.New("stopped before a password came")
 	}
 	line = strings.TrimRight(line, "\r\n")
 	if line == "" {

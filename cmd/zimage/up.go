@@ -34,11 +34,13 @@ func (upCommand) Run(ctx context.Context, abort aborted) error {
 	if err := app.CheckData(c); err != nil {
 		return err
 	}
-	unlock, err := embedded.Lock(c.LockFile())
-	if err != nil {
-		return err
+	for _, file := range c.LockFiles() {
+		unlock, err := embedded.Lock(file)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unlock() }()
 	}
-	defer func() { _ = unlock() }()
 	newRoots, err := app.CreateRoots(c)
 	if err != nil {
 		return fmt.Errorf("%sROOT_KEYS: %w", config.Prefix, err)

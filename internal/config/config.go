@@ -312,5 +312,12 @@ func (c Config) ObjectsFolder() string { return filepath.Join(c.Data, "objects")
 // MailFolder is where mails lie without a mail server.
 func (c Config) MailFolder() string { return filepath.Join(c.Data, "mail") }
 
-// LockFile is held by the one process that runs on the data folder.
-func (c Config) LockFile() string { return filepath.Join(c.Data, "lock") }
+// LockFiles are held by the one process that runs on the data folder, and on the
+// SQLite database where that lies elsewhere: it requeues what it finds running.
+func (c Config) LockFiles() []string {
+	files := []string{filepath.Join(c.Data, "lock")}
+	if path, ok := strings.CutPrefix(c.DatabaseURL, "sqlite:"); ok && filepath.Dir(path) != c.Data {
+		files = append(files, path+".lock")
+	}
+	return files
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/testenv"
+)
+
+func TestUsersCommands(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	i.start()
+	defer i.stop()
+	const address, reason = "ann@example.org", "asked for it on the telephone"
+	id := strings.TrimSpace(i.must("violet tractors at dawn\n", "user", "create", "--email", address))
+	key := strings.TrimSpace(i.must("", "key", "create", "--email", address))
+	submit := func() (int, string) {
+		t.Helper()
+		req, err := http.NewRequest(http.MethodPost, i.base()+"/v1/generations", strings.NewReader(`{"prompt":"p","width":64,"height":64}`)) //nolint:noctx // a test
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+key)
+		req.Header.Set("Content-Type", "application/json")
+		res, err := browser.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = res.Body.Close() }()
+		text := make([]byte, 4096)
+		n, _ := res.Body.Read(text)
+		return res.StatusCode, string(text[:n])
+	}
+	state := func() string {
+		t.Helper()
+		for line := range strings.Lines(i.must("", "user", "list")) {
+			if strings.HasPrefix(line, id) {
+				return line
+			}
+		}
+		t.Fatal("the list has no such user")
+		return ""
+	}
+	if list := i.must("", "user", "list"); strings.Contains(list, "ann") || !strings.Contains(list, id) {
+		t.Errorf("the list should have ids and no addresses:\n%s", list)
+	}
+	for _, command := range []string{"disable", "enable", "close", "reset-2fa"} {
+		for _, without := range [][]string{{}, {"--reason", "short"}} {
+			if _, errs, code := i.run("", append([]string{"user", command, "--email", address}, without...)...); code == 0 || errs == "" || strings.Contains(errs, address) {
+				t.Errorf("user %s %v: exit %d, %q", command, without, code, errs)
+			}
+		}
+	}
+	if _, errs, code := i.run("", "user", "disable", "--email", "nobody@example.org", "--reason", reason); code == 0 || strings.Contains(errs, "nobody") {
+		t.Errorf("nobody: exit %d, %q", code, errs)
+	}
+	if code, _ := submit(); code != http.StatusAccepted {
+		t.Fatalf("before: %d", code)
+	}
+
+	i.must("", "user", "disable", "--email", address, "--reason", reason)
+	if code, text := submit(); code != http.StatusForbidden || !strings.Contains(text, "suspended") || !strings.Contains(state(), "suspended") {
+		t.Errorf("disabled: %d %s; %s", code, text, state())
+	}
+	i.must("", "user", "enable", "--email", address, "--reason", reason)
+	if code, _ := submit(); code != http.StatusAccepted {
+		t.Errorf("enabled again: %d", code)
+	}
+
+	if _, errs, code := i.run("", "user", "role", "operator", "--email", address, "--reason", reason); code == 0 || !strings.Contains(errs, "second factor") {
+		t.Errorf("a role without a second factor: exit %d, %q", code, errs)
+	}
+	if _, _, code := i.run("", "user", "role", "king", "--email", address, "--reason", reason); code == 0 {
+		t.Error("a role that there is not was given")
+	}
+	i.must("", "user", "reset-2fa", "--email", address, "--reason", reason)
+
+	i.must("", "user", "close", "--child", "--email", address, "--reason", reason)
+	testenv.Eventually(t, 5*time.Second, func() bool {
+		code, _ := submit()
+		return code == http.StatusUnauthorized
+	})
+	if !strings.Contains(state(), "closing") {
+		t.Errorf("closed: %s", state())
+	}
+	if _, errs, code := i.run("violet tractors at dawn\n", "user", "create", "--email", address); code == 0 || strings.Contains(errs, address) {
+		t.Errorf("the address of a closed account: exit %d, %q", code, errs)
+	}
+}
+
+// Two services on one SQLite file would each requeue what the other runs.
+func TestOneServiceOnADatabase(t *testing.T) {
+	t.Parallel()
+	one, two := install(t), install(t)
+	database := "ZIMAGE_DATABASE_URL=sqlite:" + one.dir + "/shared.db"
+	one.env, two.env = append(one.env, database), append(two.env, database)
+	one.start()
+	defer one.stop()
+	if _, errs, code := two.run("", "up"); code == 0 || !strings.Contains(errs, "already running") {
+		t.Errorf("a second service on the database: exit %d, %q", code, errs)
+	}
+}
