@@ -23,7 +23,7 @@ func add(t *testing.T, d *db.DB, id string) {
 
 func TestMay(t *testing.T) {
 	t.Parallel()
-	const ok = problem.Code("")
+
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {
 		ctx := context.Background()
 		add(t, d, "sub_a")

@@ -1,0 +1,152 @@
+package subject_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+	"zimage/internal/testenv"
+)
+
+const ok = problem.Code("")
+
+func change(t *testing.T, d *db.DB, f func(ctx context.Context, tx *db.Tx) error) {
+	t.Helper()
+	if err := d.Tx(context.Background(), func(tx *db.Tx) error { return f(context.Background(), tx) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Every purpose in every state a living account can be in. One that is not in
+// this table is a purpose that nobody has thought through.
+func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		const no = problem.Forbidden
+		table := map[subject.Purpose][4]problem.Code{ // active, restricted, suspended, both
+			subject.Read: {ok, ok, ok, ok}, subject.Account: {ok, ok, ok, ok}, subject.Notice: {ok, ok, ok, ok},
+			subject.Generate: {ok, no, no, no}, subject.Deliver: {ok, no, no, no},
+			subject.Marketing: {ok, no, no, no}, subject.Training: {ok, no, no, no}, subject.Analytics: {ok, no, no, no}, subject.Profiling: {ok, no, no, no},
+			subject.Statistics: {ok, no, ok, no},
+		}
+		add(t, d, "sub_a")
+		for _, p := range subject.ConsentPurposes() {
+			change(t, d, func(ctx context.Context, tx *db.Tx) error {
+				return subject.SetConsent(ctx, tx, "sub_a", p, true, "v1", now)
+			})
+		}
+		states := []func(ctx context.Context, tx *db.Tx) error{
+			func(context.Context, *db.Tx) error { return nil },
+			func(ctx context.Context, tx *db.Tx) error { return subject.Restrict(ctx, tx, "sub_a", now) },
+			func(ctx context.Context, tx *db.Tx) error {
+				if err := subject.Unrestrict(ctx, tx, "sub_a"); err != nil {
+					return err
+				}
+				return subject.Suspend(ctx, tx, "sub_a", now)
+			},
+			func(ctx context.Context, tx *db.Tx) error { return subject.Restrict(ctx, tx, "sub_a", now) },
+		}
+		for i, set := range states {
+			change(t, d, set)
+			for p, want := range table {
+				expect(t, string(p), subject.May(ctx, d, "sub_a", p), want[i])
+			}
+		}
+		// Lifting one leaves the other.
+		change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Unsuspend(ctx, tx, "sub_a") })
+		err := subject.May(ctx, d, "sub_a", subject.Generate)
+		expect(t, "still restricted", err, no)
+		if err == nil || !strings.Contains(err.Error(), "restricted") {
+			t.Errorf("the refusal does not say why: %v", err)
+		}
+	})
+}
+
+func TestPromise_A7_NothingBeyondTheContractWithoutConsent(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		add(t, d, "sub_b")
+		word := func(p subject.Purpose, granted bool, at time.Time) {
+			t.Helper()
+			change(t, d, func(ctx context.Context, tx *db.Tx) error {
+				return subject.SetConsent(ctx, tx, "sub_a", p, granted, "v1", at)
+			})
+		}
+		for _, p := range []subject.Purpose{subject.Profiling, subject.Training, subject.Marketing, subject.Analytics} {
+			expect(t, "never asked: "+string(p), subject.May(ctx, d, "sub_a", p), problem.Forbidden)
+			word(p, true, now)
+			expect(t, "granted: "+string(p), subject.May(ctx, d, "sub_a", p), ok)
+			expect(t, "another's consent: "+string(p), subject.May(ctx, d, "sub_b", p), problem.Forbidden)
+			word(p, false, now) // in the same millisecond: the refusal counts
+			expect(t, "taken back: "+string(p), subject.May(ctx, d, "sub_a", p), problem.Forbidden)
+			word(p, true, now.Add(time.Hour))
+			expect(t, "granted again: "+string(p), subject.May(ctx, d, "sub_a", p), ok)
+			word(p, false, now.Add(2*time.Hour))
+		}
+		var words int
+		if err := d.Get(ctx, &words, `SELECT count(*) FROM consents`); err != nil || words != 16 {
+			t.Errorf("%d words are kept as proof, want 16 (%v)", words, err)
+		}
+		err := d.Tx(ctx, func(tx *db.Tx) error { return subject.SetConsent(ctx, tx, "sub_a", subject.Generate, true, "v1", now) })
+		expect(t, "a consent to what needs none", err, problem.InvalidRequest)
+	})
+}
+
+func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		add(t, d, "sub_b")
+		expect(t, "before", subject.May(ctx, d, "sub_a", subject.Statistics), ok)
+		for range 2 { // objecting twice changes nothing
+			change(t, d, func(ctx context.Context, tx *db.Tx) error {
+				return subject.Object(ctx, tx, "sub_a", subject.Statistics, now)
+			})
+		}
+		err := subject.May(ctx, d, "sub_a", subject.Statistics)
+		expect(t, "objected", err, problem.Forbidden)
+		if err == nil || !strings.Contains(err.Error(), "objects") {
+			t.Errorf("the refusal does not say why: %v", err)
+		}
+		expect(t, "another's", subject.May(ctx, d, "sub_b", subject.Statistics), ok)
+		expect(t, "another use", subject.May(ctx, d, "sub_a", subject.Generate), ok)
+		change(t, d, func(ctx context.Context, tx *db.Tx) error {
+			return subject.WithdrawObjection(ctx, tx, "sub_a", subject.Statistics)
+		})
+		expect(t, "withdrawn", subject.May(ctx, d, "sub_a", subject.Statistics), ok)
+		expect(t, "what rests on the contract", d.Tx(ctx, func(tx *db.Tx) error { return subject.Object(ctx, tx, "sub_a", subject.Generate, now) }), problem.InvalidRequest)
+	})
+}
+
+func TestHoldsCoverOneAnother(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		var first, second string
+		change(t, d, func(ctx context.Context, tx *db.Tx) (err error) {
+			if first, err = subject.Hold(ctx, tx, "sub_a", "images", "img_1", "case 7", now); err != nil {
+				return err
+			}
+			second, err = subject.Hold(ctx, tx, "sub_a", "images", "img_1", "case 8", now.Add(time.Second))
+			return err
+		})
+		for _, hold := range []string{first, second} {
+			if held, err := subject.Held(ctx, d, "images", "img_1", "img_2"); err != nil || !held {
+				t.Errorf("held %v (%v)", held, err)
+			}
+			change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) })
+			expect(t, "released twice", d.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) }), problem.NotFound)
+		}
+		if held, err := subject.Held(ctx, d, "images", "img_1"); err != nil || held {
+			t.Errorf("released, and held %v (%v)", held, err)
+		}
+	})
+}
