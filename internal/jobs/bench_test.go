@@ -49,8 +49,8 @@ func atMost(b *testing.B, name string, figure, target float64) {
 // between measures a floor and a figure in turns, the floor first and last, and
 // returns the medians of both and of the ratios of each turn to the floors around
 // it: what else the machine does for a while then spoils one turn, not the ratio.
-// How far the floors are apart is reported too.
-func between(b *testing.B, turns int, floor, figure func() float64) (f, g, ratio float64) {
+// How far the floors of it are apart is reported too.
+func between(b *testing.B, of string, turns int, floor, figure func() float64) (f, g, ratio float64) {
 	floors := []float64{floor()}
 	var figures, ratios []float64
 	for i := range turns {
@@ -58,7 +58,7 @@ func between(b *testing.B, turns int, floor, figure func() float64) (f, g, ratio
 		floors = append(floors, floor())
 		ratios = append(ratios, 2*figures[i]/(floors[i]+floors[i+1]))
 	}
-	b.ReportMetric(slices.Max(floors)/slices.Min(floors), "floor-max/min")
+	b.ReportMetric(slices.Max(floors)/slices.Min(floors), "floor-max/min"+of)
 	return median(floors), median(figures), median(ratios)
 }
 
@@ -201,7 +201,7 @@ func BenchmarkNoOpJobs(b *testing.B) {
 			}
 			return n / time.Since(started).Seconds()
 		}
-		floor, rate, ratio := between(b, 7, func() float64 { return r.commits(b, n) }, run)
+		floor, rate, ratio := between(b, "", 7, func() float64 { return r.commits(b, n) }, run)
 		b.ReportMetric(floor, "commits/s")
 		b.ReportMetric(rate, "jobs/s")
 		atLeast(b, "jobs/third-of-commits", 3*ratio, 0.6)
@@ -251,29 +251,39 @@ func BenchmarkPickUp(b *testing.B) {
 	}
 }
 
-// Rows of the claim benchmarks: owners who came one after the other with all
-// their jobs, so that fair turns and arrival are two different orders.
+// What the claim benchmarks claim.
 const (
-	claimJobs   = 4000
+	claimJobs   = 8000
 	claimOwners = 100
 )
 
-// fill makes the queue anew, as it is after a vacuum, and keeps the next one out
-// of what is measured.
-func (r *rig) fill(b *testing.B, waiting int) {
+// How the jobs of the owners came.
+const (
+	mixed      = "mixed"       // by turns: fair turns and arrival are nearly one order
+	ownerAfter = "owner-after" // one owner after the other with all of theirs: two different orders
+)
+
+// fill makes the queue anew, as it is after a vacuum, and keeps the next vacuum
+// and the writing of these rows out of what is measured.
+func (r *rig) fill(b *testing.B, waiting int, came string) {
 	b.Helper()
 	r.exec(b, `TRUNCATE jobs`)
 	r.exec(b, `ALTER TABLE jobs SET (autovacuum_enabled = false)`)
-	insert := func(prefix, state string, attempt, n, each int) {
+	insert := func(prefix, state string, attempt, n int) {
+		owner, turn := fmt.Sprintf("i %% %d", claimOwners), fmt.Sprintf("i / %d", claimOwners)
+		if came == ownerAfter {
+			owner, turn = fmt.Sprintf("i / %d", max(n/claimOwners, 1)), fmt.Sprintf("i %% %d", max(n/claimOwners, 1))
+		}
 		r.exec(b, `INSERT INTO jobs (id, lane, kind, party, ref, state, attempt, max_attempts, run_after, lease_until, worker,
 				vstart, cost, cancel_requested, progress_done, progress_total, error_code, created_at, started_at, finished_at)
-			SELECT 'job_' || ?::text || lpad(i::text, 25, '0'), 'bench', 'bench:run', 'owner' || i / ?::int, 'gen_0000000000', ?::text, ?::int, 5,
-				CASE WHEN ?::text = 'waiting' THEN 9000000000000 ELSE i END, 0, '', i % ?::int, 1, 0, 0, 0, '', i, 0, 0
-			FROM generate_series(0, ?::int - 1) AS i`, prefix, each, state, attempt, state, each, n)
+			SELECT 'job_' || ?::text || lpad(i::text, 25, '0'), 'bench', 'bench:run', 'owner' || `+owner+`, 'gen_0000000000', ?::text, ?::int, 5,
+				CASE WHEN ?::text = 'waiting' THEN 9000000000000 ELSE i END, 0, '', `+turn+`, 1, 0, 0, 0, '', i, 0, 0
+			FROM generate_series(0, ?::int - 1) AS i`, prefix, state, attempt, state, n)
 	}
-	insert("w", "waiting", 1, waiting, max(waiting/claimOwners, 1))
-	insert("q", "queued", 0, claimJobs, claimJobs/claimOwners)
+	insert("w", "waiting", 1, waiting)
+	insert("q", "queued", 0, claimJobs)
 	r.exec(b, `VACUUM ANALYZE jobs`)
+	r.exec(b, `CHECKPOINT`)
 }
 
 // drain claims all that is queued, as many at a time as there are connections,
@@ -302,12 +312,12 @@ func BenchmarkClaimBesideWaiting(b *testing.B) {
 		r := newRig(b, 1, time.Second, nil)
 		rate := func(waiting int) func() float64 {
 			return func() float64 {
-				r.fill(b, waiting)
+				r.fill(b, waiting, ownerAfter)
 				return r.claims(b)
 			}
 		}
 		rate(0)() // every connection is open and knows its statements
-		without, with, ratio := between(b, 5, rate(0), rate(100_000))
+		without, with, ratio := between(b, "", 9, rate(0), rate(100_000))
 		b.ReportMetric(without, "claims/s-alone")
 		b.ReportMetric(with, "claims/s-beside-100000")
 		atLeast(b, "beside/alone", ratio, 0.9)
@@ -323,7 +333,6 @@ func BenchmarkFairClaim(b *testing.B) {
 		ctx := context.Background()
 		// Each has one index to keep.
 		fifo := func() float64 {
-			r.fill(b, 0)
 			r.exec(b, `DROP INDEX jobs_queued`)
 			r.exec(b, `CREATE INDEX floor_queued ON jobs (lane, created_at, id) WHERE state = 'queued'`)
 			return drain(b, func() (bool, error) {
@@ -345,17 +354,22 @@ func BenchmarkFairClaim(b *testing.B) {
 			b.Fatal(err)
 		}
 		fair := func() float64 {
-			r.fill(b, 0)
 			r.exec(b, `DROP INDEX floor_queued`)
 			r.exec(b, index)
 			return r.claims(b)
 		}
-		r.fill(b, 0)
+		r.fill(b, 0, mixed)
 		r.claims(b) // every connection is open and knows its statements
-		arrival, turns, ratio := between(b, 7, fifo, fair)
-		b.ReportMetric(arrival, "claims/s-fifo")
-		b.ReportMetric(turns, "claims/s-fair")
-		atLeast(b, "fair/fifo", ratio, 0.9)
+		for _, came := range []string{mixed, ownerAfter} {
+			arrival, turns, ratio := between(b, "-"+came, 7,
+				func() float64 { r.fill(b, 0, came); return fifo() },
+				func() float64 { r.fill(b, 0, came); return fair() })
+			b.ReportMetric(arrival, "claims/s-fifo-"+came)
+			b.ReportMetric(turns, "claims/s-fair-"+came)
+			atLeast(b, "fair/fifo-"+came, ratio, 0.9)
+			r.exec(b, `DROP INDEX floor_queued`)
+			r.exec(b, index)
+		}
 
 		const each = 20
 		r = newRig(b, 1, time.Second, nil)
