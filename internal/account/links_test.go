@@ -14,7 +14,7 @@ import (
 
 const another = "another horse"
 
-func TestPromise_A4_AResetWorksOnceAndEndsAllSessions(t *testing.T) {
+func TestPromise_A4_Attack_AResetCodeIsReused(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -119,7 +119,7 @@ func TestPromise_U5_AResetLeadsPastAnAttackOnTheAccount(t *testing.T) {
 	})
 }
 
-func TestOfManyResetsWithOneCodeOneWins(t *testing.T) {
+func TestAttack_ResetCodeRace(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -301,7 +301,7 @@ func TestPromise_A2_AnAddressChangesOnceItIsConfirmed(t *testing.T) {
 	})
 }
 
-func TestTwoDevicesConfirmAnAddressAtOnce(t *testing.T) {
+func TestAttack_TwoDevicesConfirmAnAddressAtOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()

@@ -3,7 +3,10 @@ package account
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -237,7 +240,7 @@ func TestPromise_A2_AccountDataIsSeenAndChanged(t *testing.T) {
 	})
 }
 
-func TestPromise_G6_TheRestrictedAreToldBeforeItIsLifted(t *testing.T) {
+func TestPromise_G6_TheRestrictedAreToldThatItIsLifted(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -375,6 +378,48 @@ func TestAttack_ALateBodyOfAnEndedSession(t *testing.T) {
 			"a passkey":  func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
 		} {
 			wantCode(t, what, act(), problem.Unauthorized)
+		}
+	})
+}
+
+// A list of stolen passwords, tried at a hundred a second from everywhere: what is
+// hashed is bounded by what each account allows, and who is known gets in.
+func TestAttack_CredentialStuffing(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		in, err := h.SignIn(ctx, browser("198.51.100.1", ""), Credentials{Email: "ann@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ann := browser("198.51.100.1", in.Token)
+		var hashes atomic.Int64
+		h.hasher.counted = func() { hashes.Add(1) }
+		const victims, tries = 5, 300 // three seconds of a hundred; the clock goes with them
+		var work sync.WaitGroup
+		var mu sync.Mutex
+		answers := map[problem.Code]int{}
+		for k := range tries {
+			if k%10 == 0 {
+				work.Wait() // so that the queue is not what refuses
+				h.clock.Advance(100 * time.Millisecond)
+			}
+			work.Go(func() {
+				from := browser(fmt.Sprintf("10.0.%d.%d", k/250, k%250), "")
+				email := []string{"ann@example.org", "nobody1@example.org", "nobody2@example.org", "nobody3@example.org", "nobody4@example.org"}[k%victims]
+				_, err := h.SignIn(ctx, from, Credentials{Email: email, Password: fmt.Sprint("stolen password ", k)})
+				mu.Lock()
+				defer mu.Unlock()
+				answers[problem.CodeOf(err)]++
+			})
+		}
+		work.Wait()
+		if n := hashes.Load(); n > victims*perAccount.burst || answers[problem.SignInFailed] != int(n) || answers[problem.RateLimited] != tries-int(n) {
+			t.Errorf("%d hashes, want at most %d; answered %v", n, victims*perAccount.burst, answers)
+		}
+		if _, err := h.SignIn(ctx, ann, Credentials{Email: "ann@example.org", Password: password}); err != nil {
+			t.Errorf("she is kept out of her own account: %v", err)
 		}
 	})
 }

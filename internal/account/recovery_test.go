@@ -39,7 +39,7 @@ func TestRecoveryCodesAreForPeople(t *testing.T) {
 	}
 }
 
-func TestPromise_A4_ARecoveryCodeWorksOnce(t *testing.T) {
+func TestPromise_A4_Attack_ARecoveryCodeIsReused(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()

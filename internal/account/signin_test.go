@@ -16,7 +16,7 @@ import (
 	"zimage/internal/subject"
 )
 
-func TestSignInRefusesAllAlikeAfterTheSameWork(t *testing.T) {
+func TestAttack_UserEnumerationBySignIn(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -117,7 +117,7 @@ func failed(_ SignedIn, err error) error {
 	return errors.Join(err, errors.New("signed in"))
 }
 
-func TestResetAndSignUpDoTheSameForEveryAddress(t *testing.T) {
+func TestAttack_UserEnumerationByTheWorkDone(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()

@@ -181,7 +181,7 @@ func TestPromise_A4_AnAccountCannotBePreparedForItsVictim(t *testing.T) {
 	})
 }
 
-func TestAnAddressThatIsTakenGetsTheSameAnswerAndItsOwnerAMail(t *testing.T) {
+func TestAttack_UserEnumerationBySignUp(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -270,7 +270,7 @@ func TestPromise_A6_AChildsSignUpLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestUsernames(t *testing.T) {
+func TestAttack_UnicodeLookAlikeUsernames(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{"ann", "Ann.Lee", "7up", "a_b-c.d", strings.Repeat("x", 30)} {
 		if err := checkUsername(good); err != nil {

@@ -205,7 +205,7 @@ func checkURI(t *testing.T, uri, secret, email string) {
 	}
 }
 
-func TestPromise_A4_ACodeWorksOnce(t *testing.T) {
+func TestPromise_A4_Attack_ACodeIsReused(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ann := h.user("ann@example.org")
