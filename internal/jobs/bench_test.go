@@ -212,7 +212,7 @@ func BenchmarkNoOpJobs(b *testing.B) {
 // generation lane, against 1.5 check intervals and two commits.
 func BenchmarkPickUp(b *testing.B) {
 	for b.Loop() {
-		const n, interval = 400, 10 * time.Millisecond
+		const n, interval = 1000, 10 * time.Millisecond
 		claimed := make(chan time.Time, 1)
 		r := newRig(b, 1, interval, func(context.Context, *jobs.Run) error {
 			claimed <- time.Now()
