@@ -33,6 +33,6 @@ vuln: ## known vulnerabilities in what the program really calls
 
 # Packages with benchmarks; BENCH=Claim runs those whose name matches.
 BENCH := .
-bench: ## figures, each as a ratio to a floor measured in the same run
-	$(PARTS) go test -run '^$$' -bench '$(BENCH)' -timeout 60m \
+bench: ## figures, each as a ratio to a floor measured in the same run; one package at a time
+	$(PARTS) go test -p 1 -run '^$$' -bench '$(BENCH)' -timeout 60m \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' internal | xargs -n1 dirname | sort -u | sed 's|^|./|')
