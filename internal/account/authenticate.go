@@ -279,14 +279,9 @@ func (s *Service) pruneSome(ctx context.Context, table, key, column string, befo
 		if err := tx.Select(ctx, &keys, `SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`, before, pruneBatch); err != nil || len(keys) == 0 {
 			return err
 		}
-		held, err := subject.Held(ctx, tx, table, keys...)
-		if err != nil {
+		keys, err := subject.Free(ctx, tx, table, keys)
+		if err != nil || len(keys) == 0 {
 			return err
-		}
-		if held { // rare: then each for itself
-			if keys, err = notHeld(ctx, tx, table, keys); err != nil || len(keys) == 0 {
-				return err
-			}
 		}
 		args := []any{before} // asked for again: the row may have been used meanwhile
 		for _, k := range keys {
@@ -295,17 +290,4 @@ func (s *Service) pruneSome(ctx context.Context, table, key, column string, befo
 		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`) RETURNING `+key, args...)
 	})
 	return gone, err
-}
-
-func notHeld(ctx context.Context, tx *db.Tx, table string, keys []string) (free []string, err error) {
-	for _, k := range keys {
-		held, err := subject.Held(ctx, tx, table, k)
-		if err != nil {
-			return nil, err
-		}
-		if !held {
-			free = append(free, k)
-		}
-	}
-	return free, nil
 }

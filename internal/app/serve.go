@@ -34,7 +34,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 	defer stop()
 	beside.Go(func() { watchers.Run(besideCtx) })
 	beside.Go(func() {
-		a.Accounts.Run(besideCtx, func(err error) { a.log.Warn("could not note when keys were used", "error", err) })
+		a.Accounts.Run(besideCtx, func(err error) { a.log.Warn("could not tidy up behind accounts", "error", err) })
 	})
 	tls, err := a.config.ServerTLS()
 	if err != nil {

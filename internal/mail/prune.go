@@ -51,7 +51,7 @@ func (m *Mailer) pruneSome(ctx context.Context, after string) (removed int, last
 			return err
 		}
 		last = ids[len(ids)-1]
-		if ids, err = free(ctx, tx, ids); err != nil || len(ids) == 0 {
+		if ids, err = subject.Free(ctx, tx, "mails", ids); err != nil || len(ids) == 0 {
 			return err
 		}
 		args := make([]any, len(ids))
@@ -63,25 +63,6 @@ func (m *Mailer) pruneSome(ctx context.Context, after string) (removed int, last
 		return err
 	})
 	return removed, last, err
-}
-
-// free leaves out the mails that a hold keeps.
-func free(ctx context.Context, tx *db.Tx, ids []string) ([]string, error) {
-	held, err := subject.Held(ctx, tx, "mails", ids...)
-	if err != nil || !held {
-		return ids, err
-	}
-	var kept []string
-	for _, id := range ids {
-		held, err := subject.Held(ctx, tx, "mails", id)
-		if err != nil {
-			return nil, err
-		}
-		if !held {
-			kept = append(kept, id)
-		}
-	}
-	return kept, nil
 }
 
 // Tend removes old files from this machine's directory until ctx ends. With a

@@ -3,6 +3,7 @@ package subject
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"zimage/internal/db"
@@ -49,4 +50,21 @@ func Held(ctx context.Context, q db.Querier, table string, ids ...string) (bool,
 		return false, fmt.Errorf("look for holds: %w", err)
 	}
 	return n > 0, nil
+}
+
+// Free returns those of a table's records that no hold keeps, in their order. Ask
+// in the transaction that deletes.
+func Free(ctx context.Context, q db.Querier, table string, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	args := []any{table}
+	for _, id := range ids {
+		args = append(args, id)
+	}
+	var held []string
+	if err := q.Select(ctx, &held, `SELECT row_id FROM holds WHERE table_name = ? AND row_id IN (`+db.Marks(len(ids))+`) AND released_at IS NULL`, args...); err != nil {
+		return nil, fmt.Errorf("look for holds: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return slices.Contains(held, id) }), nil
 }

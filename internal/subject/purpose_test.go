@@ -142,6 +142,9 @@ func TestHoldsCoverOneAnother(t *testing.T) {
 			if held, err := subject.Held(ctx, d, "images", "img_1", "img_2"); err != nil || !held {
 				t.Errorf("held %v (%v)", held, err)
 			}
+			if free, err := subject.Free(ctx, d, "images", []string{"img_2", "img_1", "img_0"}); err != nil || strings.Join(free, " ") != "img_2 img_0" {
+				t.Errorf("free %v (%v)", free, err)
+			}
 			change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) })
 			expect(t, "released twice", d.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) }), problem.NotFound)
 		}
