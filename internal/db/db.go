@@ -314,6 +314,17 @@ func (d *DB) GetWrite(ctx context.Context, dest any, query string, args ...any) 
 	return d.seen(d.write.GetContext(ctx, dest, d.bind(query), args...))
 }
 
+// SelectWrite is GetWrite for a statement that returns any number of rows.
+func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...any) error {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
+	if err := d.turns.take(ctx); err != nil {
+		return d.seen(err)
+	}
+	defer d.turns.give()
+	return d.seen(d.write.SelectContext(ctx, dest, d.bind(query), args...))
+}
+
 // Tx is one transaction.
 type Tx struct {
 	tx    *sqlx.Tx

@@ -17,6 +17,16 @@ func SkipLocked(q Querier) string {
 	return " "
 }
 
+// InOnce is the condition that a column is among what a subquery finds, which is
+// run once. Behind a plain IN PostgreSQL may run it for every row, and with
+// SkipLocked it finds others each time.
+func InOnce(q Querier, subquery string) string {
+	if q.Dialect() == Postgres {
+		return "= ANY (ARRAY(" + subquery + "))"
+	}
+	return "IN (" + subquery + ")"
+}
+
 // ForUpdate ends a SELECT that waits for the row and keeps it.
 func ForUpdate(q Querier) string {
 	if q.Dialect() == Postgres {

@@ -42,7 +42,11 @@ func TestNothingWaitsForeverForADatabaseThatHangs(t *testing.T) {
 		"Select":   func() error { p.Freeze(true); return d.Select(ctx, new([]int), `SELECT 1`) },
 		"Exec":     func() error { p.Freeze(true); _, err := d.Exec(ctx, `DELETE FROM kept`); return err },
 		"GetWrite": func() error { p.Freeze(true); return d.GetWrite(ctx, &n, `DELETE FROM kept RETURNING n`) },
-		"begin":    func() error { p.Freeze(true); return d.Tx(ctx, func(*db.Tx) error { return nil }) },
+		"SelectWrite": func() error {
+			p.Freeze(true)
+			return d.SelectWrite(ctx, new([]int), `DELETE FROM kept RETURNING n`)
+		},
+		"begin": func() error { p.Freeze(true); return d.Tx(ctx, func(*db.Tx) error { return nil }) },
 		"Tx.Get": func() error {
 			return d.Tx(ctx, func(tx *db.Tx) error { p.Freeze(true); return tx.Get(ctx, &n, `SELECT 1`) })
 		},

@@ -19,7 +19,8 @@ const (
 	// left.
 	ringTask = 240 * time.Hour
 	// maxPending rings in a lane are enough to wake every worker; with a backlog
-	// more of them would only fill Redis.
+	// more of them would only fill Redis. A process asks how many there are when it
+	// has rung all that were missing, so each process may add as many.
 	maxPending = 256
 	// pendingFor is how long a lane found full is not asked again. In that time
 	// no fleet of workers answers so many rings with no job left over.
@@ -76,42 +77,52 @@ func (b *Bell) Close() {
 
 func (b *Bell) run() {
 	defer b.done.Done()
+	missing := map[string]int64{}  // rings that a lane had room for
 	full := map[string]time.Time{} // lanes with rings enough, until then
 	for {
 		select {
 		case <-b.quit:
 			return
 		case r := <-b.rings:
-			if time.Now().Before(full[r.lane]) {
-				continue
+			if missing[r.lane] == 0 {
+				if time.Now().Before(full[r.lane]) {
+					continue
+				}
+				n, err := b.missing(r.lane)
+				if err != nil {
+					b.metrics.doorbellFailures.Inc()
+					continue
+				}
+				if n <= 0 {
+					full[r.lane] = time.Now().Add(pendingFor)
+					continue
+				}
+				missing[r.lane] = n
 			}
-			enough, err := b.ring(r)
-			if err != nil {
+			missing[r.lane]--
+			if err := b.ring(r); err != nil {
 				b.metrics.doorbellFailures.Inc()
-			}
-			if enough {
-				full[r.lane] = time.Now().Add(pendingFor)
 			}
 		}
 	}
 }
 
-// ring rings once; enough is true when so many rings wait that it need not.
-func (b *Bell) ring(r ring) (enough bool, err error) {
+// missing is how many rings a lane has room for.
+func (b *Bell) missing(lane string) (int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), ringTimeout)
 	defer cancel()
 	// asynq keeps a queue's pending tasks in this list; there is no cheaper way
 	// to ask it how many there are.
-	pending, err := b.redis.LLen(ctx, "asynq:{"+r.lane+"}:pending").Result()
-	if err != nil {
-		return false, err
-	}
-	if pending >= maxPending {
-		return true, nil
-	}
-	_, err = b.client.EnqueueContext(ctx, asynq.NewTask(r.kind, nil),
+	pending, err := b.redis.LLen(ctx, "asynq:{"+lane+"}:pending").Result()
+	return maxPending - pending, err
+}
+
+func (b *Bell) ring(r ring) error {
+	ctx, cancel := context.WithTimeout(context.Background(), ringTimeout)
+	defer cancel()
+	_, err := b.client.EnqueueContext(ctx, asynq.NewTask(r.kind, nil),
 		asynq.Queue(r.lane), asynq.TaskID(rand.Text()), asynq.MaxRetry(0), asynq.Timeout(ringTask))
-	return false, err
+	return err
 }
 
 // listen answers rings of a lane with serve, slots at a time, until stop is

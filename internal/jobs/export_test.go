@@ -8,9 +8,14 @@ import (
 // Columns of a Job's row, as a claim returns them.
 const Columns = columns
 
-// Claim claims without a worker around it, so that the claim alone is measured.
+// Claim claims one job without a worker around it, so that the claim alone is
+// measured.
 func (q *Queue) Claim(ctx context.Context, lane, worker string) (j Job, ok bool, err error) {
-	return q.claim(ctx, lane, worker)
+	list, err := q.claim(ctx, lane, worker, 1)
+	if err != nil || len(list) == 0 {
+		return Job{}, false, err
+	}
+	return list[0], true, nil
 }
 
 // Patience is how much longer expired leases are left alone.
@@ -26,4 +31,22 @@ func (w *Worker) StopAll() { w.stopAll() }
 func (w *Worker) Persist(ctx context.Context, try time.Duration, write func(context.Context) error) error {
 	w.try = try
 	return w.persist(ctx, write)
+}
+
+// Shared is shared, for wishes of numbers that come to numbers.
+type Shared struct{ s shared[int, int] }
+
+// Ask asks with all the wishes' numbers, which it changes into what they come to.
+func (s *Shared) Ask(in int, all func(numbers []int) error) (int, error) {
+	return s.s.ask(in, func(wishes []*wish[int, int]) error {
+		var numbers []int
+		for _, w := range wishes {
+			numbers = append(numbers, w.in)
+		}
+		err := all(numbers)
+		for i, w := range wishes {
+			w.out = numbers[i]
+		}
+		return err
+	})
 }

@@ -10,12 +10,11 @@ package jobs
 import (
 	"cmp"
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"zimage/internal/clock"
@@ -349,30 +348,34 @@ func Find(ctx context.Context, q db.Querier, id string) (Job, error) {
 	return j, err
 }
 
-// claim takes the fairest queued job of a lane; ok is false when there is none.
-// Kinds that are not registered here are left to newer workers. That costs no
-// index: the claim reads the row that it takes anyway, and on PostgreSQL 0.3 ms
+// claim takes the fairest queued jobs of a lane, n at most, in the order of their
+// turns. Kinds that are not registered here are left to newer workers. That costs
+// no index: the claim reads the row that it takes anyway, and on PostgreSQL 0.3 ms
 // more for every 1,000 rows of such a kind before it.
-func (q *Queue) claim(ctx context.Context, lane, worker string) (j Job, ok bool, err error) {
+func (q *Queue) claim(ctx context.Context, lane, worker string, n int) (list []Job, err error) {
 	if len(q.kinds) == 0 {
-		return Job{}, false, nil
+		return nil, nil
 	}
 	now := q.clock.Millis()
 	args := []any{now + Lease.Milliseconds(), worker, now, lane}
 	for _, kind := range slices.Sorted(maps.Keys(q.kinds)) {
 		args = append(args, kind)
 	}
+	// n is written out: PostgreSQL plans an unknown limit as a tenth of the table.
+	fairest := `SELECT id FROM jobs WHERE lane = ? AND state = 'queued' AND kind IN (` + db.Marks(len(q.kinds)) + `)
+		ORDER BY vstart, id LIMIT ` + strconv.Itoa(n) + db.SkipLocked(q.db)
 	started := time.Now()
-	err = q.db.GetWrite(ctx, &j, `UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = ?, worker = ?,
+	err = q.db.SelectWrite(ctx, &list, `UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = ?, worker = ?,
 			started_at = ?, progress_done = 0, progress_total = 0
-		WHERE id = (SELECT id FROM jobs WHERE lane = ? AND state = 'queued' AND kind IN (`+db.Marks(len(q.kinds))+`)
-			ORDER BY vstart, id LIMIT 1`+db.SkipLocked(q.db)+`) AND state = 'queued' RETURNING `+columns, args...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return Job{}, false, nil
-	}
+		WHERE id `+db.InOnce(q.db, fairest)+` AND state = 'queued' RETURNING `+columns, args...)
 	if err != nil {
-		return Job{}, false, err
+		return nil, err
 	}
-	q.metrics.claimed(j, time.Since(started), now)
-	return j, true, nil
+	slices.SortFunc(list, func(a, b Job) int { // RETURNING has no order
+		return cmp.Or(cmp.Compare(a.VStart, b.VStart), cmp.Compare(a.ID, b.ID))
+	})
+	for _, j := range list {
+		q.metrics.claimed(j, time.Since(started), now)
+	}
+	return list, nil
 }

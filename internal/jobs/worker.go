@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,7 +149,7 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 	err := r.worker.persist(ctx, func(ctx context.Context) error {
 		var err error
 		if fn == nil {
-			err = q.mark(ctx, q.db, r.Job, Succeeded, "") // one statement is its own transaction
+			err = r.worker.succeed(r.Job)
 		} else {
 			err = q.db.Tx(ctx, func(tx *db.Tx) error {
 				if err := q.mark(ctx, tx, r.Job, Succeeded, ""); err != nil {
@@ -173,6 +174,31 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 	if err == nil {
 		r.ended.Store(true)
 		q.metrics.ended(r.Job, Succeeded, q.clock.Millis())
+	}
+	return err
+}
+
+// succeed marks a job that has nothing more to write. Those that end at the same
+// time share one statement, which is its own transaction.
+func (w *Worker) succeed(j Job) error {
+	counts, err := w.ends.ask(j, func(ended []*wish[Job, bool]) error {
+		ctx, cancel := context.WithTimeout(context.Background(), w.try)
+		defer cancel()
+		args := []any{w.queue.clock.Millis()}
+		for _, e := range ended {
+			args = append(args, e.in.ID, e.in.Attempt)
+		}
+		pairs := strings.Repeat("(?, CAST(? AS integer)), ", len(ended))
+		var marked []Job
+		err := w.queue.db.SelectWrite(ctx, &marked, `UPDATE jobs SET state = 'succeeded', error_code = '', finished_at = ?, lease_until = 0
+			WHERE (id, attempt) IN (VALUES `+strings.TrimSuffix(pairs, ", ")+`) AND state = 'running' RETURNING id, attempt`, args...)
+		for _, e := range ended {
+			e.out = slices.ContainsFunc(marked, func(m Job) bool { return m.ID == e.in.ID && m.Attempt == e.in.Attempt })
+		}
+		return err
+	})
+	if err == nil && !counts {
+		return ErrFenced
 	}
 	return err
 }
@@ -206,6 +232,7 @@ type Worker struct {
 	// and when: each may have taken a job.
 	unanswered map[string]time.Time
 	claims     atomic.Int64
+	ends       shared[Job, bool]
 	work       sync.WaitGroup
 }
 
@@ -321,6 +348,7 @@ type lane struct {
 	inflight chan struct{}
 	loops    sync.WaitGroup
 	active   atomic.Int64
+	claims   shared[struct{}, *Job]
 	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
 }
 
@@ -363,8 +391,8 @@ func (l *lane) serve(ctx context.Context) {
 			<-l.inflight
 			return
 		}
-		j, ok, err := l.claim(ctx)
-		if err != nil || !ok {
+		j, err := l.claim()
+		if err != nil || j == nil {
 			slot.Release()
 			<-l.inflight
 			if err != nil && ctx.Err() == nil {
@@ -376,26 +404,33 @@ func (l *lane) serve(ctx context.Context) {
 		if l.active.Load() < int64(l.Slots.Size()) {
 			l.kick()
 		}
-		l.start(j, slot)
+		l.start(*j, slot)
 	}
 }
 
-// claim is not cut off by a shutdown: a job claimed with nobody to hear of it
-// would wait for its lease to pass. Each claims under a name of its own, so that
-// a job whose claim was not answered can be told from one that runs and from one
-// that is being claimed.
-func (l *lane) claim(ctx context.Context) (Job, bool, error) {
-	ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
-	defer cancel()
-	w := l.worker
-	name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
-	j, ok, err := w.queue.claim(ctx, l.Name, name)
-	if err != nil {
-		w.mu.Lock()
-		w.unanswered[name] = time.Now()
-		w.mu.Unlock()
-	}
-	return j, ok, err
+// claim takes a job for one slot, or nil when there is none. The slots of a lane
+// that claim at the same time share one statement. It is not cut off by a shutdown:
+// a job claimed with nobody to hear of it would wait for its lease to pass.
+func (l *lane) claim() (*Job, error) {
+	return l.claims.ask(struct{}{}, func(slots []*wish[struct{}, *Job]) error {
+		ctx, cancel := context.WithTimeout(db.Urgent(context.Background()), Renew)
+		defer cancel()
+		// Each claims under a name of its own, so that the jobs of a claim that was
+		// not answered can be told from those that run or are being claimed.
+		w := l.worker
+		name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
+		list, err := w.queue.claim(ctx, l.Name, name, len(slots))
+		if err != nil {
+			w.mu.Lock()
+			w.unanswered[name] = time.Now()
+			w.mu.Unlock()
+			return err
+		}
+		for i := range list {
+			slots[i].out = &list[i]
+		}
+		return nil
+	})
 }
 
 // keepUnanswered is how long a claim without an answer may still turn out to have
@@ -431,11 +466,13 @@ func (w *Worker) giveBackUnanswered(ctx context.Context) {
 			if err := w.queue.release(ctx, t.Job); err != nil {
 				return
 			}
-			w.mu.Lock()
-			delete(w.unanswered, t.Worker)
-			w.mu.Unlock()
 			w.log.Warn("gave back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt)
 		}
+		w.mu.Lock()
+		for _, t := range taken { // all that its claim took, in one statement
+			delete(w.unanswered, t.Worker)
+		}
+		w.mu.Unlock()
 	}
 }
 

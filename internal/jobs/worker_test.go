@@ -15,10 +15,9 @@ import (
 	"zimage/internal/testenv"
 )
 
-// Three claims in a row are answered by a connection that breaks. The database
-// has done them; nobody runs the job.
-func TestAClaimWithoutAnAnswerUsesUpNoAttempt(t *testing.T) {
-	t.Parallel()
+// cut is a database behind a proxy that can break connections.
+func cut(t *testing.T) (*db.DB, *proxy.Postgres) {
+	t.Helper()
 	_, direct := testenv.Database(t, db.Postgres)
 	address, err := url.Parse(direct)
 	if err != nil {
@@ -35,6 +34,14 @@ func TestAClaimWithoutAnAnswerUsesUpNoAttempt(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
+	return d, p
+}
+
+// Three claims in a row are answered by a connection that breaks. The database
+// has done them; nobody runs the job.
+func TestAClaimWithoutAnAnswerUsesUpNoAttempt(t *testing.T) {
+	t.Parallel()
+	d, p := cut(t)
 	var runs atomic.Int64
 	once := jobs.Kind{Name: "test:run", Lane: "a", MaxAttempts: 1, Run: func(context.Context, *jobs.Run) error {
 		runs.Add(1)
@@ -48,6 +55,69 @@ func TestAClaimWithoutAnAnswerUsesUpNoAttempt(t *testing.T) {
 	testenv.Eventually(t, 2*time.Minute, func() bool { j := b.find(id); return j.State.Terminal() })
 	if j := b.find(id); j.State != jobs.Succeeded || j.Attempt != 4 || runs.Load() != 1 || lost.Struck() != 3 {
 		t.Errorf("it is %s (%s) in attempt %d after %d runs and %d lost answers", j.State, j.ErrorCode, j.Attempt, runs.Load(), lost.Struck())
+	}
+}
+
+// Slots that claim at the same time share a claim, and its answer is lost.
+func TestASharedClaimWithoutAnAnswerIsGivenBackWhole(t *testing.T) {
+	t.Parallel()
+	d, p := cut(t)
+	const slots = 4
+	var runs atomic.Int64
+	hold := make(chan struct{})
+	once := jobs.Kind{Name: "test:run", Lane: "a", MaxAttempts: 1, Run: func(context.Context, *jobs.Run) error {
+		runs.Add(1)
+		<-hold
+		return nil
+	}}
+	b := open(t, d, testenv.Redis(t), clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)), once)
+	var ids []string
+	for range slots {
+		ids = append(ids, b.add(jobs.NewJob{Kind: "test:run"}))
+	}
+	lost := p.CutReply(1, func(done proxy.Done) bool {
+		return done.Ran("SET state = 'running'") && !done.Ran("LIMIT 1 ")
+	})
+	s := gate{jobs.NewFixed(slots), make(chan struct{}), make(chan struct{}, slots)}
+	w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: s, CheckInterval: 10 * time.Millisecond}}, time.Second)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx, nil) }()
+	defer close(s.taken)
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	s.open <- struct{}{}
+	<-s.taken
+	testenv.Eventually(t, 10*time.Second, func() bool { return runs.Load() == 1 }) // one is claimed alone, and runs
+	p.Freeze(true)
+	for range slots - 1 { // the first of these claims hangs, and the others wait for it
+		s.open <- struct{}{}
+		<-s.taken
+	}
+	time.Sleep(100 * time.Millisecond)
+	p.Freeze(false)
+	testenv.Eventually(t, 10*time.Second, func() bool { return lost.Struck() == 1 })
+	close(s.open)
+	go func() { // whatever else is claimed
+		for range s.taken {
+		}
+	}()
+	close(hold)
+	var again int
+	for _, id := range ids {
+		testenv.Eventually(t, 2*time.Minute, func() bool { j := b.find(id); return j.State.Terminal() })
+		j := b.find(id)
+		if j.State != jobs.Succeeded {
+			t.Errorf("it is %s (%s) in attempt %d", j.State, j.ErrorCode, j.Attempt)
+		}
+		again += j.Attempt - 1
+	}
+	if again < 2 || runs.Load() != slots {
+		t.Errorf("%d jobs were claimed again; %d runs", again, runs.Load())
 	}
 }
 
