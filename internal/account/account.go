@@ -188,7 +188,7 @@ func (s *Service) Owned(ctx context.Context, subjects []string) (map[string]bool
 
 func (s *Service) emailLookup(canonical string) string { return s.vault.Lookup("email", canonical) }
 
-func emailData(subject string) []byte { return vault.Data("users", "email", subject) }
+func emailData(subject string) []byte { return vault.Column("users", "email", subject) }
 
 // away marks a database that cannot be reached as Unavailable, so that callers
 // try again. Neither the end of the caller's own context nor a key that is

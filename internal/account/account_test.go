@@ -147,14 +147,14 @@ func (h *home) letters() []letter {
 	var all []letter
 	for _, r := range rows {
 		l := letter{Subject: r.Subject, Template: r.Template}
-		address, err := h.vault.Unseal(ctx, r.Subject, r.Address, vault.Data("mails", "address", r.ID))
+		address, err := h.vault.Unseal(ctx, r.Subject, r.Address, vault.Column("mails", "address", r.ID))
 		if errors.Is(err, vault.ErrDestroyed) {
 			continue // nobody can read it any more
 		}
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		data, err := h.vault.Unseal(ctx, r.Subject, r.Data, vault.Data("mails", "data", r.ID))
+		data, err := h.vault.Unseal(ctx, r.Subject, r.Data, vault.Column("mails", "data", r.ID))
 		if err != nil {
 			h.t.Fatal(err)
 		}

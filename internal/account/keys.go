@@ -241,7 +241,7 @@ func (k *known) forgetOwner(owner string) {
 
 func (s *Service) tokenLookup(token string) string { return s.vault.Lookup("api key", token) }
 
-func nameData(key string) []byte { return vault.Data("api_keys", "name", key) }
+func nameData(key string) []byte { return vault.Column("api_keys", "name", key) }
 
 func nullable(t time.Time) sql.NullInt64 {
 	return sql.NullInt64{Int64: t.UnixMilli(), Valid: !t.IsZero()}

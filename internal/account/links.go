@@ -41,7 +41,7 @@ func (s *Service) addLink(ctx context.Context, tx *db.Tx, owner, kind, email, ca
 	l := linkRow{ID: db.NewID("link", now), Owner: owner}
 	if email != "" {
 		l.EmailLookup = s.emailLookup(canonical)
-		if l.Email, err = s.vault.Seal(ctx, owner, []byte(email), vault.Data("mailed_links", "email", l.ID)); err != nil {
+		if l.Email, err = s.vault.Seal(ctx, owner, []byte(email), vault.Column("mailed_links", "email", l.ID)); err != nil {
 			return "", fmt.Errorf("add a link: %w", err)
 		}
 	}
@@ -303,7 +303,7 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 	if err != nil {
 		return err
 	}
-	plain, err := s.vault.Unseal(ctx, l.Owner, l.Email, vault.Data("mailed_links", "email", l.ID))
+	plain, err := s.vault.Unseal(ctx, l.Owner, l.Email, vault.Column("mailed_links", "email", l.ID))
 	if errors.Is(err, vault.ErrDestroyed) || errors.Is(err, vault.ErrNoKey) {
 		return linkInvalid()
 	}

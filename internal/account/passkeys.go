@@ -556,5 +556,5 @@ func (s *Service) passkeyLookup(credentialID []byte) string {
 	return s.vault.Lookup("passkey", string(credentialID))
 }
 
-func credentialData(passkey string) []byte  { return vault.Data("passkeys", "credential", passkey) }
-func passkeyNameData(passkey string) []byte { return vault.Data("passkeys", "name", passkey) }
+func credentialData(passkey string) []byte  { return vault.Column("passkeys", "credential", passkey) }
+func passkeyNameData(passkey string) []byte { return vault.Column("passkeys", "name", passkey) }

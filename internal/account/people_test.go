@@ -114,7 +114,7 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 			if bytes.Contains(r.Reason, []byte("telephone")) {
 				t.Error("the reason is readable")
 			}
-			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Data("staff_actions", "reason", r.ID))
+			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Column("staff_actions", "reason", r.ID))
 			if err != nil || string(plain) != why || r.Staff != []string{eve, eve, cliStaff}[i] {
 				t.Errorf("%s by %s: %q, %v", r.Action, r.Staff, plain, err)
 			}

@@ -86,7 +86,7 @@ func (s *Service) unsealUser(ctx context.Context, owner, column string, sealed [
 	if sealed == nil {
 		return nil
 	}
-	plain, err := s.vault.Unseal(ctx, owner, sealed, vault.Data("users", column, owner))
+	plain, err := s.vault.Unseal(ctx, owner, sealed, vault.Column("users", column, owner))
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (s *Service) sealUser(ctx context.Context, owner, column string, value any)
 	if plain == "" || plain == "{}" {
 		return nil, nil
 	}
-	return s.vault.Seal(ctx, owner, []byte(plain), vault.Data("users", column, owner))
+	return s.vault.Seal(ctx, owner, []byte(plain), vault.Column("users", column, owner))
 }
 
 // Preferences are the defaults of a person's next generation.

@@ -205,11 +205,11 @@ func (s *Service) knowDevice(ctx context.Context, tx *db.Tx, owner string, c Cli
 func (s *Service) writeSession(ctx context.Context, tx *db.Tx, owner string, c Client, in *SignedIn, isNew bool, fresh time.Time, ended sql.NullInt64) error {
 	one := &in.Session
 	one.Agent, one.Place = clean(c.Agent, agentMost), s.place(c)
-	agent, err := s.sealOptional(ctx, owner, one.Agent, vault.Data("sessions", "agent", one.ID))
+	agent, err := s.sealOptional(ctx, owner, one.Agent, vault.Column("sessions", "agent", one.ID))
 	if err != nil {
 		return fmt.Errorf("write a session: %w", err)
 	}
-	place, err := s.sealOptional(ctx, owner, one.Place, vault.Data("sessions", "place", one.ID))
+	place, err := s.sealOptional(ctx, owner, one.Place, vault.Column("sessions", "place", one.ID))
 	if err != nil {
 		return fmt.Errorf("write a session: %w", err)
 	}
@@ -327,11 +327,11 @@ func (s *Service) Sessions(ctx context.Context, p Principal) ([]Session, error) 
 		if !r.live(p.Role, now) {
 			continue
 		}
-		agent, err := s.unsealOptional(ctx, p.Subject, r.Agent, vault.Data("sessions", "agent", r.ID))
+		agent, err := s.unsealOptional(ctx, p.Subject, r.Agent, vault.Column("sessions", "agent", r.ID))
 		if err != nil {
 			return nil, away(fmt.Errorf("list sessions: %w", err))
 		}
-		place, err := s.unsealOptional(ctx, p.Subject, r.Place, vault.Data("sessions", "place", r.ID))
+		place, err := s.unsealOptional(ctx, p.Subject, r.Place, vault.Column("sessions", "place", r.ID))
 		if err != nil {
 			return nil, away(fmt.Errorf("list sessions: %w", err))
 		}

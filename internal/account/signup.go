@@ -103,10 +103,10 @@ func (s *Service) pend(ctx context.Context, r SignUp, email, canonical, hash str
 		p.Consents = strings.TrimSpace(p.Consents + " " + string(purpose))
 	}
 	var err error
-	if p.Email, err = s.vault.Seal(ctx, id, []byte(email), vault.Data("signups", "email", id)); err != nil {
+	if p.Email, err = s.vault.Seal(ctx, id, []byte(email), vault.Column("signups", "email", id)); err != nil {
 		return away(fmt.Errorf("sign up: %w", err))
 	}
-	if p.Username, err = s.vault.Seal(ctx, id, []byte(r.Username), vault.Data("signups", "username", id)); err != nil {
+	if p.Username, err = s.vault.Seal(ctx, id, []byte(r.Username), vault.Column("signups", "username", id)); err != nil {
 		return away(fmt.Errorf("sign up: %w", err))
 	}
 	if r.Profile != (Profile{}) {
@@ -114,7 +114,7 @@ func (s *Service) pend(ctx context.Context, r SignUp, email, canonical, hash str
 		if err != nil {
 			return fmt.Errorf("sign up: %w", err)
 		}
-		if p.Profile, err = s.vault.Seal(ctx, id, text, vault.Data("signups", "profile", id)); err != nil {
+		if p.Profile, err = s.vault.Seal(ctx, id, text, vault.Column("signups", "profile", id)); err != nil {
 			return away(fmt.Errorf("sign up: %w", err))
 		}
 	}
@@ -244,11 +244,11 @@ func (s *Service) confirm(ctx context.Context, tx *db.Tx, p pending) (others []s
 		if value == nil {
 			continue
 		}
-		plain, err := s.vault.Unseal(ctx, p.ID, value, vault.Data("signups", column, p.ID))
+		plain, err := s.vault.Unseal(ctx, p.ID, value, vault.Column("signups", column, p.ID))
 		if err != nil {
 			return nil, err
 		}
-		if sealed[column], err = s.vault.Seal(ctx, p.ID, plain, vault.Data("users", column, p.ID)); err != nil {
+		if sealed[column], err = s.vault.Seal(ctx, p.ID, plain, vault.Column("users", column, p.ID)); err != nil {
 			return nil, err
 		}
 	}

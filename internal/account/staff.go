@@ -47,7 +47,7 @@ func (s *Service) act(ctx context.Context, staff Principal, owner, action, reaso
 		} else if err != nil {
 			return err
 		}
-		sealed, err := s.vault.Seal(ctx, owner, []byte(reason), vault.Data("staff_actions", "reason", id))
+		sealed, err := s.vault.Seal(ctx, owner, []byte(reason), vault.Column("staff_actions", "reason", id))
 		if err != nil {
 			return err
 		}

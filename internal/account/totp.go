@@ -360,4 +360,4 @@ func readTOTP(code string) (string, bool) {
 	return code, true
 }
 
-func totpData(owner string) []byte { return vault.Data("users", "totp_secret", owner) }
+func totpData(owner string) []byte { return vault.Column("users", "totp_secret", owner) }

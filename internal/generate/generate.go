@@ -161,9 +161,9 @@ func (r row) job() jobs.Job {
 }
 
 // requestData binds a sealed request to its row.
-func requestData(id string) []byte { return vault.Data("generations.request", id) }
+func requestData(id string) []byte { return vault.Column("generations", "request", id) }
 
-func hashData(id string) []byte { return vault.Data("images.sha256", id) }
+func hashData(id string) []byte { return vault.Column("images", "sha256", id) }
 
 func objectData(subject, generation string, attempt, n int, what string) []byte {
 	return vault.Data("object", subject, generation, fmt.Sprint(attempt), fmt.Sprint(n), what)

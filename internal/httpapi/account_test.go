@@ -58,7 +58,7 @@ func (r *rig) mailed(template mail.Template, name string) string {
 	if err := r.db.Get(ctx, &row, `SELECT id, subject, data FROM mails WHERE template = ? ORDER BY id DESC LIMIT 1`, template); err != nil {
 		r.t.Fatalf("no mail %s: %v", template, err)
 	}
-	plain, err := r.vault.Unseal(ctx, row.Subject, row.Data, vault.Data("mails", "data", row.ID))
+	plain, err := r.vault.Unseal(ctx, row.Subject, row.Data, vault.Column("mails", "data", row.ID))
 	if err != nil {
 		r.t.Fatal(err)
 	}

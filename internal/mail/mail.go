@@ -122,11 +122,11 @@ func (m *Mailer) Send(ctx context.Context, tx *db.Tx, msg Message) error {
 	}
 	now := m.o.Clock.Now()
 	id := db.NewID("mail", now)
-	sealed, err := m.o.Vault.Seal(ctx, msg.Subject, data, vault.Data("mails", "data", id))
+	sealed, err := m.o.Vault.Seal(ctx, msg.Subject, data, vault.Column("mails", "data", id))
 	if err != nil {
 		return fmt.Errorf("write a mail: %w", err)
 	}
-	address, err := m.o.Vault.Seal(ctx, msg.Subject, []byte(msg.To), vault.Data("mails", "address", id))
+	address, err := m.o.Vault.Seal(ctx, msg.Subject, []byte(msg.To), vault.Column("mails", "address", id))
 	if err != nil {
 		return fmt.Errorf("write a mail: %w", err)
 	}

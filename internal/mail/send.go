@@ -135,7 +135,7 @@ func (m *Mailer) open(ctx context.Context, r row) (Envelope, error) {
 }
 
 func (m *Mailer) unseal(ctx context.Context, r row, column string, sealed []byte) ([]byte, error) {
-	plain, err := m.o.Vault.Unseal(ctx, r.Subject, sealed, vault.Data("mails", column, r.ID))
+	plain, err := m.o.Vault.Unseal(ctx, r.Subject, sealed, vault.Column("mails", column, r.ID))
 	if errors.Is(err, vault.ErrDestroyed) || errors.Is(err, vault.ErrNoKey) {
 		return nil, errDrop
 	}

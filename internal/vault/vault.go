@@ -129,6 +129,10 @@ func Data(parts ...string) []byte {
 	return b
 }
 
+// Column is the associated data of a sealed column: whoever knows where a value
+// stands can open it with its owner's key, and nobody who moved it elsewhere.
+func Column(table, column, id string) []byte { return Data(table, column, id) }
+
 const lookupKey = "lookup"
 
 // openLookup reads the key for Lookup, which the first process to open the store
