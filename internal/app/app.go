@@ -31,6 +31,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/vault"
 )
 
@@ -93,6 +94,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		return nil, err
 	}
 	if a.keys, err = a.openDatabase(ctx, "KEYS_DATABASE_URL", c.KeysDatabaseURL, name, vault.Migrations()); err != nil {
+		return nil, err
+	}
+	if err := checkMap(ctx, a.db, a.keys); err != nil {
 		return nil, err
 	}
 	if _, err := a.clock.Sync(ctx, a.db.Now); err != nil {
@@ -191,6 +195,15 @@ func (a *App) openDatabase(ctx context.Context, variable, address, name string, 
 		a.log.Info("database migrated", "setting", config.Prefix+variable, "steps", done)
 	}
 	return d, nil
+}
+
+// checkMap refuses databases that hold what the data map does not describe.
+func checkMap(ctx context.Context, main, keys *db.DB) error {
+	m, err := privacy.DataMap()
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.Check(ctx, main, privacy.StoreMain), m.Check(ctx, keys, privacy.StoreKeys))
 }
 
 func (a *App) openObjects(ctx context.Context) error {

@@ -23,6 +23,7 @@ import (
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/vault"
 )
 
@@ -49,11 +50,14 @@ func Examine(ctx context.Context, c config.Config, role config.Role, tell func(F
 		d.data()
 	}
 	main, ready := d.database(ctx, "database", "DATABASE_URL", c.DatabaseURL, db.Main())
-	keys, _ := d.database(ctx, "key store", "KEYS_DATABASE_URL", c.KeysDatabaseURL, vault.Migrations())
+	keys, keysReady := d.database(ctx, "key store", "KEYS_DATABASE_URL", c.KeysDatabaseURL, vault.Migrations())
 	for _, opened := range []*db.DB{main, keys} {
 		if opened != nil {
 			defer func() { _ = opened.Close() }()
 		}
+	}
+	if ready && keysReady {
+		d.dataMap(ctx, main, keys)
 	}
 	d.roots(ctx, keys)
 	d.redis(ctx)
@@ -186,6 +190,19 @@ func (d doctor) database(ctx context.Context, part, variable, address string, mi
 	}
 	_ = opened.Close()
 	return nil, false
+}
+
+// dataMap checks what nobody could export or erase.
+func (d doctor) dataMap(ctx context.Context, main, keys *db.DB) {
+	const part = "data map"
+	switch err := checkMap(ctx, main, keys); {
+	case errors.Is(err, privacy.ErrMap):
+		d.bad(part, err, "move a table or column of your own elsewhere, on PostgreSQL into a schema of its own; for one of the service's run the version that made it")
+	case err != nil:
+		d.bad(part, err, "check that our database users may read the schema")
+	default:
+		d.good(part, "describes every column of both databases")
+	}
 }
 
 // roots checks that the key ring opens the key store, which may be nil.

@@ -118,7 +118,7 @@ func (a *API) imageContent(ctx context.Context, in *contentInput) (*streamOutput
 			return
 		}
 		if ctx.Err() == nil {
-			a.log.ErrorContext(ctx, "image not sent whole", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
+			a.log.LogAttrs(ctx, slog.LevelError, "image not sent whole", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
 		}
 		panic(http.ErrAbortHandler)
 	}}, nil

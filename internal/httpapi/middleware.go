@@ -50,8 +50,8 @@ func callOf(ctx context.Context) *call {
 	return &call{}
 }
 
-func (c *call) attrs(more ...any) []any {
-	list := []any{slog.String("request_id", c.id)}
+func (c *call) attrs(more ...slog.Attr) []slog.Attr {
+	list := []slog.Attr{slog.String("request_id", c.id)}
 	if c.who.KeyID != "" {
 		list = append(list, slog.String("key_id", c.who.KeyID))
 	}
@@ -170,7 +170,7 @@ func (a *API) begin(c *gin.Context) {
 		if call.code != "" {
 			attrs = append(attrs, slog.String("code", call.code))
 		}
-		a.log.InfoContext(c.Request.Context(), "request", attrs...)
+		a.log.LogAttrs(c.Request.Context(), slog.LevelInfo, "request", attrs...)
 	}()
 	defer call.idle()
 	defer a.recovered(c)

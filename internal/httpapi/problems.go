@@ -155,7 +155,7 @@ func (a *API) refuse(ctx context.Context, err error) *problemView {
 	p := view(ctx, err)
 	callOf(ctx).code = p.Code
 	if p.Status >= 500 && !errors.Is(err, context.Canceled) && !errors.Is(err, errCrowded) {
-		a.log.ErrorContext(ctx, "request failed", callOf(ctx).attrs(slog.String("code", p.Code), slog.String("error", kindOf(err)))...)
+		a.log.LogAttrs(ctx, slog.LevelError, "request failed", callOf(ctx).attrs(slog.String("code", p.Code), slog.String("error", kindOf(err)))...)
 	}
 	return p
 }
@@ -215,7 +215,7 @@ func (a *API) recovered(c *gin.Context) {
 		panic(v) // the server closes the connection: the answer was cut
 	}
 	ctx := c.Request.Context()
-	a.log.ErrorContext(ctx, "handler panicked", callOf(ctx).attrs(slog.String("type", fmt.Sprintf("%T", v)), slog.Any("frames", frames()))...)
+	a.log.LogAttrs(ctx, slog.LevelError, "handler panicked", callOf(ctx).attrs(slog.String("type", fmt.Sprintf("%T", v)), slog.Any("frames", frames()))...)
 	if c.Writer.Written() {
 		panic(http.ErrAbortHandler)
 	}

@@ -232,7 +232,7 @@ func (a *API) stream(ctx context.Context, out *eventWriter, w *generate.Watch) {
 		case errors.As(err, &known):
 			pause(ctx, blipRest) // a part of ours is away, and the generation is not
 		case err != nil:
-			a.log.ErrorContext(ctx, "stream failed", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
+			a.log.LogAttrs(ctx, slog.LevelError, "stream failed", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
 			return // the client comes back after retry, with its Last-Event-ID
 		case err == nil && u.State:
 			if out.event("state", strconv.FormatInt(u.Generation.Sequence, 10), a.generation(u.Generation)) != nil || u.Generation.Status.Terminal() {

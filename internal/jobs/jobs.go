@@ -140,6 +140,9 @@ func (q *Queue) Register(k Kind) {
 	q.kinds[k.Name] = k
 }
 
+// Kinds are the names of all kinds that are known, sorted.
+func (q *Queue) Kinds() []string { return slices.Sorted(maps.Keys(q.kinds)) }
+
 // backoff is how long to wait after an attempt.
 func (k Kind) backoff(attempt int) time.Duration {
 	if k.Backoff != nil {

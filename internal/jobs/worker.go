@@ -515,7 +515,7 @@ func (l *lane) start(j Job, slot Slot) {
 func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.panicked("handler panicked", r, p)
+			w.panicked("running", r, p)
 			err = Retry("internal", fmt.Errorf("panic of type %T", p))
 		}
 	}()
@@ -529,8 +529,8 @@ func (w *Worker) call(ctx context.Context, r *Run) (err error) {
 }
 
 // panicked logs a panic: its type and where, never what it says.
-func (w *Worker) panicked(what string, r *Run, p any) {
-	w.log.Error(what, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", frames())
+func (w *Worker) panicked(while string, r *Run, p any) {
+	w.log.Error("a job's code panicked", "while", while, "kind", r.Kind, "job", r.ID, "type", fmt.Sprintf("%T", p), "frames", frames())
 }
 
 func frames() string {
@@ -556,7 +556,7 @@ func (w *Worker) settle(ctx context.Context, r *Run, err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil { // of the kind's Backoff or Ended
-			w.panicked("ending a job panicked; its lease will run out", r, p)
+			w.panicked("ending", r, p) // its lease will run out
 		}
 	}()
 	cause := context.Cause(ctx)

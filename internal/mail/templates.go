@@ -28,6 +28,16 @@ func (l *letter) shows(key string) bool {
 	return slices.Contains(l.needs, key) || slices.Contains(l.may, key)
 }
 
+// Templates are all templates with the keys of the data that each shows, of which
+// some may be missing.
+func Templates() map[Template][]string {
+	all := map[Template][]string{}
+	for name, l := range letters {
+		all[name] = slices.Concat(l.needs, l.may)
+	}
+	return all
+}
+
 var letters = parsed(map[Template]*letter{
 	ConfirmSignUp:       {subject: "Confirm your new account", needs: []string{"Code"}, always: true},
 	SignUpAttempt:       {subject: "You already have an account"},
