@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,29 @@ func (b *browser) want(status int, method, path, body string, headers ...string)
 		b.t.Fatalf("%s %s: %d %s, want %d", method, path, a.status, a.body, status)
 	}
 	return a
+}
+
+// mailedTo are the addresses that mails of a template go to, in no order.
+func (r *rig) mailedTo(template mail.Template) []string {
+	r.t.Helper()
+	var rows []struct {
+		ID      string `db:"id"`
+		Subject string `db:"subject"`
+		Address []byte `db:"address"`
+	}
+	if err := r.db.Select(r.t.Context(), &rows, `SELECT id, subject, address FROM mails WHERE template = ?`, template); err != nil {
+		r.t.Fatal(err)
+	}
+	var list []string
+	for _, row := range rows {
+		address, err := r.vault.Unseal(r.t.Context(), row.Subject, row.Address, vault.Data("mails", "address", row.ID))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		list = append(list, string(address))
+	}
+	slices.Sort(list)
+	return list
 }
 
 // mailed is a value of the newest mail of a template.
