@@ -1,11 +1,16 @@
 package httpapi
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"zimage/internal/problem"
 )
@@ -208,6 +213,46 @@ func TestAttack_ForgedForwardedForBehindAProxy(t *testing.T) {
 		}
 		if code := refused("203.0.113.69"); code != string(problem.Unauthorized) {
 			t.Errorf("another network's first is answered %s", code)
+		}
+	})
+}
+
+// Over a socket there is no address; a header makes none up unless proxies are
+// named.
+func TestAttack_ForgedForwardedForOverASocket(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		for want, trusted := range map[string][]string{"": nil, "Near 203.0.113.7": {"10.1.0.0/16"}} {
+			o := r.options
+			o.TrustedProxies = trusted
+			r.serve(o)
+			path := filepath.Join(t.TempDir(), "s")
+			listener, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &http.Server{Handler: r.api.Handler(), ReadHeaderTimeout: time.Minute}
+			go func() { _ = s.Serve(listener) }()
+			t.Cleanup(func() { _ = s.Close() })
+			client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", path)
+			}}}
+			t.Cleanup(client.CloseIdleConnections)
+			req, err := http.NewRequest("POST", "http://localhost/v1/session", strings.NewReader(credentials("ada@example.org", "some long words for anybody")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			req.Header.Set("X-Forwarded-For", "198.51.100.1, 203.0.113.7")
+			res, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var v sessionView
+			if err := json.NewDecoder(res.Body).Decode(&v); err != nil || res.StatusCode != 200 || v.Place != want {
+				t.Errorf("with %v trusted: %d, place %q (%v)", trusted, res.StatusCode, v.Place, err)
+			}
+			_ = res.Body.Close()
 		}
 	})
 }
