@@ -117,6 +117,10 @@ func New(o Options) (*API, error) {
 	g := gin.New()
 	g.RedirectTrailingSlash = false
 	g.HandleMethodNotAllowed = true
+	// Of no other header is known whether the proxy writes it or lets it through.
+	g.RemoteIPHeaders = []string{"X-Forwarded-For"}
+	// gin believes whoever comes over a socket. Where nobody is named, nobody is.
+	g.ForwardedByClientIP = len(o.TrustedProxies) > 0
 	if err := g.SetTrustedProxies(o.TrustedProxies); err != nil {
 		return nil, fmt.Errorf("trusted proxies: %w", err)
 	}

@@ -209,7 +209,6 @@ var (
 		id: "get-session", tag: tagSignIn, summary: "Look at this session",
 		description: "How it was opened and how long it lasts.",
 		answers:     ok("The session.", sampleSession),
-		codes:       []problem.Code{problem.NotFound},
 	}
 	signOutDoc = doc{
 		id: "sign-out", tag: tagSignIn, summary: "Sign out",

@@ -116,6 +116,56 @@ func TestPromise_S2_AnHourWithoutTheServerLosesNothing(t *testing.T) {
 	})
 }
 
+// Not a server that puts mails off, but none at all: nobody listens for an hour.
+func TestPromise_S2_AnHourInWhichNobodyListensLosesNothing(t *testing.T) {
+	withServer(t, func(t *testing.T, r *rig, s *server) {
+		s.close()
+		id, other := r.send(reset(ada)), r.send(reset("ben.canary@example.org"))
+		j := r.tried(id, 1)
+		for ends := start.Add(time.Hour); j.State == jobs.Waiting && r.clock.Now().Before(ends); j = r.again(id) {
+			if j.ErrorCode != codeBroken {
+				t.Fatalf("it waits for %s", j.ErrorCode)
+			}
+			if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil || got.Data == nil {
+				t.Fatal("the mail is given up")
+			}
+		}
+		if j.State != jobs.Waiting || r.clock.Now().Sub(start) > 2*time.Hour {
+			t.Fatalf("after %v the job is %s", r.clock.Now().Sub(start), j.State)
+		}
+		s.open(s.port)
+		for _, mail := range []string{id, other} {
+			r.tried(mail, 1)
+			for tries := 0; r.job(mail).State == jobs.Waiting && tries < 3; tries++ {
+				r.again(mail)
+			}
+			r.await(mail, jobs.Succeeded)
+			r.gone(mail, true)
+		}
+		got := map[string]int{}
+		for _, l := range s.arrived() {
+			got[l.to]++
+		}
+		if len(got) != 2 || got[ada] != 1 || got["ben.canary@example.org"] != 1 {
+			t.Errorf("mails arrived: %v", got)
+		}
+		// Nor later.
+		r.clock.Advance(24 * time.Hour)
+		if err := r.queue.NewScheduler().Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.repeat(id)
+		if n := len(s.arrived()); n != 2 {
+			t.Errorf("%d mails arrived", n)
+		}
+		for _, word := range []string{ada, "127.0.0.1", "localhost"} {
+			if strings.Contains(r.log.String(), word) {
+				t.Errorf("the log holds %q", word)
+			}
+		}
+	})
+}
+
 func TestPromise_S2_ADayWithoutTheServerEndsInAFailure(t *testing.T) {
 	withServer(t, func(t *testing.T, r *rig, s *server) {
 		s.set(func(s *server) { s.onRcpt = refusal(451) })
