@@ -40,6 +40,8 @@ func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
 				return subject.SetConsent(ctx, tx, "sub_a", p, true, "v1", now)
 			})
 		}
+		// Each refusal says why, to programs and to people.
+		why := [4]subject.Reason{"", subject.BecauseRestricted, subject.BecauseSuspended, subject.BecauseRestricted}
 		states := []func(ctx context.Context, tx *db.Tx) error{
 			func(context.Context, *db.Tx) error { return nil },
 			func(ctx context.Context, tx *db.Tx) error { return subject.Restrict(ctx, tx, "sub_a", now) },
@@ -54,7 +56,17 @@ func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
 		for i, set := range states {
 			change(t, d, set)
 			for p, want := range table {
-				expect(t, string(p), subject.May(ctx, d, "sub_a", p), want[i])
+				err := subject.May(ctx, d, "sub_a", p)
+				expect(t, string(p), err, want[i])
+				if want[i] != no {
+					continue
+				}
+				if got, ok := subject.ReasonOf(err); !ok || got != why[i] {
+					t.Errorf("%s in state %d: refused as %q, want %q", p, i, got, why[i])
+				}
+				if text, ok := why[i].Words(); !ok || !strings.Contains(err.Error(), text) {
+					t.Errorf("%s in state %d: %v does not say %q", p, i, err, text)
+				}
 			}
 		}
 		// Lifting one leaves the other.
