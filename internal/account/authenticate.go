@@ -272,22 +272,14 @@ func (s *Service) prune(ctx context.Context) error {
 	return nil
 }
 
+// pruneSome removes one batch. None of these tables has records that a hold can
+// keep: see subject.Records.
 func (s *Service) pruneSome(ctx context.Context, table, key, column string, before int64) (gone []string, err error) {
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		// Asked for twice: a row that was waited for may have been used meanwhile.
 		gone = nil
-		var keys []string
-		if err := tx.Select(ctx, &keys, `SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`, before, pruneBatch); err != nil || len(keys) == 0 {
-			return err
-		}
-		keys, err := subject.Free(ctx, tx, table, keys)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
-		args := []any{before} // asked for again: the row may have been used meanwhile
-		for _, k := range keys {
-			args = append(args, k)
-		}
-		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`) RETURNING `+key, args...)
+		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN
+			(SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`+db.SkipLocked(tx)+`) RETURNING `+key, before, before, pruneBatch)
 	})
 	return gone, err
 }

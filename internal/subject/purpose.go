@@ -185,10 +185,18 @@ type Consent struct {
 }
 
 // SetConsent keeps a new word about a purpose that needs consent, InvalidRequest
-// for any other. Earlier ones stay as the proof of what was agreed to when.
+// for any other. Earlier ones stay as the proof of what was agreed to when; one
+// that says again what is in force is not kept, so that the proof grows with
+// changes of mind alone.
 func SetConsent(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, granted bool, policyVersion string, now time.Time) error {
 	if !rules[purpose].consent {
 		return problem.Invalid(problem.Field{Location: "purpose", Message: "is not one that needs consent"})
+	}
+	switch last, err := consent(ctx, tx, subject, purpose); {
+	case err != nil:
+		return err
+	case !last.At.IsZero() && last.Granted == granted && last.PolicyVersion == policyVersion:
+		return nil
 	}
 	word := 0
 	if granted {
@@ -261,8 +269,11 @@ func Object(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, now
 	return nil
 }
 
-// WithdrawObjection allows the use again.
+// WithdrawObjection allows the use again; Conflict when the objection is held.
 func WithdrawObjection(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
+	if err := AskHeld(ctx, tx, "objections", ObjectionRecord(subject, purpose)); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(ctx, `DELETE FROM objections WHERE subject = ? AND purpose = ?`, subject, purpose); err != nil {
 		return fmt.Errorf("withdraw an objection: %w", err)
 	}
