@@ -240,6 +240,72 @@ func TestPromise_A2_AccountDataIsSeenAndChanged(t *testing.T) {
 	})
 }
 
+// A hold keeps a record from its own owner too, and nothing else.
+func TestAHeldAccountStaysAsItIs(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, who := h.member("ann@example.org", "ann")
+		if err := h.Object(ctx, who, subject.Statistics); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ChangeEmail(ctx, who, "new@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		code := h.code("new@example.org", mail.ConfirmEmail)
+		name := "other"
+		changes := map[string]func() error{
+			"profile":     func() error { _, err := h.UpdateUser(ctx, who, UserChange{Profile: &Profile{}}); return err },
+			"preferences": func() error { _, err := h.UpdateUser(ctx, who, UserChange{Preferences: &Preferences{}}); return err },
+			"username":    func() error { _, err := h.UpdateUser(ctx, who, UserChange{Username: &name}); return err },
+			"address":     func() error { return h.ConfirmEmail(ctx, who, code) },
+			"objection":   func() error { return h.WithdrawObjection(ctx, who, subject.Statistics) },
+		}
+		var holds []string
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			for table, record := range map[string]string{"users": who.Subject, "objections": subject.ObjectionRecord(who.Subject, subject.Statistics)} {
+				id, err := subject.Hold(ctx, tx, who.Subject, table, record, "case 7", start)
+				if err != nil {
+					return err
+				}
+				holds = append(holds, id)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		before, err := h.User(ctx, who.Subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range changes {
+			wantCode(t, what+" while held", change(), problem.Conflict)
+		}
+		if after, err := h.User(ctx, who.Subject); err != nil || after != before {
+			t.Errorf("%+v became %+v (%v)", before, after, err)
+		}
+		if _, err := h.UpdateUser(ctx, who, UserChange{}); err != nil {
+			t.Errorf("no change at all: %v", err)
+		}
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			for _, id := range holds {
+				if err := subject.Release(ctx, tx, id, start); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range changes {
+			if err := change(); err != nil {
+				t.Errorf("%s once released: %v", what, err)
+			}
+		}
+		h.principal(in.Token)
+	})
+}
+
 func TestPromise_G6_TheRestrictedAreToldThatItIsLifted(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
