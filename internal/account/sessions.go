@@ -387,8 +387,11 @@ func endSessions(ctx context.Context, tx *db.Tx, owner, except string, now int64
 }
 
 // tellNewDevice mails the owner that somebody signed in with a browser that was
-// not known (OWASP ASVS 5.0, 6.3.5).
+// not known (OWASP ASVS 5.0, 6.3.5), as long as that does not fill their mailbox.
 func (s *Service) tellNewDevice(ctx context.Context, tx *db.Tx, owner string, c Client) error {
+	if full, err := takeOne(ctx, tx, newDeviceBucket(owner), s.clock.Millis()); err != nil || full > 0 {
+		return err
+	}
 	return s.tell(ctx, tx, owner, mail.NewDevice, map[string]string{
 		"When": s.clock.Now().Format("2 January 2006, 15:04 UTC"), "Agent": clean(c.Agent, agentMost), "Place": s.place(c),
 	})
