@@ -240,8 +240,8 @@ const (
 )
 
 // prune removes what has expired: pending sign-ups with their keys, mailed
-// links, challenges, throttles that are even again, and browsers that nobody has
-// used for long. Any number of processes may do it at once.
+// links, challenges, throttles that are even again, browsers that nobody has used
+// for long, and keys that ended long ago. Any number of processes may do it at once.
 func (s *Service) prune(ctx context.Context) error {
 	now := s.clock.Now()
 	for _, old := range []struct {
@@ -253,6 +253,8 @@ func (s *Service) prune(ctx context.Context) error {
 		{"passkey_challenges", "id", "expires_at", now},
 		{"throttles", "bucket", "arrival", now},
 		{"sessions", "id", "last_used_at", now.Add(-unusedFor)},
+		{"api_keys", "id", "revoked_at", now.Add(-endedFor)},
+		{"api_keys", "id", "expires_at", now.Add(-endedFor)},
 	} {
 		for range pruneMost {
 			gone, err := s.pruneSome(ctx, old.table, old.key, old.column, old.before.UnixMilli())
@@ -262,7 +264,7 @@ func (s *Service) prune(ctx context.Context) error {
 			if old.table == "signups" {
 				// After the commit: a key destroyed first would leave a row that
 				// nobody can read if the commit failed.
-				s.destroy(ctx, gone...)
+				s.discard(ctx, gone...)
 			}
 			if len(gone) < pruneBatch {
 				break

@@ -345,6 +345,6 @@ func (s *Service) ConfirmEmail(ctx context.Context, p Principal, code string) er
 	if err != nil {
 		return away(fmt.Errorf("confirm an address: %w", err))
 	}
-	s.destroy(ctx, others...)
+	s.discard(ctx, others...)
 	return nil
 }

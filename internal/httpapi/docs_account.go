@@ -255,7 +255,7 @@ var (
 
 	keysDoc = doc{
 		id: "list-keys", tag: tagKeys, summary: "List your keys",
-		description: "By their first letters, with scopes and last use.",
+		description: "By their first letters, with scopes and last use. Those that were revoked or expired are listed for 30 days, the newest 100 of them.",
 		answers:     ok("The keys.", keysView{Data: []keyView{sampleKey}}),
 	}
 	createKeyDoc = doc{
