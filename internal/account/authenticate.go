@@ -24,6 +24,16 @@ const (
 // revoked tokens and those of closed accounts get one same Unauthorized. A token
 // that was seen in the last two seconds costs no query.
 func (s *Service) Authenticate(ctx context.Context, token string) (Principal, error) {
+	who, err := s.KeyHolds(ctx, token)
+	if err == nil {
+		s.uses.mark(who.KeyID, s.clock.Now())
+	}
+	return who, err
+}
+
+// KeyHolds is Authenticate for a request that was let in before: it is no use of
+// the key.
+func (s *Service) KeyHolds(ctx context.Context, token string) (Principal, error) {
 	if !wellFormed(token) {
 		return Principal{}, refused()
 	}
@@ -39,7 +49,6 @@ func (s *Service) Authenticate(ctx context.Context, token string) (Principal, er
 	if !one.expires.IsZero() && !one.expires.After(now) {
 		return Principal{}, refused()
 	}
-	s.uses.mark(one.who.KeyID, now)
 	who := one.who
 	who.Scopes = slices.Clone(who.Scopes) // the cached ones are everybody's
 	return who, nil

@@ -62,9 +62,10 @@ type Principal struct {
 
 	KeyID string // empty: a session
 
-	SessionID string // empty: a key
-	Method    Method
-	FreshAt   time.Time // when the session last proved who it is
+	SessionID  string // empty: a key
+	Method     Method
+	FreshAt    time.Time // when the session last proved who it is
+	SignedInAt time.Time // when the session was opened
 }
 
 // Has reports whether the key or session has the scope.
