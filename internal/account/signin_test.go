@@ -141,36 +141,42 @@ func TestAnswersEndOnAGrid(t *testing.T) {
 
 // Without the grid, so that the work itself is seen, at the cost that hashes really
 // have. Without a hash for nobody, an unknown address would answer tens of times
-// faster.
+// faster. It does not run beside the other tests, and measures again when a busy
+// machine was in the way: what the work differs in does not go away by that.
 func TestAttack_UserEnumerationByTime(t *testing.T) {
-	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		h.hasher.params = hashing()
 		h.user("ann@example.org")
 		state(t, h, h.user("closing@example.org"), subject.Closing)
-		took := map[string][]time.Duration{}
-		for range 9 { // in turn, so that a busy moment falls on all of them
-			h.clock.Advance(time.Hour)
-			for what, cr := range map[string]Credentials{
-				"known":   {Email: "ann@example.org", Password: "wrong horse"},
-				"unknown": {Email: "nobody@example.org", Password: "wrong horse"},
-				"closed":  {Email: "closing@example.org", Password: password}, // even the right one
-			} {
-				began := time.Now()
-				_, err := h.SignIn(context.Background(), browser("192.0.2.1", ""), cr)
-				took[what] = append(took[what], time.Since(began))
-				wantCode(t, what, err, problem.SignInFailed)
+		measure := func() (unknown, closed float64) {
+			took := map[string][]float64{}
+			for range 9 { // in turn, so that a busy moment falls on all of them
+				h.clock.Advance(time.Hour)
+				for what, cr := range map[string]Credentials{
+					"known":   {Email: "ann@example.org", Password: "wrong horse"},
+					"unknown": {Email: "nobody@example.org", Password: "wrong horse"},
+					"closed":  {Email: "closing@example.org", Password: password}, // even the right one
+				} {
+					began := time.Now()
+					_, err := h.SignIn(context.Background(), browser("192.0.2.1", ""), cr)
+					took[what] = append(took[what], time.Since(began).Seconds())
+					wantCode(t, what, err, problem.SignInFailed)
+				}
+			}
+			median := func(what string) float64 {
+				slices.Sort(took[what])
+				return took[what][len(took[what])/2]
+			}
+			return median("unknown") / median("known"), median("closed") / median("known")
+		}
+		alike := func(ratio float64) bool { return ratio > 0.5 && ratio < 2 }
+		var unknown, closed float64
+		for range 5 {
+			if unknown, closed = measure(); alike(unknown) && alike(closed) {
+				return
 			}
 		}
-		median := func(what string) float64 {
-			slices.Sort(took[what])
-			return took[what][len(took[what])/2].Seconds()
-		}
-		for _, what := range []string{"unknown", "closed"} {
-			if ratio := median(what) / median("known"); ratio < 0.5 || ratio > 2 {
-				t.Errorf("%s takes %.2f times as long as known: %v", what, ratio, took)
-			}
-		}
+		t.Errorf("for a known address 1, for an unknown one %.2f, for a closed one %.2f", unknown, closed)
 	})
 }
 
