@@ -38,6 +38,7 @@ func BenchmarkSignIn(b *testing.B) {
 	}
 	c.Device = in.Token
 	for b.Loop() {
+		h.clock.Advance(time.Hour) // or there were too many right ones
 		const n = 30
 		floor := time.Now()
 		for range n {

@@ -35,6 +35,10 @@ func Scopes() []string {
 const (
 	nameMost = 100 // characters
 	keysMost = 100 // keys of one owner that are neither revoked nor expired
+	// Those that are stay for their owner to look back at: the newest of them, and
+	// not for ever.
+	endedMost = 100
+	endedFor  = 30 * 24 * time.Hour
 )
 
 // A Key as its owner sees it; its token was shown once.
@@ -58,9 +62,10 @@ type Principal struct {
 
 	KeyID string // empty: a session
 
-	SessionID string // empty: a key
-	Method    Method
-	FreshAt   time.Time // when the session last proved who it is
+	SessionID  string // empty: a key
+	Method     Method
+	FreshAt    time.Time // when the session last proved who it is
+	SignedInAt time.Time // when the session was opened
 }
 
 // Has reports whether the key or session has the scope.
@@ -141,6 +146,11 @@ func (s *Service) createKey(ctx context.Context, owner, name string, scopes []st
 		if live >= keysMost {
 			return problem.New(problem.Conflict, fmt.Sprintf("An account can have %d keys. Revoke one that is not needed.", keysMost))
 		}
+		const ended = ` WHERE owner = ? AND (revoked_at IS NOT NULL OR expires_at <= ?)`
+		if _, err := tx.Exec(ctx, `DELETE FROM api_keys`+ended+` AND id NOT IN (SELECT id FROM api_keys`+ended+` ORDER BY id DESC LIMIT ?)`,
+			owner, now.UnixMilli(), owner, now.UnixMilli(), endedMost); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `INSERT INTO api_keys (id, owner, token_lookup, prefix, name, scopes, created_at, expires_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 			k.ID, owner, s.tokenLookup(token), k.Prefix, sealed, strings.Join(scopes, " "), now.UnixMilli(), nullable(expires))
@@ -180,7 +190,8 @@ func checkKey(name string, scopes []string, expires, now time.Time) (clean []str
 	return clean, fields
 }
 
-// Keys lists an owner's keys, the newest first, revoked and expired ones too.
+// Keys lists an owner's keys, the newest first, with the newest of those that were
+// revoked or expired in the last 30 days: at most keysMost and endedMost.
 func (s *Service) Keys(ctx context.Context, owner string) ([]Key, error) {
 	var rows []keyRow
 	if err := s.db.Select(ctx, &rows, `SELECT id, owner, prefix, name, scopes, created_at, expires_at, revoked_at, last_used_at

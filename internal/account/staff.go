@@ -107,6 +107,10 @@ func (p Principal) may(roles ...Role) error {
 // FindAccount opens somebody's account to a member of staff, for a reason. The
 // answers for an address without account and for one without a role tell apart
 // only to staff.
+//
+// A restricted account opens too, since its owner's wishes are handled by people,
+// and so does one that is closing until its keys are destroyed: who asks what
+// became of their erasure must be found. Both only for a reason, which is kept.
 func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reason string) (User, error) {
 	roles := []Role{RoleSupport, RolePrivacy, RoleOperator}
 	if err := staff.may(roles...); err != nil {

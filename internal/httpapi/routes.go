@@ -33,7 +33,7 @@ func (a *API) routes() {
 	add(a, http.MethodPatch, "/v1/account", with(account.ScopeAccount), updateAccountDoc, a.updateAccount)
 	add(a, http.MethodDelete, "/v1/account", inSession, closeAccountDoc, a.closeAccount)
 	add(a, http.MethodPost, "/v1/account/email", inSession, changeEmailDoc, a.changeEmail)
-	add(a, http.MethodPost, "/v1/account/email/confirm", public, confirmEmailDoc, a.confirmEmail)
+	add(a, http.MethodPost, "/v1/account/email/confirm", inSession, confirmEmailDoc, a.confirmEmail)
 	add(a, http.MethodPut, "/v1/account/password", inSession, changePasswordDoc, a.changePassword)
 	add(a, http.MethodPost, "/v1/account/password/reset", public, requestResetDoc, a.requestReset)
 	add(a, http.MethodPost, "/v1/account/password/reset/confirm", public, resetDoc, a.reset)

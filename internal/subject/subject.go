@@ -87,7 +87,9 @@ func moment(millis int64) time.Time {
 	return time.UnixMilli(millis).UTC()
 }
 
-func noAccount() error { return problem.New(problem.Unauthorized, "There is no such account.") }
+func noAccount() error {
+	return problem.Wrap(BecauseClosed, problem.Unauthorized, "There is no such account.")
+}
 
 // Restrict stops all processing of the person's data beyond storing it and what
 // the person does with the account itself. Restricting twice changes nothing.
