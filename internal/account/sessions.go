@@ -308,7 +308,7 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 	if !sessionForm.fits(token) {
 		return row, nil
 	}
-	err = s.db.Get(ctx, &row, `SELECT id, owner FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
+	err = s.db.Get(ctx, &row, `SELECT id, owner, method FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return row, away(fmt.Errorf("know a browser again: %w", err))
 	}

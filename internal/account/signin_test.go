@@ -302,6 +302,43 @@ func TestPromise_U5_CodesCannotBeGuessedBehindARightPassword(t *testing.T) {
 	})
 }
 
+// Whoever has the password uses up the guesses of the second factor. A browser that
+// once showed it has guesses of its own.
+func TestPromise_U5_AThiefOfThePasswordShutsOutNoProvenBrowser(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, p := h.member("ann@example.org", "ann")
+		secret, recovery := h.enrolled(p)
+		in, err := h.SignIn(ctx, browser("192.0.2.1", ""), Credentials{Email: "ann@example.org", Password: password, Code: recovery[0]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		device, err := h.SignOut(ctx, h.principal(in.Token))
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := func(c Client, code string) problem.Code {
+			_, err := h.SignIn(ctx, c, Credentials{Email: "ann@example.org", Password: password, Code: code})
+			return problem.CodeOf(err)
+		}
+		var last problem.Code
+		for i := range 30 { // a minute each: the account's own count never fills
+			h.clock.Advance(time.Minute)
+			last = with(browser(fmt.Sprintf("10.0.0.%d", i), ""), "000000")
+		}
+		if last != problem.RateLimited {
+			t.Fatalf("the thief goes on guessing: %s", last)
+		}
+		if code := with(browser("192.0.2.1", ""), h.shows(secret, 0)); code != problem.RateLimited {
+			t.Fatalf("a browser that is not known: %s", code)
+		}
+		if code := with(browser("192.0.2.1", device), h.shows(secret, 0)); code != "" {
+			t.Errorf("the browser that showed the second factor: %s", code)
+		}
+	})
+}
+
 func TestAPasswordChangedDuringASignInOpensNothing(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
