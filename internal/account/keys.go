@@ -119,7 +119,7 @@ func (s *Service) createKey(ctx context.Context, owner, name string, scopes []st
 	}
 	sealed, err := s.vault.Seal(ctx, owner, []byte(name), nameData(k.ID))
 	if errors.Is(err, vault.ErrNoKey) || errors.Is(err, vault.ErrDestroyed) {
-		return "", Key{}, noAccount()
+		return "", Key{}, subject.NoAccount()
 	}
 	if err != nil {
 		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
@@ -150,15 +150,13 @@ func (s *Service) createKey(ctx context.Context, owner, name string, scopes []st
 		return also(tx)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
-		return "", Key{}, noAccount()
+		return "", Key{}, subject.NoAccount()
 	}
 	if err != nil {
 		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
 	}
 	return token, k, nil
 }
-
-func noAccount() error { return problem.New(problem.Unauthorized, "There is no such account.") }
 
 // checkKey returns the scopes once each, in the order of Scopes.
 func checkKey(name string, scopes []string, expires, now time.Time) (clean []string, fields []problem.Field) {

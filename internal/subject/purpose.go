@@ -94,7 +94,7 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 	case Closing:
 		return problem.New(problem.Unauthorized, "This account is closed and is being erased.")
 	case Erased:
-		return noAccount()
+		return NoAccount()
 	default:
 		return problem.New(problem.Forbidden, "This use of the account's data is not allowed.")
 	}
