@@ -91,7 +91,7 @@ func TestAccessEndsOnEveryProcess(t *testing.T) {
 	// A key.
 	key := c.CLI("", "key", "create", "--email", "e2e@example.org", "--name", "to be revoked")
 	var id string
-	for line := range strings.Lines(c.CLI("", "key", "list", "--email", "e2e@example.org")) {
+	for line := range strings.Lines(c.CLI("", "key", "list", "--email", "e2e@example.org", "--reason", "a key is to be revoked")) {
 		if strings.Contains(line, "to be revoked") {
 			id, _, _ = strings.Cut(line, " ")
 		}
@@ -100,7 +100,7 @@ func TestAccessEndsOnEveryProcess(t *testing.T) {
 		t.Fatalf("the key is answered %d", got)
 	}
 	ended := stream(two, key)
-	c.CLI("", "key", "revoke", "--email", "e2e@example.org", id)
+	c.CLI("", "key", "revoke", "--email", "e2e@example.org", "--reason", "it is to be revoked", id)
 	refused("a revoked key", time.Now(), key, ended)
 
 	// A session: at once, nothing of it is remembered anywhere.
