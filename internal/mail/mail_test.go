@@ -97,7 +97,7 @@ func TestPromise_S2_AnHourWithoutTheServerLosesNothing(t *testing.T) {
 		id := r.send(reset(ada))
 		j := r.tried(id, 1)
 		for j.State == jobs.Waiting {
-			if j.ErrorCode != codeDeferred {
+			if j.ErrorCode != CodeDeferred {
 				t.Fatalf("it waits for %s", j.ErrorCode)
 			}
 			j = r.again(id)
@@ -146,7 +146,7 @@ func TestPromise_S2_AConnectionCutAfterDATASendsTheSameMailAgain(t *testing.T) {
 	withServer(t, func(t *testing.T, r *rig, s *server) {
 		s.set(func(s *server) { s.cutAfter = true })
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil {
@@ -263,7 +263,7 @@ func TestAServerThatStallsIsLeftAndTriedAgain(t *testing.T) {
 			})
 		}})
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		stalls.Store(false)
@@ -339,10 +339,10 @@ func TestWhatTheOperatorCanMendIsTriedAgain(t *testing.T) {
 			change     func(*server)
 			password   string
 		}{
-			{name: "password", code: codeLogin, password: "wrong", change: func(*server) {}},
+			{name: "password", code: CodeLogin, password: "wrong", change: func(*server) {}},
 			{name: "sender", code: codeServer, password: password, change: func(s *server) { s.onMail = refusal(553) }},
-			{name: "unauthenticated", code: codeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
-			{name: "busy", code: codeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
+			{name: "unauthenticated", code: CodeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
+			{name: "busy", code: CodeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
 		} {
 			s.set(c.change)
 			given.Store(c.password)
