@@ -165,7 +165,7 @@ func TestFirstRunAndTheNext(t *testing.T) {
 		t.Errorf("without a service: exit %d, %q", code, errs)
 	}
 	i.start()
-	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine"} {
+	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine", "data/mail"} {
 		if !strings.Contains(i.log(), want) {
 			t.Errorf("the first start does not say %q", want)
 		}
