@@ -109,10 +109,11 @@ func (s *Service) NewKey(ctx context.Context, p Principal, name string, scopes [
 		return "", Key{}, err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
-		if err := write(tx); err != nil {
+		// The subject's row before the account's, as everywhere.
+		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
-		if err := s.stillThere(ctx, tx, p); err != nil {
+		if err := write(tx); err != nil {
 			return err
 		}
 		return s.tell(ctx, tx, p.Subject, mail.KeyCreated, map[string]string{"Name": name})
