@@ -540,6 +540,11 @@ func TestPostgresMakesBothDatabasesAndKeepsThemApart(t *testing.T) {
 		AND rolpassword LIKE 'SCRAM-SHA-256$%' AND NOT rolsuper AND NOT rolcreatedb AND NOT rolcreaterole`); err != nil || withPassword != 2 {
 		t.Errorf("%d roles with a password and no more rights than needed, %v", withPassword, err)
 	}
+	var sorted int
+	if err := admin.Get(ctx, &sorted, `SELECT count(*) FROM pg_database WHERE datname IN ('zimage', 'keys')
+		AND datcollate = 'C' AND datlocprovider = 'c'`); err != nil || sorted != 2 {
+		t.Errorf("%d databases sort by bytes, %v", sorted, err)
+	}
 	open := func(role, name string) (*db.DB, error) {
 		u := url.URL{Scheme: "postgres", User: url.User(role), Host: server.Addr(), Path: name, RawQuery: "sslmode=disable"}
 		return db.Open(ctx, u.String(), db.Options{MaxConnections: 2})

@@ -27,9 +27,9 @@ type cli struct {
 		Role     userRole         `cmd:"" help:"Make a user with a second factor a member of staff, or no longer one."`
 	} `cmd:"" help:"Manage users."`
 	Key struct {
-		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once."`
+		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once. The user is told."`
 		List   keyList   `cmd:"" help:"List a user's API keys."`
-		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds."`
+		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds. The user is told why."`
 	} `cmd:"" help:"Manage API keys."`
 	Engines struct {
 		List    enginesList   `cmd:"" help:"List the engines of all living workers."`

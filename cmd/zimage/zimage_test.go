@@ -165,7 +165,7 @@ func TestFirstRunAndTheNext(t *testing.T) {
 		t.Errorf("without a service: exit %d, %q", code, errs)
 	}
 	i.start()
-	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine"} {
+	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine", "data/mail"} {
 		if !strings.Contains(i.log(), want) {
 			t.Errorf("the first start does not say %q", want)
 		}
@@ -257,12 +257,12 @@ func TestOperatorsCommands(t *testing.T) {
 	if err := json.Unmarshal([]byte(i.ask("/v1/models", key, http.StatusOK)), &models); err != nil || len(models.Data) != 1 {
 		t.Errorf("models: %v (%v)", models, err)
 	}
-	list := i.must("", "key", "list", "--email", "ann@example.org")
+	list := i.must("", "key", "list", "--email", "ann@example.org", "--reason", "asked for it on the telephone")
 	if strings.Contains(list, key) || !strings.Contains(list, key[:6]) {
 		t.Errorf("the list should show the prefix and not the key:\n%s", list)
 	}
 	id := strings.Fields(strings.Split(list, "\n")[1])[0]
-	i.must("", "key", "revoke", "--email", "ann@example.org", id)
+	i.must("", "key", "revoke", "--email", "ann@example.org", "--reason", "it was lost on a train", id)
 	testenv.Eventually(t, 5*time.Second, func() bool {
 		req, _ := http.NewRequest(http.MethodGet, i.base()+"/v1/models", nil) //nolint:noctx // a test
 		req.Header.Set("Authorization", "Bearer "+key)

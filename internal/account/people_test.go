@@ -122,6 +122,85 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 	})
 }
 
+// Whoever makes, lists or revokes somebody's keys at the machine says why, and the
+// owner is told of it.
+func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
+		scopes := []string{ScopeRead}
+		create := func(p Principal, owner, reason string) (string, Key, error) {
+			return h.CreateKeyFor(ctx, p, owner, "of a script", scopes, time.Time{}, reason)
+		}
+		kept, made, err := create(AtTheMachine(), ann, why)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.clock.Advance(time.Second) // ids of one millisecond have no order
+		operator := Principal{Subject: bob, Role: RoleOperator, Method: ByPasskey, SessionID: "ses_x", FreshAt: h.clock.Now()}
+		for name, act := range map[string]func(Principal, string) error{
+			"create": func(p Principal, reason string) error { _, _, err := create(p, ann, reason); return err },
+			"list":   func(p Principal, reason string) error { _, err := h.KeysFor(ctx, p, ann, reason); return err },
+			"revoke": func(p Principal, reason string) error { return h.RevokeKeyFor(ctx, p, ann, made.ID, reason) },
+		} {
+			wantCode(t, name+" over the API", act(operator, why), problem.Forbidden)
+			for _, reason := range []string{"", "why not", strings.Repeat("x", 501)} {
+				wantCode(t, name+" for no reason", act(AtTheMachine(), reason), problem.InvalidRequest)
+			}
+		}
+		_, _, err = create(AtTheMachine(), "sub_none", why)
+		if err == nil {
+			t.Error("a key for nobody")
+		}
+		wantCode(t, "another's key", h.RevokeKeyFor(ctx, AtTheMachine(), bob, made.ID, why), problem.NotFound)
+		if _, err := h.Authenticate(ctx, kept); err != nil {
+			t.Errorf("the key after what was refused: %v", err)
+		}
+
+		keys, err := h.KeysFor(ctx, AtTheMachine(), ann, why)
+		if err != nil || len(keys) != 1 || keys[0].Name != "of a script" {
+			t.Errorf("%+v, %v", keys, err)
+		}
+		h.clock.Advance(time.Second)
+		for range 2 { // the second changes nothing
+			if err := h.RevokeKeyFor(ctx, AtTheMachine(), ann, made.ID, why); err != nil {
+				t.Error(err)
+			}
+			h.clock.Advance(time.Second)
+		}
+		_, err = h.Authenticate(ctx, kept)
+		wantCode(t, "the revoked key", err, problem.Unauthorized)
+
+		for _, template := range []mail.Template{mail.KeyCreated, mail.KeyRevoked} {
+			if told := h.sent("ann@example.org", template); len(told) != 1 || told[0].Data["Name"] != "of a script" || told[0].Data["Reason"] != why {
+				t.Errorf("%s: told %+v", template, told)
+			}
+		}
+		var rows []struct {
+			ID      string `db:"id"`
+			Staff   string `db:"staff"`
+			Subject string `db:"subject"`
+			Action  string `db:"action"`
+			Reason  []byte `db:"reason"`
+		}
+		if err := h.db.Select(ctx, &rows, `SELECT id, staff, subject, action, reason FROM staff_actions ORDER BY id`); err != nil {
+			t.Fatal(err)
+		}
+		var actions []string
+		for _, r := range rows {
+			actions = append(actions, r.Action)
+			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Data("staff_actions", "reason", r.ID))
+			if err != nil || string(plain) != why || r.Staff != cliStaff || r.Subject != ann {
+				t.Errorf("%s of %s by %s: %q, %v", r.Action, r.Subject, r.Staff, plain, err)
+			}
+		}
+		if got := strings.Join(actions, ", "); got != "key made, keys listed, key revoked, key revoked" {
+			t.Errorf("kept: %s", got)
+		}
+	})
+}
+
 func TestRolesAreForAccountsWithASecondFactor(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {

@@ -48,7 +48,7 @@ func (s *Service) user(ctx context.Context, q db.Querier, owner string) (User, e
 	var r userRow
 	err := q.Get(ctx, &r, selectUser+`WHERE id = ?`, owner)
 	if errors.Is(err, sql.ErrNoRows) {
-		return User{}, noAccount()
+		return User{}, subject.NoAccount()
 	}
 	if err != nil {
 		return User{}, fmt.Errorf("read an account: %w", err)

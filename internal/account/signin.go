@@ -234,7 +234,7 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 	who := claimed{entries: entryBucket(p.SessionID), device: p.SessionID, proven: p.Method.Strong()}
 	err = s.db.Get(ctx, &who, `SELECT id, password FROM users WHERE id = ?`, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
-		return noAccount()
+		return subject.NoAccount()
 	}
 	if err != nil {
 		return away(fmt.Errorf("prove a session: %w", err))

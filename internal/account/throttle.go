@@ -89,19 +89,23 @@ func deviceBucket(session string) bucket { return bucket{key: "device:" + sessio
 
 func codeBucket(id string) bucket { return bucket{key: "code:" + id, limit: perCode} }
 
-// networkBucket is none for a client whose address is not known, such as one
-// behind a socket: all of those together would lock each other out.
-func (s *Service) networkBucket(addr netip.Addr) []bucket {
-	addr = addr.Unmap()
-	if !addr.IsValid() {
-		return nil
-	}
+// Network is what attempts of strangers are counted by: an IPv4 address, or the
+// /64 that an IPv6 client moves in freely. It is not valid when the address is not.
+func Network(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap().WithZone("")
 	bits := 32
 	if addr.Is6() {
 		bits = 64
 	}
-	network, err := addr.WithZone("").Prefix(bits)
-	if err != nil {
+	p, _ := addr.Prefix(bits)
+	return p
+}
+
+// networkBucket is none for a client whose address is not known, such as one
+// behind a socket: all of those together would lock each other out.
+func (s *Service) networkBucket(addr netip.Addr) []bucket {
+	network := Network(addr)
+	if !network.IsValid() {
 		return nil
 	}
 	return []bucket{{key: "network:" + s.vault.Lookup("throttle network", network.String()), limit: perNetwork}}

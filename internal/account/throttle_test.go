@@ -487,3 +487,19 @@ func TestManyThrottlesGoInBatches(t *testing.T) {
 		}
 	})
 }
+
+func TestNetwork(t *testing.T) {
+	t.Parallel()
+	for ip, want := range map[string]string{
+		"192.0.2.7":            "192.0.2.7/32",
+		"::ffff:192.0.2.7":     "192.0.2.7/32",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64",
+		"fe80::1%eth0":         "fe80::/64",
+		"":                     "invalid Prefix",
+	} {
+		addr, _ := netip.ParseAddr(ip)
+		if got := Network(addr).String(); got != want {
+			t.Errorf("%q: %s, want %s", ip, got, want)
+		}
+	}
+}

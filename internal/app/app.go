@@ -250,6 +250,10 @@ func mailTransport(c config.Config, now *clock.Clock) (mail.Transport, error) {
 	if !c.UsesSMTP() {
 		return mail.NewDirectory(c.MailFolder(), now), nil
 	}
+	return mailServer(c)
+}
+
+func mailServer(c config.Config) (*mail.SMTP, error) {
 	roots, err := config.Authorities(c.SMTPCA)
 	if err != nil {
 		return nil, fmt.Errorf("%sSMTP_CA: %w", config.Prefix, err)

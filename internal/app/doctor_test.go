@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -26,6 +27,8 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/engine"
 	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -122,6 +125,38 @@ func (p *patient) s3() testenv.S3Bucket {
 	p.environ["ZIMAGE_S3_ENDPOINT"], p.environ["ZIMAGE_S3_BUCKET"], p.environ["ZIMAGE_S3_TLS"] = b.Endpoint, b.Bucket, "false"
 	p.environ["ZIMAGE_S3_ACCESS_KEY"], p.environ["ZIMAGE_S3_SECRET_KEY"] = b.AccessKey, b.SecretKey
 	return b
+}
+
+// mailServer names one.
+func (p *patient) mailServer(address, before string) {
+	p.environ["ZIMAGE_SMTP_URL"], p.environ["ZIMAGE_MAIL_FROM"] = before+address, "Z Image <no-reply@zimage.example>"
+}
+
+// says starts a server that greets everybody so, and hangs up.
+func (p *patient) says(greeting string) string {
+	p.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p.must(err)
+	p.t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, greeting)
+			_ = c.Close()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// worker reports one that lives and serves these lanes.
+func (p *patient) worker(lanes ...string) {
+	p.t.Helper()
+	for _, lane := range lanes {
+		p.sql("data/zimage.db", fmt.Sprintf(`INSERT INTO workers (id, lane, slots, unit_micros, seen_at) VALUES ('wrk_x', '%s', 1, 0, %d)`, lane, time.Now().UnixMilli()))
+	}
 }
 
 // listen takes a free address away.
@@ -278,6 +313,19 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"a folder of objects that others may write to", func(p *patient) { p.must(os.Chmod(p.path("data/objects"), 0o777)) }, //nolint:gosec // that is the test
 			"objects", true, "other accounts may write", "alone may write to", fails},
 
+		{"the mail server is away", func(p *patient) { p.mailServer("127.0.0.1:1", "smtp://") },
+			"mail", false, "does not answer", "ZIMAGE_SMTP_URL", starts},
+		{"the mail server refuses the password", func(p *patient) { p.mailServer(newPostbox(p.t).address, "smtp://mailer:wrong@") },
+			"mail", true, "does not accept user and password (535)", "ZIMAGE_SMTP_URL", starts},
+		{"the mail server speaks no TLS", func(p *patient) { p.mailServer(newPostbox(p.t).address, "smtps://") },
+			"mail", true, "no TLS that we accept", "ZIMAGE_SMTP_CA", starts},
+		{"the mail server takes nothing", func(p *patient) { p.mailServer(p.says("554 not from you\r\n"), "smtp://") },
+			"mail", true, "takes nothing from us (554)", "ZIMAGE_MAIL_FROM", starts},
+		{"the mail server is busy", func(p *patient) { p.mailServer(p.says("421 later\r\n"), "smtp://") },
+			"mail", false, "asks to come later (421)", "for long", starts},
+		{"a file for the folder of mails", func(p *patient) { p.file("data/mail", "") },
+			"mail", true, "is no folder", "ZIMAGE_SMTP_URL", starts},
+
 		{"an engine that is away", func(p *patient) { p.environ["ZIMAGE_ENGINES"] = p.file("engines.yaml", fmt.Sprintf(oneServer, "")) },
 			"engine gpu", true, "unreachable", "check that it runs", starts},
 		{"an engine's credential is not there", func(p *patient) {
@@ -325,6 +373,59 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDoctorAsksTheMailServerAndSendsNothing(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	b := newPostbox(p.t)
+	p.mailServer(b.address, "smtp://mailer:right@")
+	mails := func(role config.Role) (told []Finding) {
+		Examine(t.Context(), p.config(), role, func(f Finding) {
+			if f.Part == "mail" {
+				told = append(told, f)
+			}
+		})
+		return told
+	}
+	if told := mails(config.RoleUp); len(told) != 1 || told[0].Bad || told[0].Warn || b.logins.Load() != 1 || b.froms.Load() != 0 {
+		t.Errorf("%+v after %d sign-ins and %d mails", told, b.logins.Load(), b.froms.Load())
+	}
+	if told := mails(config.RoleAPI); len(told) != 0 {
+		t.Errorf("an api sends no mail: %+v", told)
+	}
+	p.environ["ZIMAGE_LANES"] = "illustration"
+	if told := mails(config.RoleWorker); len(told) != 0 {
+		t.Errorf("a worker without housekeeping sends no mail: %+v", told)
+	}
+	for _, name := range []string{"ZIMAGE_LANES", "ZIMAGE_SMTP_URL"} {
+		delete(p.environ, name)
+	}
+	if told := mails(config.RoleWorker); len(told) != 1 || !told[0].Warn || !strings.Contains(told[0].Mend, "ZIMAGE_SMTP_URL") {
+		t.Errorf("a worker without a mail server: %+v", told)
+	}
+}
+
+// A worker of a version before the mail lane takes housekeeping without it.
+func TestDoctorTellsThatNobodySendsMail(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.worker("generation", jobs.Housekeeping)
+	warned := map[string]Finding{}
+	for _, f := range p.examine() {
+		if lane, ok := strings.CutPrefix(f.Part, "lane "); ok && f.Warn {
+			warned[lane] = f
+		}
+	}
+	if f := warned[mail.Lane]; len(warned) != 1 || !strings.Contains(f.Text, "no worker serves it") || !strings.Contains(f.Mend, "housekeeping, of this version") {
+		t.Errorf("warned of %+v", warned)
+	}
+	p.worker(mail.Lane)
+	for _, f := range p.examine() {
+		if f.Part == "lane mail" && f.Warn {
+			t.Errorf("served: %+v", f)
+		}
 	}
 }
 

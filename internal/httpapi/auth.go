@@ -73,7 +73,7 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 	if err != nil {
 		return err
 	}
-	from := network(c.ClientIP())
+	from := account.Network(callOf(ctx).client.Addr)
 	if wait := a.failures.refused(from, token); wait > 0 {
 		return problem.New(problem.RateLimited, "Too many attempts with keys or sessions that do not hold.").After(wait)
 	}
@@ -164,22 +164,6 @@ func (a *API) stillHolds(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// network is what failures are counted by: an IPv4 address, or the /64 that an
-// IPv6 client moves in freely.
-func network(ip string) netip.Prefix {
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits)
-	return p
 }
 
 // failureLimiter slows down who tries keys: 30 failures a minute of one network,

@@ -97,7 +97,7 @@ func TestPromise_S2_AnHourWithoutTheServerLosesNothing(t *testing.T) {
 		id := r.send(reset(ada))
 		j := r.tried(id, 1)
 		for j.State == jobs.Waiting {
-			if j.ErrorCode != codeDeferred {
+			if j.ErrorCode != CodeDeferred {
 				t.Fatalf("it waits for %s", j.ErrorCode)
 			}
 			j = r.again(id)
@@ -123,7 +123,7 @@ func TestPromise_S2_AnHourInWhichNobodyListensLosesNothing(t *testing.T) {
 		id, other := r.send(reset(ada)), r.send(reset("ben.canary@example.org"))
 		j := r.tried(id, 1)
 		for ends := start.Add(time.Hour); j.State == jobs.Waiting && r.clock.Now().Before(ends); j = r.again(id) {
-			if j.ErrorCode != codeBroken {
+			if j.ErrorCode != CodeBroken {
 				t.Fatalf("it waits for %s", j.ErrorCode)
 			}
 			if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil || got.Data == nil {
@@ -196,7 +196,7 @@ func TestPromise_S2_AConnectionCutAfterDATASendsTheSameMailAgain(t *testing.T) {
 	withServer(t, func(t *testing.T, r *rig, s *server) {
 		s.set(func(s *server) { s.cutAfter = true })
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil {
@@ -313,7 +313,7 @@ func TestAServerThatStallsIsLeftAndTriedAgain(t *testing.T) {
 			})
 		}})
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		stalls.Store(false)
@@ -389,10 +389,10 @@ func TestWhatTheOperatorCanMendIsTriedAgain(t *testing.T) {
 			change     func(*server)
 			password   string
 		}{
-			{name: "password", code: codeLogin, password: "wrong", change: func(*server) {}},
+			{name: "password", code: CodeLogin, password: "wrong", change: func(*server) {}},
 			{name: "sender", code: codeServer, password: password, change: func(s *server) { s.onMail = refusal(553) }},
-			{name: "unauthenticated", code: codeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
-			{name: "busy", code: codeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
+			{name: "unauthenticated", code: CodeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
+			{name: "busy", code: CodeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
 		} {
 			s.set(c.change)
 			given.Store(c.password)

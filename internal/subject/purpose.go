@@ -142,7 +142,7 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 	case Closing:
 		return refused(BecauseClosed)
 	case Erased:
-		return noAccount()
+		return NoAccount()
 	default:
 		return refused(BecauseUnknown)
 	}
