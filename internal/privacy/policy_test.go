@@ -119,8 +119,8 @@ func TestAWrongPolicyIsRefusedWithEveryProblem(t *testing.T) {
 		text []byte
 		want []string // of every line, and no more lines
 	}{
-		{"unknown keys", changed(t, "changes: This", "chnages: This", "  dpo: ", "  dop: "), []string{
-			"chnages: is not known; write one of version, date, changes, controller",
+		{"unknown keys", changed(t, "changes: This", "change: This", "  dpo: ", "  dop: "), []string{
+			"change: is not known; write one of version, date, changes, controller",
 			"contacts.dop: is not known; write one of privacy, dpo, security",
 			"changes: is missing; write what has changed",
 			"contacts.dpo: is missing; write a mail address",
