@@ -1,4 +1,5 @@
 package mail
 
-// What the policy page says of how long things are kept here.
-const RowKept = rowLife // that a mail was sent, without its content
+// RowKept is how long it stays on record that a mail was sent, without its content:
+// the policy page says so.
+const RowKept = rowLife
