@@ -37,6 +37,10 @@ type cli struct {
 		Resume  enginesResume `cmd:"" help:"Give a drained engine work again."`
 		Example engineExample `cmd:"" help:"Print a commented engines file to start from."`
 	} `cmd:"" help:"Look after image engines."`
+	Policy struct {
+		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
+		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
+	} `cmd:"" help:"Look after the privacy policy."`
 	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
 	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
 

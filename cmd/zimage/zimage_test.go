@@ -290,6 +290,36 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 }
 
+func TestPolicyCommandsHelpToWriteOne(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	example := i.must("", "policy", "example")
+	file := filepath.Join(i.dir, "policy.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(example)
+	if out := i.must("", "policy", "check", file); !strings.Contains(out, "✓ version 2026-01-01, in force since 2026-01-01") || !strings.Contains(out, "! still as shipped, which names nobody: controller.name") {
+		t.Errorf("the example:\n%s", out)
+	}
+	write(strings.Replace(example, "deletion: 30 days", "deletion: a year", 1))
+	i.env = append(i.env, "ZIMAGE_POLICY="+file)
+	const want = "windows.deletion: write 1 to 30 days"
+	for _, args := range [][]string{{"policy", "check", file}, {"up"}} {
+		if _, errs, code := i.run("", args...); code != 1 || !strings.Contains(errs, want) {
+			t.Errorf("%v: exit %d\n%s", args, code, errs)
+		}
+	}
+	if out, _, code := i.run("", "doctor"); code != 1 || !strings.Contains(out, "✗ policy: ZIMAGE_POLICY: policy file:\n"+want) {
+		t.Errorf("doctor: exit %d\n%s", code, out)
+	}
+	if _, errs, code := i.run("", "policy", "check", file+".gone"); code != 1 || !strings.Contains(errs, "no such file") {
+		t.Errorf("no file: exit %d\n%s", code, errs)
+	}
+}
+
 func TestWrongSettingsAreNamed(t *testing.T) {
 	t.Parallel()
 	i := install(t)

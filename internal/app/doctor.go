@@ -41,9 +41,6 @@ type Finding struct {
 // made; none ends the examination.
 func Examine(ctx context.Context, c config.Config, role config.Role, tell func(Finding)) {
 	d := doctor{c, role, tell}
-	if err := unused(c); err != nil {
-		d.bad("settings", err, "take it out of the environment")
-	}
 	engines, known := d.files()
 	d.listeners(ctx)
 	if role == config.RoleUp {
@@ -103,7 +100,28 @@ func (d doctor) files() (engines engine.Config, known bool) {
 	} else if d.c.PromptRules != "" {
 		d.good("prompt rules", d.c.PromptRules)
 	}
+	d.policy()
 	return engines, err == nil
+}
+
+func (d doctor) policy() {
+	const part = "policy"
+	p, err := readPolicy(d.c)
+	if err != nil {
+		d.bad(part, err, "mend it; `zimage policy check` reads it again, `zimage policy example` prints one to start from")
+		return
+	}
+	name := d.c.Policy
+	if name == "" {
+		name = "the shipped one"
+	}
+	text := fmt.Sprintf("%s, version %s; generated content is kept %s", name, p.Version, p.Windows.GeneratedContent)
+	if left := p.Placeholders(); len(left) > 0 && !d.c.PublicIsLocal() {
+		d.warn(part, text+"; it names nobody, though the service is public: "+strings.Join(left, ", "),
+			"edit what `zimage policy example` prints and name it by "+config.Prefix+"POLICY")
+		return
+	}
+	d.good(part, text)
 }
 
 // data checks the folder of `zimage up`.

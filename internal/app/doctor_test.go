@@ -29,6 +29,7 @@ import (
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -227,8 +228,11 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		text, mend string
 		start      bool // whether the parts open all the same
 	}{
-		{"a setting that is not followed", func(p *patient) { p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", "x") },
-			"settings", true, "ZIMAGE_POLICY", "take it out", fails},
+		{"a policy that promises what the law does not allow", func(p *patient) {
+			p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", strings.Replace(string(privacy.Example), "deletion: 30 days", "deletion: 90 days", 1))
+		}, "policy", true, "windows.deletion: write 1 to 30 days", "zimage policy example", fails},
+		{"a public service of nobody's", func(p *patient) { p.environ["ZIMAGE_PUBLIC_URL"] = "https://zimage.example" },
+			"policy", false, "controller.name, controller.address, contacts.privacy", "ZIMAGE_POLICY", starts},
 		{"an engines file without engines", func(p *patient) { p.environ["ZIMAGE_ENGINES"] = p.file("engines.yaml", "engines: []\n") },
 			"engines file", true, "at least one is needed", "zimage engines example", fails},
 		{"a lane that is not there", func(p *patient) { p.environ["ZIMAGE_LANES"] = "nowhere" },
@@ -244,7 +248,7 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"the metrics' address is taken", func(p *patient) { p.environ["ZIMAGE_METRICS_LISTEN"] = p.listen("tcp", "127.0.0.1:0") },
 			"listen ", true, "address already in use", "ZIMAGE_METRICS_LISTEN", starts},
 		{"a file where the socket is to be", func(p *patient) {
-			p.environ["ZIMAGE_LISTEN"], p.environ["ZIMAGE_PUBLIC_URL"] = "unix:"+p.file("api.sock", ""), "https://zimage.example"
+			p.environ["ZIMAGE_LISTEN"], p.environ["ZIMAGE_PUBLIC_URL"] = "unix:"+p.file("api.sock", ""), "https://localhost"
 		}, "listen ", true, "a file is there already", "ZIMAGE_LISTEN", starts},
 
 		{"a database that is away", func(p *patient) {

@@ -63,7 +63,7 @@ type Config struct {
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
 	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail goes with housekeeping."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
-	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
+	Policy      string   `env:"POLICY" without:"the shipped one" doc:"YAML file of the privacy policy: windows, contacts, processors; the same for every process."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
 	SMTPCA      string   `env:"SMTP_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the mail server, instead of the system's."`
 	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Its domain is also that of every Message-ID, so keep it. Required with SMTP_URL."`

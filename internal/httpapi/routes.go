@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/gin-gonic/gin"
 
 	"zimage/internal/account"
 )
@@ -73,12 +74,17 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/unsuspend", inSession, unsuspendDoc, a.unsuspendAccount)
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/close-child", inSession, closeChildDoc, a.closeChild)
 
+	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)
+
 	add(a, http.MethodGet, "/healthz", public, healthDoc, a.health)
 	add(a, http.MethodGet, "/readyz", public, readyDoc, a.ready)
 
 	a.engine.GET("/openapi.json", a.serveOpenAPI)
 	a.engine.GET("/docs", a.serveDocs)
 	a.engine.GET("/docs.css", a.serveStyle)
+	for path, page := range a.rooms.Pages {
+		a.engine.GET(path, gin.WrapH(page))
+	}
 }
 
 // add registers one route with everything that is around a handler: who may, the

@@ -52,6 +52,9 @@ var rules = map[Purpose]rule{
 	Statistics: {objectable: true, suspended: true},
 }
 
+// Purposes are all that there are, sorted.
+func Purposes() []Purpose { return having(func(rule) bool { return true }) }
+
 // ConsentPurposes are those that need a consent, sorted.
 func ConsentPurposes() []Purpose { return having(func(r rule) bool { return r.consent }) }
 
