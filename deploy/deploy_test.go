@@ -25,6 +25,7 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -212,13 +213,15 @@ func TestPromise_X1_NamedExceptionsAreNeededOnesOnly(t *testing.T) {
 	}
 }
 
-// What the api accepts is what the workers run: one engines file, one set of rules.
-func TestEveryRoleReadsTheSameEnginesAndRules(t *testing.T) {
+// What the api accepts is what the workers run: one engines file, one set of rules,
+// one policy.
+func TestEveryRoleReadsTheSameFiles(t *testing.T) {
 	t.Parallel()
 	c, folder := compose(t), secrets(t)
 	for variable, parse := range map[string]func([]byte) error{
 		"ZIMAGE_ENGINES":      func(text []byte) error { _, err := engine.ParseConfig(text); return err },
 		"ZIMAGE_PROMPT_RULES": func(text []byte) error { _, err := generate.ParseRules(text); return err },
+		"ZIMAGE_POLICY":       func(text []byte) error { _, err := privacy.ParsePolicy(text); return err },
 	} {
 		files := map[string]bool{}
 		for name := range ours {
@@ -239,6 +242,14 @@ func TestEveryRoleReadsTheSameEnginesAndRules(t *testing.T) {
 		if len(files) != 1 {
 			t.Errorf("%s is not the same for all: %v", variable, files)
 		}
+	}
+}
+
+// The policy to be edited is the shipped one, so that it follows what is learned.
+func TestThePolicyIsTheShippedOne(t *testing.T) {
+	t.Parallel()
+	if read(t, "policy.yaml") != string(privacy.Example) {
+		t.Error("it is not what `zimage policy example` prints: cp internal/privacy/policy.yaml deploy/policy.yaml")
 	}
 }
 
@@ -539,6 +550,11 @@ func TestPostgresMakesBothDatabasesAndKeepsThemApart(t *testing.T) {
 	if err := admin.Get(ctx, &withPassword, `SELECT count(*) FROM pg_authid WHERE rolname IN ('zimage', 'keys')
 		AND rolpassword LIKE 'SCRAM-SHA-256$%' AND NOT rolsuper AND NOT rolcreatedb AND NOT rolcreaterole`); err != nil || withPassword != 2 {
 		t.Errorf("%d roles with a password and no more rights than needed, %v", withPassword, err)
+	}
+	var sorted int
+	if err := admin.Get(ctx, &sorted, `SELECT count(*) FROM pg_database WHERE datname IN ('zimage', 'keys')
+		AND datcollate = 'C' AND datlocprovider = 'c'`); err != nil || sorted != 2 {
+		t.Errorf("%d databases sort by bytes, %v", sorted, err)
 	}
 	open := func(role, name string) (*db.DB, error) {
 		u := url.URL{Scheme: "postgres", User: url.User(role), Host: server.Addr(), Path: name, RawQuery: "sslmode=disable"}

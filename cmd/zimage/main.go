@@ -27,9 +27,9 @@ type cli struct {
 		Role     userRole         `cmd:"" help:"Make a user with a second factor a member of staff, or no longer one."`
 	} `cmd:"" help:"Manage users."`
 	Key struct {
-		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once."`
+		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once. The user is told."`
 		List   keyList   `cmd:"" help:"List a user's API keys."`
-		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds."`
+		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds. The user is told why."`
 	} `cmd:"" help:"Manage API keys."`
 	Engines struct {
 		List    enginesList   `cmd:"" help:"List the engines of all living workers."`
@@ -37,6 +37,10 @@ type cli struct {
 		Resume  enginesResume `cmd:"" help:"Give a drained engine work again."`
 		Example engineExample `cmd:"" help:"Print a commented engines file to start from."`
 	} `cmd:"" help:"Look after image engines."`
+	Policy struct {
+		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
+		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
+	} `cmd:"" help:"Look after the privacy policy."`
 	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
 	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
 

@@ -193,22 +193,19 @@ func readPassword(ctx context.Context, r io.Reader) (string, error) {
 
 type keyCreate struct {
 	Email   string        `required:"" help:"Mail address of the user."`
+	Reason  string        `default:"at the machine" help:"Why, in 10 to 500 characters. It is kept, sealed with the user's key, and mailed to the user."`
 	Name    string        `default:"command line" help:"What the key is for."`
 	Scope   []string      `default:"generate,read" help:"What it may do: ${enum}." enum:"generate,read,webhooks,account,admin"`
 	Expires time.Duration `help:"Valid for this long, such as 720h; without it the key does not expire."`
 }
 
 func (k keyCreate) Run(ctx context.Context) error {
-	return with(ctx, func(a *app.App) error {
-		subject, err := a.Accounts.FindUser(ctx, k.Email)
-		if err != nil {
-			return err
-		}
+	return someone{k.Email, k.Reason}.act(ctx, func(a *app.App, id string) error {
 		var expires time.Time
 		if k.Expires != 0 {
 			expires = time.Now().Add(k.Expires)
 		}
-		token, _, err := a.Accounts.CreateKey(ctx, subject, k.Name, k.Scope, expires)
+		token, _, err := a.Accounts.CreateKeyFor(ctx, account.AtTheMachine(), id, k.Name, k.Scope, expires, k.Reason)
 		if err != nil {
 			return err
 		}
@@ -217,17 +214,11 @@ func (k keyCreate) Run(ctx context.Context) error {
 	})
 }
 
-type keyList struct {
-	Email string `required:"" help:"Mail address of the user."`
-}
+type keyList struct{ someone }
 
 func (k keyList) Run(ctx context.Context) error {
-	return with(ctx, func(a *app.App) error {
-		subject, err := a.Accounts.FindUser(ctx, k.Email)
-		if err != nil {
-			return err
-		}
-		keys, err := a.Accounts.Keys(ctx, subject)
+	return k.act(ctx, func(a *app.App, id string) error {
+		keys, err := a.Accounts.KeysFor(ctx, account.AtTheMachine(), id, k.Reason)
 		if err != nil {
 			return err
 		}
@@ -240,17 +231,13 @@ func (k keyList) Run(ctx context.Context) error {
 }
 
 type keyRevoke struct {
-	Email string `required:"" help:"Mail address of the user."`
-	ID    string `arg:"" help:"The key's id, from zimage key list."`
+	someone
+	ID string `arg:"" help:"The key's id, from zimage key list."`
 }
 
 func (k keyRevoke) Run(ctx context.Context) error {
-	return with(ctx, func(a *app.App) error {
-		subject, err := a.Accounts.FindUser(ctx, k.Email)
-		if err != nil {
-			return err
-		}
-		return a.Accounts.RevokeKey(ctx, subject, k.ID)
+	return k.act(ctx, func(a *app.App, id string) error {
+		return a.Accounts.RevokeKeyFor(ctx, account.AtTheMachine(), id, k.ID, k.Reason)
 	})
 }
 

@@ -112,8 +112,11 @@ func writeSecret(name, text string) error {
 
 func welcome(w io.Writer, c config.Config, newRoots bool) {
 	hint := ""
+	if !c.UsesSMTP() {
+		hint += "\nAn account of your own: README.md says how. Mails are files in " + c.MailFolder() + ".\n"
+	}
 	if c.Engines == "" {
-		hint = "\nA GPU engine: edit what `go run ./cmd/zimage engines example` prints, and start again with " + config.Prefix + "ENGINES=FILE.\n"
+		hint += "\nA GPU engine: edit what `go run ./cmd/zimage engines example` prints, and start again with " + config.Prefix + "ENGINES=FILE.\n"
 	}
 	_, _ = fmt.Fprintf(w, `
 Z Image Generator %s is at %s  (docs: %s/docs)

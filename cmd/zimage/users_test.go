@@ -2,6 +2,9 @@ package main
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,13 +50,23 @@ func TestUsersCommands(t *testing.T) {
 	if list := i.must("", "user", "list"); strings.Contains(list, "ann") || !strings.Contains(list, id) {
 		t.Errorf("the list should have ids and no addresses:\n%s", list)
 	}
-	for _, command := range []string{"disable", "enable", "close", "reset-2fa"} {
+	for _, command := range []string{"user disable", "user enable", "user close", "user reset-2fa", "key list", "key revoke key_none"} {
 		for _, without := range [][]string{{}, {"--reason", "short"}} {
-			if _, errs, code := i.run("", append([]string{"user", command, "--email", address}, without...)...); code == 0 || errs == "" || strings.Contains(errs, address) {
-				t.Errorf("user %s %v: exit %d, %q", command, without, code, errs)
+			if _, errs, code := i.run("", slices.Concat(strings.Fields(command), []string{"--email", address}, without)...); code == 0 || !strings.Contains(errs, "reason") || strings.Contains(errs, address) {
+				t.Errorf("%s %v: exit %d, %q", command, without, code, errs)
 			}
 		}
 	}
+	// The bare command stays, and tells the owner; mails are files here.
+	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("An API key was made", "at the machine") })
+	before := i.must("", "key", "list", "--email", address, "--reason", reason)
+	extra := strings.TrimSpace(i.must("", "key", "create", "--email", address, "--name", "of a script", "--reason", reason))
+	list := i.must("", "key", "list", "--email", address, "--reason", reason)
+	if strings.Contains(before, "of a script") || !strings.Contains(list, "of a script") || strings.Contains(list, extra) {
+		t.Errorf("the list of keys:\n%s", list)
+	}
+	i.must("", "key", "revoke", "--email", address, "--reason", reason, strings.Fields(strings.Split(list, "\n")[1])[0])
+	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("An API key was revoked", reason) })
 	if _, errs, code := i.run("", "user", "disable", "--email", "nobody@example.org", "--reason", reason); code == 0 || strings.Contains(errs, "nobody") {
 		t.Errorf("nobody: exit %d, %q", code, errs)
 	}
@@ -89,6 +102,19 @@ func TestUsersCommands(t *testing.T) {
 	if _, errs, code := i.run("violet tractors at dawn\n", "user", "create", "--email", address); code == 0 || strings.Contains(errs, address) {
 		t.Errorf("the address of a closed account: exit %d, %q", code, errs)
 	}
+}
+
+// mailed reports whether a mail of that subject holds the text.
+func (i *installation) mailed(subject, text string) bool {
+	i.t.Helper()
+	files, err := filepath.Glob(filepath.Join(i.dir, "data", "mail", "*.eml"))
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return slices.ContainsFunc(files, func(file string) bool {
+		mail, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(mail), "Subject: "+subject) && strings.Contains(string(mail), text)
+	})
 }
 
 // Two services on one SQLite file would each requeue what the other runs.

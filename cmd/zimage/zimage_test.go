@@ -165,7 +165,7 @@ func TestFirstRunAndTheNext(t *testing.T) {
 		t.Errorf("without a service: exit %d, %q", code, errs)
 	}
 	i.start()
-	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine"} {
+	for _, want := range []string{i.base(), "zimage generate", "curl", "root keys", "A GPU engine", "data/mail"} {
 		if !strings.Contains(i.log(), want) {
 			t.Errorf("the first start does not say %q", want)
 		}
@@ -257,12 +257,12 @@ func TestOperatorsCommands(t *testing.T) {
 	if err := json.Unmarshal([]byte(i.ask("/v1/models", key, http.StatusOK)), &models); err != nil || len(models.Data) != 1 {
 		t.Errorf("models: %v (%v)", models, err)
 	}
-	list := i.must("", "key", "list", "--email", "ann@example.org")
+	list := i.must("", "key", "list", "--email", "ann@example.org", "--reason", "asked for it on the telephone")
 	if strings.Contains(list, key) || !strings.Contains(list, key[:6]) {
 		t.Errorf("the list should show the prefix and not the key:\n%s", list)
 	}
 	id := strings.Fields(strings.Split(list, "\n")[1])[0]
-	i.must("", "key", "revoke", "--email", "ann@example.org", id)
+	i.must("", "key", "revoke", "--email", "ann@example.org", "--reason", "it was lost on a train", id)
 	testenv.Eventually(t, 5*time.Second, func() bool {
 		req, _ := http.NewRequest(http.MethodGet, i.base()+"/v1/models", nil) //nolint:noctx // a test
 		req.Header.Set("Authorization", "Bearer "+key)
@@ -287,6 +287,36 @@ func TestOperatorsCommands(t *testing.T) {
 	}
 	if out := i.must("", "engines", "example"); !strings.Contains(out, "z-image-turbo") {
 		t.Errorf("example:\n%s", out)
+	}
+}
+
+func TestPolicyCommandsHelpToWriteOne(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	example := i.must("", "policy", "example")
+	file := filepath.Join(i.dir, "policy.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(example)
+	if out := i.must("", "policy", "check", file); !strings.Contains(out, "✓ version 2026-01-01, in force since 2026-01-01") || !strings.Contains(out, "! still as shipped, which names nobody: controller.name") {
+		t.Errorf("the example:\n%s", out)
+	}
+	write(strings.Replace(example, "deletion: 30 days", "deletion: a year", 1))
+	i.env = append(i.env, "ZIMAGE_POLICY="+file)
+	const want = "windows.deletion: write 1 to 30 days"
+	for _, args := range [][]string{{"policy", "check", file}, {"up"}} {
+		if _, errs, code := i.run("", args...); code != 1 || !strings.Contains(errs, want) {
+			t.Errorf("%v: exit %d\n%s", args, code, errs)
+		}
+	}
+	if out, _, code := i.run("", "doctor"); code != 1 || !strings.Contains(out, "✗ policy: ZIMAGE_POLICY: policy file:\n"+want) {
+		t.Errorf("doctor: exit %d\n%s", code, out)
+	}
+	if _, errs, code := i.run("", "policy", "check", file+".gone"); code != 1 || !strings.Contains(errs, "no such file") {
+		t.Errorf("no file: exit %d\n%s", code, errs)
 	}
 }
 

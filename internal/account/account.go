@@ -127,13 +127,13 @@ func (s *Service) CreateUser(ctx context.Context, email, password string) (strin
 		return err
 	})
 	if db.IsUnique(err) {
-		s.destroy(ctx, id) // certain to be unused
+		s.discard(ctx, id) // certain to be unused
 		return "", taken()
 	}
 	if err != nil {
 		return "", away(fmt.Errorf("create a user: %w", err))
 	}
-	s.destroy(ctx, pending...)
+	s.discard(ctx, pending...)
 	return id, nil
 }
 

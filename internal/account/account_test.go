@@ -148,7 +148,7 @@ func (h *home) letters() []letter {
 	for _, r := range rows {
 		l := letter{Subject: r.Subject, Template: r.Template}
 		address, err := h.vault.Unseal(ctx, r.Subject, r.Address, vault.Column("mails", "address", r.ID))
-		if errors.Is(err, vault.ErrDestroyed) {
+		if errors.Is(err, vault.ErrNoKey) {
 			continue // nobody can read it any more
 		}
 		if err != nil {

@@ -24,6 +24,16 @@ const (
 // revoked tokens and those of closed accounts get one same Unauthorized. A token
 // that was seen in the last two seconds costs no query.
 func (s *Service) Authenticate(ctx context.Context, token string) (Principal, error) {
+	who, err := s.KeyHolds(ctx, token)
+	if err == nil {
+		s.uses.mark(who.KeyID, s.clock.Now())
+	}
+	return who, err
+}
+
+// KeyHolds is Authenticate for a request that was let in before: it is no use of
+// the key.
+func (s *Service) KeyHolds(ctx context.Context, token string) (Principal, error) {
 	if !wellFormed(token) {
 		return Principal{}, refused()
 	}
@@ -39,7 +49,6 @@ func (s *Service) Authenticate(ctx context.Context, token string) (Principal, er
 	if !one.expires.IsZero() && !one.expires.After(now) {
 		return Principal{}, refused()
 	}
-	s.uses.mark(one.who.KeyID, now)
 	who := one.who
 	who.Scopes = slices.Clone(who.Scopes) // the cached ones are everybody's
 	return who, nil
@@ -240,8 +249,8 @@ const (
 )
 
 // prune removes what has expired: pending sign-ups with their keys, mailed
-// links, challenges, throttles that are even again, and browsers that nobody has
-// used for long. Any number of processes may do it at once.
+// links, challenges, throttles that are even again, browsers that nobody has used
+// for long, and keys that ended long ago. Any number of processes may do it at once.
 func (s *Service) prune(ctx context.Context) error {
 	now := s.clock.Now()
 	for _, old := range []struct {
@@ -253,6 +262,8 @@ func (s *Service) prune(ctx context.Context) error {
 		{"passkey_challenges", "id", "expires_at", now},
 		{"throttles", "bucket", "arrival", now},
 		{"sessions", "id", "last_used_at", now.Add(-unusedFor)},
+		{"api_keys", "id", "revoked_at", now.Add(-endedFor)},
+		{"api_keys", "id", "expires_at", now.Add(-endedFor)},
 	} {
 		for range pruneMost {
 			gone, err := s.pruneSome(ctx, old.table, old.key, old.column, old.before.UnixMilli())
@@ -262,7 +273,7 @@ func (s *Service) prune(ctx context.Context) error {
 			if old.table == "signups" {
 				// After the commit: a key destroyed first would leave a row that
 				// nobody can read if the commit failed.
-				s.destroy(ctx, gone...)
+				s.discard(ctx, gone...)
 			}
 			if len(gone) < pruneBatch {
 				break
@@ -272,22 +283,14 @@ func (s *Service) prune(ctx context.Context) error {
 	return nil
 }
 
+// pruneSome removes one batch. None of these tables has records that a hold can
+// keep: see subject.Records.
 func (s *Service) pruneSome(ctx context.Context, table, key, column string, before int64) (gone []string, err error) {
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		// Asked for twice: a row that was waited for may have been used meanwhile.
 		gone = nil
-		var keys []string
-		if err := tx.Select(ctx, &keys, `SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`, before, pruneBatch); err != nil || len(keys) == 0 {
-			return err
-		}
-		keys, err := subject.Free(ctx, tx, table, keys)
-		if err != nil || len(keys) == 0 {
-			return err
-		}
-		args := []any{before} // asked for again: the row may have been used meanwhile
-		for _, k := range keys {
-			args = append(args, k)
-		}
-		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN (`+db.Marks(len(keys))+`) RETURNING `+key, args...)
+		return tx.Select(ctx, &gone, `DELETE FROM `+table+` WHERE `+column+` <= ? AND `+key+` IN
+			(SELECT `+key+` FROM `+table+` WHERE `+column+` <= ? LIMIT ?`+db.SkipLocked(tx)+`) RETURNING `+key, before, before, pruneBatch)
 	})
 	return gone, err
 }

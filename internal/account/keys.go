@@ -35,6 +35,10 @@ func Scopes() []string {
 const (
 	nameMost = 100 // characters
 	keysMost = 100 // keys of one owner that are neither revoked nor expired
+	// Those that are stay for their owner to look back at: the newest of them, and
+	// not for ever.
+	endedMost = 100
+	endedFor  = 30 * 24 * time.Hour
 )
 
 // A Key as its owner sees it; its token was shown once.
@@ -58,9 +62,10 @@ type Principal struct {
 
 	KeyID string // empty: a session
 
-	SessionID string // empty: a key
-	Method    Method
-	FreshAt   time.Time // when the session last proved who it is
+	SessionID  string // empty: a key
+	Method     Method
+	FreshAt    time.Time // when the session last proved who it is
+	SignedInAt time.Time // when the session was opened
 }
 
 // Has reports whether the key or session has the scope.
@@ -83,7 +88,14 @@ type keyRow struct {
 // time that is not valid, Conflict when the owner has 100 live keys, and
 // Unauthorized when the account is closed.
 func (s *Service) CreateKey(ctx context.Context, owner, name string, scopes []string, expires time.Time) (string, Key, error) {
-	return s.createKey(ctx, owner, name, scopes, expires, func(*db.Tx) error { return nil })
+	token, k, write, err := s.newKey(ctx, owner, name, scopes, expires)
+	if err != nil {
+		return "", Key{}, err
+	}
+	if err := s.db.Tx(ctx, write); err != nil {
+		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
+	}
+	return token, k, nil
 }
 
 // NewKey is CreateKey for a person in a fresh session, who is told of it by
@@ -97,37 +109,55 @@ func (s *Service) NewKey(ctx context.Context, p Principal, name string, scopes [
 			return "", Key{}, err
 		}
 	}
-	return s.createKey(ctx, p.Subject, name, scopes, expires, func(tx *db.Tx) error {
+	token, k, write, err := s.newKey(ctx, p.Subject, name, scopes, expires)
+	if err != nil {
+		return "", Key{}, err
+	}
+	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+		// The subject's row before the account's, as everywhere.
 		if err := s.stillThere(ctx, tx, p); err != nil {
+			return err
+		}
+		if err := write(tx); err != nil {
 			return err
 		}
 		return s.tell(ctx, tx, p.Subject, mail.KeyCreated, map[string]string{"Name": name})
 	})
+	if err != nil {
+		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
+	}
+	return token, k, nil
 }
 
-func (s *Service) createKey(ctx context.Context, owner, name string, scopes []string, expires time.Time, also func(*db.Tx) error) (string, Key, error) {
+// newKey is a key that holds once write has been called in a transaction and that
+// is committed.
+func (s *Service) newKey(ctx context.Context, owner, name string, scopes []string, expires time.Time) (token string, k Key, write func(*db.Tx) error, err error) {
 	now := s.clock.Now()
 	expires = expires.UTC().Truncate(time.Millisecond)
 	scopes, fields := checkKey(name, scopes, expires, now)
 	if len(fields) > 0 {
-		return "", Key{}, problem.Invalid(fields...)
+		return "", Key{}, nil, problem.Invalid(fields...)
 	}
-	token := newToken()
-	k := Key{
+	token = newToken()
+	k = Key{
 		ID: db.NewID("key", now), Prefix: token[:prefixShown], Name: name,
 		Scopes: scopes, CreatedAt: now, ExpiresAt: expires,
 	}
 	sealed, err := s.vault.Seal(ctx, owner, []byte(name), nameData(k.ID))
 	if errors.Is(err, vault.ErrNoKey) || errors.Is(err, vault.ErrDestroyed) {
-		return "", Key{}, noAccount()
+		return "", Key{}, nil, subject.NoAccount()
 	}
 	if err != nil {
-		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
+		return "", Key{}, nil, away(fmt.Errorf("create a key: %w", err))
 	}
-	err = s.db.Tx(ctx, func(tx *db.Tx) error {
+	return token, k, func(tx *db.Tx) error {
 		// The owner's row is the lock: of two at once, the second counts the first.
 		var locked string
-		if err := tx.Get(ctx, &locked, `SELECT id FROM users WHERE id = ?`+db.ForUpdate(tx), owner); err != nil {
+		err := tx.Get(ctx, &locked, `SELECT id FROM users WHERE id = ?`+db.ForUpdate(tx), owner)
+		if errors.Is(err, sql.ErrNoRows) {
+			return subject.NoAccount()
+		}
+		if err != nil {
 			return err
 		}
 		if err := subject.May(ctx, tx, owner, subject.Read); err != nil {
@@ -141,24 +171,17 @@ func (s *Service) createKey(ctx context.Context, owner, name string, scopes []st
 		if live >= keysMost {
 			return problem.New(problem.Conflict, fmt.Sprintf("An account can have %d keys. Revoke one that is not needed.", keysMost))
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO api_keys (id, owner, token_lookup, prefix, name, scopes, created_at, expires_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			k.ID, owner, s.tokenLookup(token), k.Prefix, sealed, strings.Join(scopes, " "), now.UnixMilli(), nullable(expires))
-		if err != nil {
+		const ended = ` WHERE owner = ? AND (revoked_at IS NOT NULL OR expires_at <= ?)`
+		if _, err := tx.Exec(ctx, `DELETE FROM api_keys`+ended+` AND id NOT IN (SELECT id FROM api_keys`+ended+` ORDER BY id DESC LIMIT ?)`,
+			owner, now.UnixMilli(), owner, now.UnixMilli(), endedMost); err != nil {
 			return err
 		}
-		return also(tx)
-	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return "", Key{}, noAccount()
-	}
-	if err != nil {
-		return "", Key{}, away(fmt.Errorf("create a key: %w", err))
-	}
-	return token, k, nil
+		_, err = tx.Exec(ctx, `INSERT INTO api_keys (id, owner, token_lookup, prefix, name, scopes, created_at, expires_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			k.ID, owner, s.tokenLookup(token), k.Prefix, sealed, strings.Join(scopes, " "), now.UnixMilli(), nullable(expires))
+		return err
+	}, nil
 }
-
-func noAccount() error { return problem.New(problem.Unauthorized, "There is no such account.") }
 
 // checkKey returns the scopes once each, in the order of Scopes.
 func checkKey(name string, scopes []string, expires, now time.Time) (clean []string, fields []problem.Field) {
@@ -180,10 +203,15 @@ func checkKey(name string, scopes []string, expires, now time.Time) (clean []str
 	return clean, fields
 }
 
-// Keys lists an owner's keys, the newest first, revoked and expired ones too.
+// Keys lists an owner's keys, the newest first, with the newest of those that were
+// revoked or expired in the last 30 days: at most keysMost and endedMost.
 func (s *Service) Keys(ctx context.Context, owner string) ([]Key, error) {
+	return s.keys(ctx, s.db, owner)
+}
+
+func (s *Service) keys(ctx context.Context, q db.Querier, owner string) ([]Key, error) {
 	var rows []keyRow
-	if err := s.db.Select(ctx, &rows, `SELECT id, owner, prefix, name, scopes, created_at, expires_at, revoked_at, last_used_at
+	if err := q.Select(ctx, &rows, `SELECT id, owner, prefix, name, scopes, created_at, expires_at, revoked_at, last_used_at
 		FROM api_keys WHERE owner = ? ORDER BY id DESC`, owner); err != nil {
 		return nil, away(fmt.Errorf("list keys: %w", err))
 	}
@@ -209,22 +237,32 @@ func (s *Service) RevokeKey(ctx context.Context, owner, id string) error {
 	// put it back.
 	s.known.forget(id)
 	defer s.known.forget(id)
-	n, err := s.db.Exec(ctx, `UPDATE api_keys SET revoked_at = ? WHERE id = ? AND owner = ? AND revoked_at IS NULL`,
-		s.clock.Millis(), id, owner)
+	err := s.db.Tx(ctx, func(tx *db.Tx) error {
+		_, err := s.revokeKey(ctx, tx, owner, id)
+		return err
+	})
 	if err != nil {
 		return away(fmt.Errorf("revoke a key: %w", err))
 	}
-	if n == 1 {
-		return nil
+	return nil
+}
+
+// revokeKey reports false when the key was revoked already. Its caller has s.known
+// forget the key, before and after.
+func (s *Service) revokeKey(ctx context.Context, tx *db.Tx, owner, id string) (bool, error) {
+	n, err := tx.Exec(ctx, `UPDATE api_keys SET revoked_at = ? WHERE id = ? AND owner = ? AND revoked_at IS NULL`,
+		s.clock.Millis(), id, owner)
+	if err != nil || n == 1 {
+		return n == 1, err
 	}
 	var mine int
-	if err := s.db.Get(ctx, &mine, `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ?`, id, owner); err != nil {
-		return away(fmt.Errorf("revoke a key: %w", err))
+	if err := tx.Get(ctx, &mine, `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ?`, id, owner); err != nil {
+		return false, err
 	}
 	if mine == 0 {
-		return problem.New(problem.NotFound, "There is no such key.")
+		return false, problem.New(problem.NotFound, "There is no such key.")
 	}
-	return nil
+	return false, nil
 }
 
 // forgetOwner lets nobody in by what was known of this person a moment ago.

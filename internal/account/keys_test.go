@@ -407,6 +407,62 @@ func TestAnOwnerHasABoundedNumberOfKeys(t *testing.T) {
 	})
 }
 
+// Made and revoked again and again, keys leave no growing list behind.
+func TestEndedKeysAreBoundedAndForgotten(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, ben := h.user("ann@example.org"), h.user("ben@example.org")
+		_, bens := h.key(ben, time.Time{})
+		if err := h.RevokeKey(ctx, ben, bens.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error { // half revoked, half expired
+			for i := range 2 * endedMost {
+				revoked, expires := any(start.UnixMilli()), any(nil)
+				if i%2 == 0 {
+					revoked, expires = nil, start.UnixMilli()
+				}
+				if _, err := tx.Exec(ctx, `INSERT INTO api_keys (id, owner, token_lookup, prefix, name, scopes, created_at, expires_at, revoked_at)
+					VALUES (?, ?, ?, '', ?, 'read', 1, ?, ?)`, fmt.Sprintf("key_%04d", i), ann, fmt.Sprint(i), []byte("x"), expires, revoked); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		token, live := h.key(ann, start.Add(endedFor))
+		ids := func(owner string) (all []string) {
+			if err := h.db.Select(ctx, &all, `SELECT id FROM api_keys WHERE owner = ? ORDER BY id`, owner); err != nil {
+				t.Fatal(err)
+			}
+			return all
+		}
+		if all := ids(ann); len(all) != endedMost+1 || all[0] != fmt.Sprintf("key_%04d", endedMost) || !slices.Contains(all, live.ID) {
+			t.Errorf("%d keys, the oldest %s", len(all), all[0])
+		}
+		if len(ids(ben)) != 1 {
+			t.Error("somebody else's went")
+		}
+		h.clock.Advance(start.Add(endedFor).Sub(h.clock.Now()) - time.Millisecond)
+		if err := h.prune(ctx); err != nil || len(ids(ann)) != endedMost+1 {
+			t.Errorf("before their time: %d (%v)", len(ids(ann)), err)
+		}
+		if _, err := h.Authenticate(ctx, token); err != nil {
+			t.Errorf("the live one: %v", err)
+		}
+		h.clock.Advance(time.Millisecond)
+		if err := h.prune(ctx); err != nil || len(ids(ann)) != 1 || len(ids(ben)) != 0 {
+			t.Errorf("after 30 days: %v and %v (%v)", ids(ann), ids(ben), err)
+		}
+		h.clock.Advance(endedFor)
+		if err := h.prune(ctx); err != nil || len(ids(ann)) != 0 {
+			t.Errorf("expired for 30 days: %v (%v)", ids(ann), err)
+		}
+	})
+}
+
 // holdUser locks the user's row, so that whoever comes then has to wait. The
 // function it returns lets them all go at once when n stand there. SQLite has
 // one writer, so there is nothing to show.

@@ -288,20 +288,21 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	return nil
 }
 
-// ConfirmEmail makes the address to which the code was mailed the account's.
-// Both addresses are told. It returns LinkInvalid for a code that is unknown,
-// used or expired, and Conflict when the address has an account meanwhile.
-func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error {
-	if !codeForm.fits(code) {
-		return linkInvalid()
-	}
-	network, err := s.take(ctx, s.networkBucket(c.Addr)...)
-	if err != nil {
-		return err
+// ConfirmEmail makes the address to which the code was mailed the account's, in a
+// session of the account alone: who can read the mail, or finds the code, need
+// not be its owner. Both addresses are told. It returns LinkInvalid for a code
+// that is unknown, used, expired or of another account, and Conflict when the
+// address has an account meanwhile or a hold keeps the present one.
+func (s *Service) ConfirmEmail(ctx context.Context, p Principal, code string) error {
+	if p.SessionID == "" {
+		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
 	}
 	l, err := s.findLink(ctx, linkEmail, code)
 	if err != nil {
 		return err
+	}
+	if l.Owner != p.Subject {
+		return linkInvalid()
 	}
 	plain, err := s.vault.Unseal(ctx, l.Owner, l.Email, vault.Column("mailed_links", "email", l.ID))
 	if errors.Is(err, vault.ErrDestroyed) || errors.Is(err, vault.ErrNoKey) {
@@ -317,7 +318,13 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 	}
 	var others []string
 	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		if err := s.stillThere(ctx, tx, p); err != nil {
+			return err
+		}
 		if err := s.useLink(ctx, tx, l); err != nil {
+			return err
+		}
+		if err := subject.AskHeld(ctx, tx, "users", l.Owner); err != nil {
 			return err
 		}
 		if err := s.tell(ctx, tx, l.Owner, mail.EmailChanged, nil); err != nil { // the old one
@@ -329,10 +336,8 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 		if err := s.tell(ctx, tx, l.Owner, mail.EmailChanged, nil); err != nil {
 			return err
 		}
-		if others, err = dropSignUps(ctx, tx, l.EmailLookup); err != nil {
-			return err
-		}
-		return giveBack(ctx, tx, network)
+		others, err = dropSignUps(ctx, tx, l.EmailLookup)
+		return err
 	})
 	if db.IsUnique(err) {
 		return taken()
@@ -340,6 +345,6 @@ func (s *Service) ConfirmEmail(ctx context.Context, c Client, code string) error
 	if err != nil {
 		return away(fmt.Errorf("confirm an address: %w", err))
 	}
-	s.destroy(ctx, others...)
+	s.discard(ctx, others...)
 	return nil
 }

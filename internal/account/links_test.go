@@ -185,7 +185,7 @@ func TestCodesThatAreMailedExpire(t *testing.T) {
 						t.Fatal(err)
 					}
 					code := h.code("ann@example.org", mail.ConfirmEmail)
-					use = func() error { return h.ConfirmEmail(ctx, c, code) }
+					use = func() error { return h.ConfirmEmail(ctx, p, code) }
 				}
 				h.clock.Advance(began.Add(life).Sub(h.clock.Now()) - time.Millisecond)
 				if !late {
@@ -230,7 +230,7 @@ func TestCodesAreForOneThing(t *testing.T) {
 		}
 		uses := map[string]func(code string) error{
 			"reset":   func(code string) error { _, err := h.Reset(ctx, c, code, another); return err },
-			"email":   func(code string) error { return h.ConfirmEmail(ctx, c, code) },
+			"email":   func(code string) error { return h.ConfirmEmail(ctx, p, code) },
 			"sign-up": func(code string) error { _, err := h.ConfirmSignUp(ctx, c, code, password); return err },
 		}
 		for use, try := range uses {
@@ -280,11 +280,11 @@ func TestPromise_A2_AnAddressChangesOnceItIsConfirmed(t *testing.T) {
 		if code := h.signIn(h.Service, c, "new@example.org", password); code != problem.SignInFailed {
 			t.Errorf("before: %q", code)
 		}
-		wantCode(t, "the change before", h.ConfirmEmail(ctx, c, typo), problem.LinkInvalid)
-		if err := h.ConfirmEmail(ctx, c, code); err != nil {
+		wantCode(t, "the change before", h.ConfirmEmail(ctx, p, typo), problem.LinkInvalid)
+		if err := h.ConfirmEmail(ctx, p, code); err != nil {
 			t.Fatal(err)
 		}
-		wantCode(t, "once more", h.ConfirmEmail(ctx, c, code), problem.LinkInvalid)
+		wantCode(t, "once more", h.ConfirmEmail(ctx, p, code), problem.LinkInvalid)
 		if u, err := h.User(ctx, p.Subject); err != nil || u.Email != "New@example.org" {
 			t.Errorf("%+v, %v", u, err)
 		}
@@ -311,6 +311,11 @@ func TestAttack_TwoDevicesConfirmAnAddressAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
+		in, err := h.SignIn(ctx, browser("192.0.2.2", ""), Credentials{Email: "ann@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		devices := []Principal{p, h.principal(in.Token)}
 		if err := h.ChangeEmail(ctx, p, "new@example.org"); err != nil {
 			t.Fatal(err)
 		}
@@ -319,7 +324,7 @@ func TestAttack_TwoDevicesConfirmAnAddressAtOnce(t *testing.T) {
 		errs := make([]error, 8)
 		var wg sync.WaitGroup
 		for i := range errs {
-			wg.Go(func() { errs[i] = processes[i%2].ConfirmEmail(ctx, browser("192.0.2.1", ""), code) })
+			wg.Go(func() { errs[i] = processes[i%2].ConfirmEmail(ctx, devices[i/2%2], code) })
 		}
 		wg.Wait()
 		won := 0
@@ -332,6 +337,32 @@ func TestAttack_TwoDevicesConfirmAnAddressAtOnce(t *testing.T) {
 		}
 		if won != 1 || len(h.sent("new@example.org", mail.EmailChanged)) != 1 {
 			t.Errorf("%d won", won)
+		}
+	})
+}
+
+// Whoever finds the code, or reads the mail of the new address, is not the owner
+// of the account by that.
+func TestAttack_SomebodyElseConfirmsAnAddress(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, ann := h.member("ann@example.org", "ann")
+		_, eve := h.member("eve@example.org", "eve")
+		if err := h.ChangeEmail(ctx, ann, "typo@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		code := h.code("typo@example.org", mail.ConfirmEmail)
+		wantCode(t, "in another's session", h.ConfirmEmail(ctx, eve, code), problem.LinkInvalid)
+		wantCode(t, "by a key of hers", h.ConfirmEmail(ctx, Principal{Subject: ann.Subject, KeyID: "key_1", Scopes: Scopes()}, code), problem.Forbidden)
+		ended := ann
+		ended.SessionID = "ses_ended"
+		wantCode(t, "in a session that has ended", h.ConfirmEmail(ctx, ended, code), problem.Unauthorized)
+		if u, err := h.User(ctx, ann.Subject); err != nil || u.Email != "ann@example.org" {
+			t.Errorf("%+v, %v", u, err)
+		}
+		if err := h.ConfirmEmail(ctx, ann, code); err != nil {
+			t.Errorf("her own: %v", err)
 		}
 	})
 }
@@ -355,20 +386,20 @@ func TestAnAddressThatIsTakenBeforeItIsConfirmed(t *testing.T) {
 		}
 		bobs := h.code("ann@example.org", mail.ConfirmEmail)
 		anns := h.sent("new@example.org", mail.ConfirmEmail)[0].Data["Code"]
-		wantCode(t, "Ann's own", h.ConfirmEmail(ctx, c, bobs), problem.Conflict)
+		wantCode(t, "Ann's own", h.ConfirmEmail(ctx, bob, bobs), problem.Conflict)
 
 		// A sign-up with the same address pends, and is void once it is Ann's.
 		if err := h.SignUp(ctx, c, SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true}); err != nil {
 			t.Fatal(err)
 		}
 		signUp := h.code("new@example.org", mail.ConfirmSignUp)
-		if err := h.ConfirmEmail(ctx, c, anns); err != nil {
+		if err := h.ConfirmEmail(ctx, ann, anns); err != nil {
 			t.Fatal(err)
 		}
 		_, err := h.ConfirmSignUp(ctx, c, signUp, password)
 		wantCode(t, "the sign-up", err, problem.LinkInvalid)
 		// Ann's address of before is free, so Bob may have it.
-		if err := h.ConfirmEmail(ctx, c, bobs); err != nil {
+		if err := h.ConfirmEmail(ctx, bob, bobs); err != nil {
 			t.Errorf("the code was used up by a refusal: %v", err)
 		}
 		for owner, want := range map[string]string{ann.Subject: "new@example.org", bob.Subject: "ann@example.org"} {
@@ -434,7 +465,7 @@ func TestAClosedAccountsCodesAreVoid(t *testing.T) {
 		state(t, h, p.Subject, subject.Closing)
 		_, err := h.Reset(ctx, c, reset, another)
 		wantCode(t, "a reset", err, problem.LinkInvalid)
-		wantCode(t, "a change of address", h.ConfirmEmail(ctx, c, email), problem.LinkInvalid)
+		wantCode(t, "a change of address", h.ConfirmEmail(ctx, p, email), problem.Unauthorized)
 		wantCode(t, "another change", h.ChangeEmail(ctx, p, "new@example.org"), problem.Unauthorized)
 		wantCode(t, "a password", h.ChangePassword(ctx, p, another), problem.Unauthorized)
 		_, err = h.Reauthenticate(ctx, p, c, Credentials{Password: password})

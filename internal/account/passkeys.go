@@ -438,6 +438,9 @@ func (s *Service) SignInWithPasskey(ctx context.Context, c Client, a PasskeyAnsw
 		if err != nil {
 			return err
 		}
+		if err := s.takeIn(ctx, tx, entryBucket(owner)); err != nil {
+			return err
+		}
 		var isNew bool
 		if in, isNew, err = s.openSession(ctx, tx, owner, c, ByPasskey); err != nil {
 			return err

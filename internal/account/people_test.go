@@ -122,6 +122,85 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 	})
 }
 
+// Whoever makes, lists or revokes somebody's keys at the machine says why, and the
+// owner is told of it.
+func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
+		scopes := []string{ScopeRead}
+		create := func(p Principal, owner, reason string) (string, Key, error) {
+			return h.CreateKeyFor(ctx, p, owner, "of a script", scopes, time.Time{}, reason)
+		}
+		kept, made, err := create(AtTheMachine(), ann, why)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.clock.Advance(time.Second) // ids of one millisecond have no order
+		operator := Principal{Subject: bob, Role: RoleOperator, Method: ByPasskey, SessionID: "ses_x", FreshAt: h.clock.Now()}
+		for name, act := range map[string]func(Principal, string) error{
+			"create": func(p Principal, reason string) error { _, _, err := create(p, ann, reason); return err },
+			"list":   func(p Principal, reason string) error { _, err := h.KeysFor(ctx, p, ann, reason); return err },
+			"revoke": func(p Principal, reason string) error { return h.RevokeKeyFor(ctx, p, ann, made.ID, reason) },
+		} {
+			wantCode(t, name+" over the API", act(operator, why), problem.Forbidden)
+			for _, reason := range []string{"", "why not", strings.Repeat("x", 501)} {
+				wantCode(t, name+" for no reason", act(AtTheMachine(), reason), problem.InvalidRequest)
+			}
+		}
+		_, _, err = create(AtTheMachine(), "sub_none", why)
+		if err == nil {
+			t.Error("a key for nobody")
+		}
+		wantCode(t, "another's key", h.RevokeKeyFor(ctx, AtTheMachine(), bob, made.ID, why), problem.NotFound)
+		if _, err := h.Authenticate(ctx, kept); err != nil {
+			t.Errorf("the key after what was refused: %v", err)
+		}
+
+		keys, err := h.KeysFor(ctx, AtTheMachine(), ann, why)
+		if err != nil || len(keys) != 1 || keys[0].Name != "of a script" {
+			t.Errorf("%+v, %v", keys, err)
+		}
+		h.clock.Advance(time.Second)
+		for range 2 { // the second changes nothing
+			if err := h.RevokeKeyFor(ctx, AtTheMachine(), ann, made.ID, why); err != nil {
+				t.Error(err)
+			}
+			h.clock.Advance(time.Second)
+		}
+		_, err = h.Authenticate(ctx, kept)
+		wantCode(t, "the revoked key", err, problem.Unauthorized)
+
+		for _, template := range []mail.Template{mail.KeyCreated, mail.KeyRevoked} {
+			if told := h.sent("ann@example.org", template); len(told) != 1 || told[0].Data["Name"] != "of a script" || told[0].Data["Reason"] != why {
+				t.Errorf("%s: told %+v", template, told)
+			}
+		}
+		var rows []struct {
+			ID      string `db:"id"`
+			Staff   string `db:"staff"`
+			Subject string `db:"subject"`
+			Action  string `db:"action"`
+			Reason  []byte `db:"reason"`
+		}
+		if err := h.db.Select(ctx, &rows, `SELECT id, staff, subject, action, reason FROM staff_actions ORDER BY id`); err != nil {
+			t.Fatal(err)
+		}
+		var actions []string
+		for _, r := range rows {
+			actions = append(actions, r.Action)
+			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Column("staff_actions", "reason", r.ID))
+			if err != nil || string(plain) != why || r.Staff != cliStaff || r.Subject != ann {
+				t.Errorf("%s of %s by %s: %q, %v", r.Action, r.Subject, r.Staff, plain, err)
+			}
+		}
+		if got := strings.Join(actions, ", "); got != "key made, keys listed, key revoked, key revoked" {
+			t.Errorf("kept: %s", got)
+		}
+	})
+}
+
 func TestRolesAreForAccountsWithASecondFactor(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
@@ -237,6 +316,212 @@ func TestPromise_A2_AccountDataIsSeenAndChanged(t *testing.T) {
 		if bytes.Contains(bytes.ToLower(row.Username), []byte("ann")) || strings.Contains(row.Lookup, "ann") {
 			t.Error("the username is readable")
 		}
+	})
+}
+
+// Each field that can be wrong is put right, and what was wrong is gone: from what
+// is shown, from what is stored, and for those who look for it.
+func TestPromise_G2_EachFieldIsCorrectedAndTheOldValueIsGone(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, who := h.member("wrong@example.org", "wrong_name")
+		wrong, right := "wrong_name", "right_name"
+		if _, err := h.UpdateUser(ctx, who, UserChange{
+			Profile:     &Profile{Name: "Wrong Person"},
+			Preferences: &Preferences{Model: "wrong-model", Width: 64, Height: 64, N: 3, Format: "png"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		sealed := func(column string) (blob []byte) {
+			t.Helper()
+			if err := h.db.Get(ctx, &blob, `SELECT `+column+` FROM users WHERE id = ?`, who.Subject); err != nil {
+				t.Fatal(err)
+			}
+			return blob
+		}
+		update := func(c UserChange) func() error {
+			return func() error { _, err := h.UpdateUser(ctx, who, c); return err }
+		}
+		for _, field := range []struct {
+			column  string
+			correct func() error
+			want    string // in what is stored
+		}{
+			{"username", update(UserChange{Username: &right}), right},
+			{"profile", update(UserChange{Profile: &Profile{Name: "Right Person"}}), "Right Person"},
+			{"preferences", update(UserChange{Preferences: &Preferences{Model: "right-model", Width: 32, Height: 32, N: 1, Format: "jpeg"}}), "right-model"},
+			{"email", func() error {
+				if err := h.ChangeEmail(ctx, who, "right@example.org"); err != nil {
+					return err
+				}
+				return h.ConfirmEmail(ctx, who, h.code("right@example.org", mail.ConfirmEmail))
+			}, "right@example.org"},
+		} {
+			before := sealed(field.column)
+			if err := field.correct(); err != nil {
+				t.Fatalf("%s: %v", field.column, err)
+			}
+			after := sealed(field.column)
+			plain, err := h.vault.Unseal(ctx, who.Subject, after, vault.Column("users", field.column, who.Subject))
+			if err != nil || !strings.Contains(string(plain), field.want) || strings.Contains(strings.ToLower(string(plain)), "wrong") || bytes.Equal(before, after) {
+				t.Errorf("%s is stored as %q (%v)", field.column, plain, err)
+			}
+		}
+		u, err := h.User(ctx, who.Subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := User{ID: who.Subject, Email: "right@example.org", Username: right, Profile: Profile{Name: "Right Person"},
+			Preferences: Preferences{Model: "right-model", Width: 32, Height: 32, N: 1, Format: "jpeg"}, CreatedAt: u.CreatedAt}
+		if u != want {
+			t.Errorf("%+v, want %+v", u, want)
+		}
+		// Nothing finds the person by the old values, and others may have them.
+		for table, column := range map[string]string{"users": "email_lookup", "signups": "email_lookup", "mailed_links": "email_lookup"} {
+			if n := h.count(`SELECT count(*) FROM `+table+` WHERE `+column+` = ?`, h.emailLookup("wrong@example.org")); n != 0 {
+				t.Errorf("%s still finds the old address", table)
+			}
+		}
+		if code := h.signIn(h.Service, browser("192.0.2.7", ""), "wrong@example.org", password); code != problem.SignInFailed {
+			t.Errorf("signing in with the old address: %q", code)
+		}
+		_, other := h.member("wrong@example.org", "another")
+		if _, err := h.UpdateUser(ctx, other, UserChange{Username: &wrong}); err != nil {
+			t.Errorf("the old username is not free: %v", err)
+		}
+	})
+}
+
+// Restricted or suspended, a person keeps every right that is theirs.
+func TestPromise_G6_RightsWorkWhileRestrictedOrSuspended(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		for name, stop := range map[string]func(Principal) error{
+			"restricted": func(p Principal) error { return h.Restrict(ctx, p) },
+			"suspended":  func(p Principal) error { return h.Suspend(ctx, AtTheMachine(), p.Subject, why) },
+		} {
+			email := name + "@example.org"
+			_, who := h.member(email, name)
+			if err := h.SetConsent(ctx, who, subject.Training, true); err != nil {
+				t.Fatal(err)
+			}
+			if err := stop(who); err != nil {
+				t.Fatal(err)
+			}
+			wantCode(t, name+": new work", subject.May(ctx, h.db, who.Subject, subject.Generate), problem.Forbidden)
+			h.clock.Advance(time.Second)
+
+			c := browser("192.0.2.1", "")
+			in, err := h.SignIn(ctx, c, Credentials{Email: email, Password: password})
+			if err != nil {
+				t.Fatalf("%s: signing in: %v", name, err)
+			}
+			who, c.Device = h.principal(in.Token), in.Token
+			for what, right := range map[string]func() error{
+				"look": func() error { _, err := h.User(ctx, who.Subject); return err },
+				"correct": func() error {
+					_, err := h.UpdateUser(ctx, who, UserChange{Profile: &Profile{Name: "Right"}})
+					return err
+				},
+				"object":   func() error { return h.Object(ctx, who, subject.Statistics) },
+				"withdraw": func() error { return h.SetConsent(ctx, who, subject.Training, false) },
+			} {
+				if err := right(); err != nil {
+					t.Errorf("%s, %s: %v", name, what, err)
+				}
+			}
+			if list, err := h.Objections(ctx, who.Subject); err != nil || len(list) != 1 || list[0].At.IsZero() {
+				t.Errorf("%s: the objection is not kept: %+v, %v", name, list, err)
+			}
+			for _, consent := range must(h.Consents(ctx, who.Subject)) {
+				if consent.Granted {
+					t.Errorf("%s: the consent to %s stands", name, consent.Purpose)
+				}
+			}
+			if err := h.Close(ctx, who, c, Credentials{Password: password}); err != nil {
+				t.Fatalf("%s: closing: %v", name, err)
+			}
+			if s, err := subject.Find(ctx, h.db, who.Subject); err != nil || s.State != subject.Closing {
+				t.Errorf("%s: %+v, %v", name, s, err)
+			}
+			_, err = h.AuthenticateSession(ctx, in.Token)
+			wantCode(t, name+": the session", err, problem.Unauthorized)
+		}
+	})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// A hold keeps a record from its own owner too, and nothing else.
+func TestAHeldAccountStaysAsItIs(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, who := h.member("ann@example.org", "ann")
+		if err := h.Object(ctx, who, subject.Statistics); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ChangeEmail(ctx, who, "new@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		code := h.code("new@example.org", mail.ConfirmEmail)
+		name := "other"
+		changes := map[string]func() error{
+			"profile":     func() error { _, err := h.UpdateUser(ctx, who, UserChange{Profile: &Profile{}}); return err },
+			"preferences": func() error { _, err := h.UpdateUser(ctx, who, UserChange{Preferences: &Preferences{}}); return err },
+			"username":    func() error { _, err := h.UpdateUser(ctx, who, UserChange{Username: &name}); return err },
+			"address":     func() error { return h.ConfirmEmail(ctx, who, code) },
+			"objection":   func() error { return h.WithdrawObjection(ctx, who, subject.Statistics) },
+		}
+		var holds []string
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			for table, record := range map[string]string{"users": who.Subject, "objections": subject.ObjectionRecord(who.Subject, subject.Statistics)} {
+				id, err := subject.Hold(ctx, tx, who.Subject, table, record, "case 7", start)
+				if err != nil {
+					return err
+				}
+				holds = append(holds, id)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		before, err := h.User(ctx, who.Subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range changes {
+			wantCode(t, what+" while held", change(), problem.Conflict)
+		}
+		if after, err := h.User(ctx, who.Subject); err != nil || after != before {
+			t.Errorf("%+v became %+v (%v)", before, after, err)
+		}
+		if _, err := h.UpdateUser(ctx, who, UserChange{}); err != nil {
+			t.Errorf("no change at all: %v", err)
+		}
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			for _, id := range holds {
+				if err := subject.Release(ctx, tx, id, start); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range changes {
+			if err := change(); err != nil {
+				t.Errorf("%s once released: %v", what, err)
+			}
+		}
+		h.principal(in.Token)
 	})
 }
 

@@ -48,7 +48,7 @@ func (s *Service) user(ctx context.Context, q db.Querier, owner string) (User, e
 	var r userRow
 	err := q.Get(ctx, &r, selectUser+`WHERE id = ?`, owner)
 	if errors.Is(err, sql.ErrNoRows) {
-		return User{}, noAccount()
+		return User{}, subject.NoAccount()
 	}
 	if err != nil {
 		return User{}, fmt.Errorf("read an account: %w", err)
@@ -134,7 +134,7 @@ type UserChange struct {
 
 // UpdateUser changes an account and returns it as it is then. It returns
 // InvalidRequest for what is not valid and Conflict for a username that somebody
-// has.
+// has, or when a hold keeps the account as it is.
 func (s *Service) UpdateUser(ctx context.Context, p Principal, change UserChange) (User, error) {
 	var set []string
 	var args []any
@@ -179,6 +179,9 @@ func (s *Service) UpdateUser(ctx context.Context, p Principal, change UserChange
 			return err
 		}
 		if len(set) > 0 {
+			if err := subject.AskHeld(ctx, tx, "users", p.Subject); err != nil {
+				return err
+			}
 			if _, err := tx.Exec(ctx, `UPDATE users SET `+strings.Join(set, ", ")+` WHERE id = ?`, append(args, p.Subject)...); err != nil {
 				return err
 			}

@@ -80,14 +80,8 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	if err != nil {
 		return Principal{}, away(fmt.Errorf("find a session: %w", err))
 	}
-	if !row.live(row.Role, now) {
-		return Principal{}, notSignedIn()
-	}
-	if err := subject.May(ctx, s.db, row.Owner, subject.Read); err != nil {
-		if isRefusal(err) {
-			return Principal{}, notSignedIn()
-		}
-		return Principal{}, away(err)
+	if err := s.open(ctx, row.sessionRow, row.Role, now); err != nil {
+		return Principal{}, err
 	}
 	var preferences Preferences
 	if err := s.unsealUser(ctx, row.Owner, "preferences", row.Preferences, &preferences); err != nil {
@@ -102,8 +96,42 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	}
 	return Principal{
 		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role, Preferences: preferences,
-		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(),
+		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), SignedInAt: time.UnixMilli(row.CreatedAt).UTC(),
 	}, nil
+}
+
+// open refuses a session that has ended, and one whose account was closed.
+func (s *Service) open(ctx context.Context, row sessionRow, role Role, now time.Time) error {
+	if !row.live(role, now) {
+		return signedOut(row.ID)
+	}
+	err := subject.May(ctx, s.db, row.Owner, subject.Read)
+	if isRefusal(err) {
+		return signedOut(row.ID)
+	}
+	return away(err)
+}
+
+// StillHolds says whether a session that was let in before may go on: Unauthorized
+// when it was ended since. Unlike AuthenticateSession it is no use of the session,
+// so that an open stream does not keep it alive, and a new token of the same
+// sign-in is no end.
+func (s *Service) StillHolds(ctx context.Context, p Principal) error {
+	var row struct {
+		sessionRow
+		Role Role `db:"role"`
+	}
+	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role FROM sessions JOIN users u ON u.id = owner
+		WHERE sessions.id = ? AND owner = ?`, p.SessionID, p.Subject)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return notSignedIn()
+	case err != nil:
+		return away(fmt.Errorf("find a session: %w", err))
+	case row.CreatedAt != p.SignedInAt.UnixMilli(): // the same browser, signed in anew
+		return signedOut(row.ID)
+	}
+	return s.open(ctx, row.sessionRow, row.Role, s.clock.Now())
 }
 
 // sessionScopes are all but admin, which is for staff that came in with two
@@ -116,6 +144,16 @@ func sessionScopes(role Role, m Method) []string {
 
 // notSignedIn is one answer for every reason.
 func notSignedIn() error { return problem.New(problem.Unauthorized, "You are not signed in.") }
+
+// SignedOut is the cause of the same answer to a browser that we know: its token
+// opens nothing any more, and is no guess.
+type SignedOut struct{ SessionID string }
+
+func (*SignedOut) Error() string { return "signed out" }
+
+func signedOut(session string) error {
+	return problem.Wrap(&SignedOut{SessionID: session}, problem.Unauthorized, "You are not signed in.")
+}
 
 // isRefusal reports whether subject refused, rather than failed.
 func isRefusal(err error) bool {
@@ -270,7 +308,7 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 	if !sessionForm.fits(token) {
 		return row, nil
 	}
-	err = s.db.Get(ctx, &row, `SELECT id, owner FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
+	err = s.db.Get(ctx, &row, `SELECT id, owner, method FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return row, away(fmt.Errorf("know a browser again: %w", err))
 	}
@@ -387,8 +425,11 @@ func endSessions(ctx context.Context, tx *db.Tx, owner, except string, now int64
 }
 
 // tellNewDevice mails the owner that somebody signed in with a browser that was
-// not known (OWASP ASVS 5.0, 6.3.5).
+// not known (OWASP ASVS 5.0, 6.3.5), as long as that does not fill their mailbox.
 func (s *Service) tellNewDevice(ctx context.Context, tx *db.Tx, owner string, c Client) error {
+	if full, err := takeOne(ctx, tx, newDeviceBucket(owner), s.clock.Millis()); err != nil || full > 0 {
+		return err
+	}
 	return s.tell(ctx, tx, owner, mail.NewDevice, map[string]string{
 		"When": s.clock.Now().Format("2 January 2006, 15:04 UTC"), "Agent": clean(c.Agent, agentMost), "Place": s.place(c),
 	})

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -18,6 +19,7 @@ import (
 type claimed struct {
 	ID       string `db:"id"`       // empty: there is no such account
 	Password string `db:"password"` // its hash
+	entries  bucket // of right passwords
 	device   string // the session row that knows this browser; empty: none
 	proven   bool   // a second factor was right on that browser before
 }
@@ -65,6 +67,7 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 		who.device, who.proven = device.ID, device.Method.Strong()
 		buckets = s.knownBuckets(c, device.ID)
 	}
+	who.entries = entryBucket(cmp.Or(who.device, who.ID)) // nobody has none, which costs the same look
 	err = s.check(ctx, who, cr, buckets, func(tx *db.Tx, m Method) error {
 		var isNew bool
 		var err error
@@ -84,6 +87,12 @@ func (s *Service) check(ctx context.Context, who claimed, cr Credentials, bucket
 	taken, err := s.take(ctx, buckets...)
 	if err != nil {
 		return err
+	}
+	switch wait, err := s.full(ctx, who.entries); {
+	case err != nil:
+		return err
+	case wait > 0:
+		return tooMany(wait)
 	}
 	match, outdated, err := s.hasher.verify(ctx, cr.Password, who.Password)
 	if err != nil {
@@ -114,7 +123,11 @@ func (s *Service) check(ctx context.Context, who claimed, cr Credentials, bucket
 			refusal = signInFailed()
 			return nil
 		}
-		m, err := s.checkSecond(ctx, tx, who, cr)
+		var m Method
+		err := s.takeIn(ctx, tx, who.entries) // not given back, whatever becomes of it
+		if err == nil {
+			m, err = s.checkSecond(ctx, tx, who, cr)
+		}
 		switch code := problem.CodeOf(err); {
 		case code == problem.SecondFactorNeeded:
 			needed = true
@@ -159,11 +172,8 @@ func (s *Service) checkSecond(ctx context.Context, tx *db.Tx, who claimed, cr Cr
 	if who.proven { // a browser that only a reset made known has no guesses of its own
 		limit = codeBucket(who.device)
 	}
-	switch wait, err := takeOne(ctx, tx, limit, s.clock.Millis()); {
-	case err != nil:
+	if err := s.takeIn(ctx, tx, limit); err != nil {
 		return "", err
-	case wait > 0:
-		return "", tooMany(wait)
 	}
 	m := ByPasswordPasskey
 	if cr.Code != "" {
@@ -221,10 +231,10 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 		return err
 	}
 	defer leave()
-	who := claimed{device: p.SessionID, proven: p.Method.Strong()}
+	who := claimed{entries: entryBucket(p.SessionID), device: p.SessionID, proven: p.Method.Strong()}
 	err = s.db.Get(ctx, &who, `SELECT id, password FROM users WHERE id = ?`, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
-		return noAccount()
+		return subject.NoAccount()
 	}
 	if err != nil {
 		return away(fmt.Errorf("prove a session: %w", err))
@@ -249,6 +259,9 @@ func (s *Service) provePasskey(ctx context.Context, p Principal, a PasskeyAnswer
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		if err := s.takeIn(ctx, tx, entryBucket(p.SessionID)); err != nil {
 			return err
 		}
 		if err := then(tx, ByPasskey); err != nil {

@@ -129,7 +129,7 @@ func (s *Service) pend(ctx context.Context, r SignUp, email, canonical, hash str
 		return s.o.Mail.Send(ctx, tx, mail.Message{Subject: id, To: email, Template: mail.ConfirmSignUp, Data: map[string]string{"Code": code}})
 	})
 	if err != nil {
-		s.destroy(ctx, id)
+		s.discard(ctx, id)
 		return away(fmt.Errorf("sign up: %w", err))
 	}
 	return nil
@@ -224,7 +224,7 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	if err != nil {
 		return SignedIn{}, away(fmt.Errorf("confirm a sign-up: %w", err))
 	}
-	s.destroy(ctx, others...)
+	s.discard(ctx, others...)
 	return in, nil
 }
 
@@ -283,7 +283,7 @@ func (s *Service) lost(ctx context.Context, p pending) error {
 		return away(fmt.Errorf("delete a sign-up: %w", err))
 	}
 	if n == 1 { // else it has become an account beside us, and its key is in use
-		s.destroy(ctx, p.ID)
+		s.discard(ctx, p.ID)
 	}
 	return linkInvalid()
 }
@@ -297,11 +297,12 @@ func dropSignUps(ctx context.Context, tx *db.Tx, emailLookup string) (ids []stri
 	return ids, nil
 }
 
-// destroy makes what sign-ups that never became accounts have sealed unreadable.
-// What fails is left to vault.SweepUnowned.
-func (s *Service) destroy(ctx context.Context, ids ...string) {
+// discard makes what sign-ups that never became accounts have sealed unreadable,
+// and leaves nothing of their keys: anybody can make any number of them. What
+// fails is left to vault.SweepUnowned.
+func (s *Service) discard(ctx context.Context, ids ...string) {
 	for _, id := range ids {
-		_ = s.vault.Destroy(context.WithoutCancel(ctx), id)
+		_ = s.vault.Discard(context.WithoutCancel(ctx), id)
 	}
 }
 

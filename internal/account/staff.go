@@ -104,9 +104,22 @@ func (p Principal) may(roles ...Role) error {
 	return problem.New(problem.Forbidden, "This is for staff.")
 }
 
+// atTheMachine refuses everybody but the command line: a member of staff can be
+// talked into things.
+func (p Principal) atTheMachine(what string) error {
+	if p.Subject != cliStaff {
+		return problem.New(problem.Forbidden, what+" at the command line.")
+	}
+	return nil
+}
+
 // FindAccount opens somebody's account to a member of staff, for a reason. The
 // answers for an address without account and for one without a role tell apart
 // only to staff.
+//
+// A restricted account opens too, since its owner's wishes are handled by people,
+// and so does one that is closing until its keys are destroyed: who asks what
+// became of their erasure must be found. Both only for a reason, which is kept.
 func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reason string) (User, error) {
 	roles := []Role{RoleSupport, RolePrivacy, RoleOperator}
 	if err := staff.may(roles...); err != nil {
@@ -126,6 +139,66 @@ func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reaso
 		return err
 	})
 	return u, err
+}
+
+// KeysFor lists somebody's keys to the operator at the machine: their names are
+// the person's own words.
+func (s *Service) KeysFor(ctx context.Context, staff Principal, owner, reason string) ([]Key, error) {
+	if err := staff.atTheMachine("Keys of others are listed"); err != nil {
+		return nil, err
+	}
+	var keys []Key
+	err := s.act(ctx, staff, owner, "keys listed", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+		var err error
+		keys, err = s.keys(ctx, tx, owner)
+		return err
+	})
+	return keys, err
+}
+
+// CreateKeyFor is CreateKey at the machine; the owner is told of it and why.
+func (s *Service) CreateKeyFor(ctx context.Context, staff Principal, owner, name string, scopes []string, expires time.Time, reason string) (string, Key, error) {
+	if err := staff.atTheMachine("Keys for others are made"); err != nil {
+		return "", Key{}, err
+	}
+	token, k, write, err := s.newKey(ctx, owner, name, scopes, expires)
+	if err != nil {
+		return "", Key{}, err
+	}
+	err = s.act(ctx, staff, owner, "key made", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+		if err := write(tx); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, owner, mail.KeyCreated, map[string]string{"Name": name, "Reason": strings.TrimSpace(reason)})
+	})
+	if err != nil {
+		return "", Key{}, err
+	}
+	return token, k, nil
+}
+
+// RevokeKeyFor is RevokeKey at the machine; the owner is told of it and why.
+func (s *Service) RevokeKeyFor(ctx context.Context, staff Principal, owner, id, reason string) error {
+	if err := staff.atTheMachine("Keys of others are revoked"); err != nil {
+		return err
+	}
+	s.known.forget(id)
+	defer s.known.forget(id)
+	return s.act(ctx, staff, owner, "key revoked", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+		revoked, err := s.revokeKey(ctx, tx, owner, id)
+		if err != nil || !revoked {
+			return err
+		}
+		var sealed []byte
+		if err := tx.Get(ctx, &sealed, `SELECT name FROM api_keys WHERE id = ?`, id); err != nil {
+			return err
+		}
+		name, err := s.vault.Unseal(ctx, owner, sealed, nameData(id))
+		if err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, owner, mail.KeyRevoked, map[string]string{"Name": string(name), "Reason": strings.TrimSpace(reason)})
+	})
 }
 
 // Suspend refuses new work of somebody's and tells them why.
@@ -174,11 +247,10 @@ func (s *Service) closeFor(ctx context.Context, staff Principal, owner, action, 
 }
 
 // ResetFactors removes every second factor of somebody who has lost them, ends
-// their sessions and tells them. Only at the machine: a member of staff could be
-// talked into it.
+// their sessions and tells them. Only at the machine.
 func (s *Service) ResetFactors(ctx context.Context, staff Principal, owner, reason string) error {
-	if staff.Subject != cliStaff {
-		return problem.New(problem.Forbidden, "Second factors are reset at the command line.")
+	if err := staff.atTheMachine("Second factors are reset"); err != nil {
+		return err
 	}
 	return s.act(ctx, staff, owner, "second factors reset", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if err := s.resetFactors(ctx, tx, owner); err != nil {
@@ -191,8 +263,8 @@ func (s *Service) ResetFactors(ctx context.Context, staff Principal, owner, reas
 // SetRole makes somebody a member of staff, or no longer one. It returns
 // Conflict for an account without a second factor.
 func (s *Service) SetRole(ctx context.Context, staff Principal, owner string, role Role, reason string) error {
-	if staff.Subject != cliStaff {
-		return problem.New(problem.Forbidden, "Roles are given at the command line.")
+	if err := staff.atTheMachine("Roles are given"); err != nil {
+		return err
 	}
 	switch role {
 	case NoRole, RoleSupport, RolePrivacy, RoleOperator:

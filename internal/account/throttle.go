@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"zimage/internal/db"
@@ -35,6 +36,15 @@ var (
 	// perLetter counts mails of one kind to one address, so that nobody's mailbox
 	// is filled by who knows it, and nobody's reset is kept away by sign-ups.
 	perLetter = limit{5, 10 * time.Minute}
+	// perEntry counts right passwords and passkeys, which are given back everywhere
+	// else: who has an account must not have the machine hash for them all day. An
+	// hour's worth is two seconds of one processor, and more than any person or
+	// browser needs. Nobody can use it up for somebody else without the password,
+	// and then not for the browsers that the account knows.
+	perEntry = limit{60, time.Minute}
+	// perNewDevice counts mails about new devices of one account. Those beyond
+	// stand in the list of sessions alone.
+	perNewDevice = limit{10, 24 * time.Hour / 10}
 )
 
 // A bucket is a limit on something; its key names that only by a hash or an id.
@@ -48,8 +58,27 @@ func (s *Service) accountBucket(canonical string) bucket {
 	return bucket{key: "account:" + s.vault.Lookup("throttle account", canonical), limit: perAccount}
 }
 
+// entryBucket is for a browser that the account knows, by its session, or for all
+// others together, by the account.
+func entryBucket(id string) bucket { return bucket{key: "entry:" + id, limit: perEntry} }
+
+func newDeviceBucket(owner string) bucket {
+	return bucket{key: "new-device:" + owner, limit: perNewDevice}
+}
+
 func (s *Service) letterBucket(t mail.Template, canonical string) bucket {
-	return bucket{key: string(t) + ":" + s.vault.Lookup("throttle account", canonical), limit: perLetter}
+	return bucket{key: string(t) + ":" + s.vault.Lookup("throttle account", mailbox(canonical)), limit: perLetter}
+}
+
+// mailbox is where the mail of a canonical address most likely ends: many servers
+// deliver name+anything to name (RFC 5233), so that one mailbox has any number of
+// addresses.
+func mailbox(canonical string) string {
+	at := strings.LastIndexByte(canonical, '@')
+	if plus := strings.IndexByte(canonical, '+'); plus > 0 && plus < at {
+		return canonical[:plus] + canonical[at:]
+	}
+	return canonical
 }
 
 // askerBucket counts the mails that one person has sent to addresses that are not
@@ -60,19 +89,23 @@ func deviceBucket(session string) bucket { return bucket{key: "device:" + sessio
 
 func codeBucket(id string) bucket { return bucket{key: "code:" + id, limit: perCode} }
 
-// networkBucket is none for a client whose address is not known, such as one
-// behind a socket: all of those together would lock each other out.
-func (s *Service) networkBucket(addr netip.Addr) []bucket {
-	addr = addr.Unmap()
-	if !addr.IsValid() {
-		return nil
-	}
+// Network is what attempts of strangers are counted by: an IPv4 address, or the
+// /64 that an IPv6 client moves in freely. It is not valid when the address is not.
+func Network(addr netip.Addr) netip.Prefix {
+	addr = addr.Unmap().WithZone("")
 	bits := 32
 	if addr.Is6() {
 		bits = 64
 	}
-	network, err := addr.WithZone("").Prefix(bits)
-	if err != nil {
+	p, _ := addr.Prefix(bits)
+	return p
+}
+
+// networkBucket is none for a client whose address is not known, such as one
+// behind a socket: all of those together would lock each other out.
+func (s *Service) networkBucket(addr netip.Addr) []bucket {
+	network := Network(addr)
+	if !network.IsValid() {
 		return nil
 	}
 	return []bucket{{key: "network:" + s.vault.Lookup("throttle network", network.String()), limit: perNetwork}}
@@ -120,6 +153,26 @@ func (s *Service) take(ctx context.Context, buckets ...bucket) (taken []bucket, 
 		return nil, tooMany(wait)
 	}
 	return taken, nil
+}
+
+// takeIn is take in the caller's transaction, for what is known only there.
+func (s *Service) takeIn(ctx context.Context, tx *db.Tx, b bucket) error {
+	wait, err := takeOne(ctx, tx, b, s.clock.Millis())
+	if err == nil && wait > 0 {
+		err = tooMany(wait)
+	}
+	return err
+}
+
+// full returns how long a bucket is full, 0 for not, and counts nothing.
+func (s *Service) full(ctx context.Context, b bucket) (time.Duration, error) {
+	var arrival int64
+	err := s.db.Get(ctx, &arrival, `SELECT arrival FROM throttles WHERE bucket = ?`, b.key)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, away(fmt.Errorf("look at a count: %w", err))
+	}
+	over := arrival - s.clock.Millis() - (b.burst-1)*b.interval.Milliseconds()
+	return time.Duration(max(over, 0)) * time.Millisecond, nil
 }
 
 func tooMany(wait time.Duration) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/mail"
 	"zimage/internal/problem"
 )
 
@@ -261,6 +262,117 @@ func TestASuccessfulSignInIsNotCounted(t *testing.T) {
 	})
 }
 
+// Who has an account must not have the machine hash for them all day, and nobody
+// can use that up for somebody else.
+func TestPromise_U5_Attack_RightPasswordsWithoutEnd(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		there := browser("192.0.2.1", "")
+		in, err := h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		there.Device = in.Token
+		// From a network of its own each, so that none of those is full.
+		thief := func(i int) problem.Code {
+			return h.signIn(h.Service, browser(fmt.Sprintf("10.0.%d.1", i), ""), "ann@example.org", password)
+		}
+		for i := range int(perEntry.burst) - 1 {
+			if code := thief(i); code != "" {
+				t.Fatalf("sign-in %d: %s", i, code)
+			}
+		}
+		hashes := 0
+		h.hasher.counted = func() { hashes++ }
+		if code := thief(100); code != problem.RateLimited || hashes != 0 {
+			t.Errorf("one more: %q after %d hashes", code, hashes)
+		}
+		// Strangers without the password count nothing there, and the browser that
+		// the account knows is not in the way of the others nor they in its.
+		for range int(perEntry.burst) {
+			next, err := h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: password})
+			if err != nil {
+				t.Fatalf("the known browser: %v", err)
+			}
+			there.Device = next.Token
+		}
+		_, err = h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: password})
+		wantCode(t, "the known browser without end", err, problem.RateLimited)
+		_, err = h.Reauthenticate(ctx, h.principal(there.Device), there, Credentials{Password: password})
+		wantCode(t, "proving it again without end", err, problem.RateLimited)
+		h.clock.Advance(perEntry.interval)
+		if code := thief(101); code != "" {
+			t.Errorf("a minute later: %s", code)
+		}
+		if n := len(h.sent("ann@example.org", mail.NewDevice)); n != int(perNewDevice.burst) {
+			t.Errorf("%d mails about new devices, want %d", n, perNewDevice.burst)
+		}
+		h.clock.Advance(perNewDevice.interval)
+		thief(102)
+		if n := len(h.sent("ann@example.org", mail.NewDevice)); n != int(perNewDevice.burst)+1 {
+			t.Errorf("%d mails about new devices after a while", n)
+		}
+	})
+}
+
+// Wrong passwords, which anybody can send, use up nothing that right ones need
+// once the attack is over.
+func TestPromise_U5_StrangersUseUpNoRightPasswords(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		h.user("ann@example.org")
+		for i := range 100 {
+			h.signIn(h.Service, browser(fmt.Sprintf("10.0.%d.1", i), ""), "ann@example.org", "wrong horse")
+		}
+		h.clock.Advance(perAccount.interval)
+		if code := h.signIn(h.Service, browser("192.0.2.1", ""), "ann@example.org", password); code != "" {
+			t.Errorf("locked out: %s", code)
+		}
+		if n := h.count(`SELECT count(*) FROM throttles WHERE bucket LIKE 'entry:%'`); n != 1 {
+			t.Errorf("%d counts of right passwords", n)
+		}
+	})
+}
+
+func TestMailboxes(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"ann@example.org": "ann@example.org", "ann+shop@example.org": "ann@example.org", "ann+a+b@example.org": "ann@example.org",
+		"+ann@example.org": "+ann@example.org", "ann@a+b.example": "ann@a+b.example",
+	} {
+		if got := mailbox(address); got != want {
+			t.Errorf("%s is delivered to %s, want %s", address, got, want)
+		}
+	}
+}
+
+func TestAttack_TagsFillNobodysMailbox(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		for i := range 12 {
+			for _, email := range []string{fmt.Sprintf("ann+%d@example.org", i), fmt.Sprintf("ANN+%d@Example.org", i)} {
+				if err := h.SignUp(ctx, browser(fmt.Sprintf("10.0.0.%d", i), ""), SignUp{
+					Email: email, Username: fmt.Sprintf("ann%d", i), Password: password, OldEnough: true,
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if n := len(h.letters()); n != int(perLetter.burst) {
+			t.Errorf("%d letters to one mailbox, want %d", n, perLetter.burst)
+		}
+		if err := h.SignUp(ctx, browser("10.0.1.1", ""), SignUp{Email: "anna@example.org", Username: "anna", Password: password, OldEnough: true}); err != nil {
+			t.Fatal(err)
+		}
+		if len(h.sent("anna@example.org", mail.ConfirmSignUp)) != 1 {
+			t.Error("another mailbox gets none")
+		}
+	})
+}
+
 func TestThrottlesNameNobody(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
@@ -374,4 +486,20 @@ func TestManyThrottlesGoInBatches(t *testing.T) {
 			t.Errorf("%d are left", n)
 		}
 	})
+}
+
+func TestNetwork(t *testing.T) {
+	t.Parallel()
+	for ip, want := range map[string]string{
+		"192.0.2.7":            "192.0.2.7/32",
+		"::ffff:192.0.2.7":     "192.0.2.7/32",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64",
+		"fe80::1%eth0":         "fe80::/64",
+		"":                     "invalid Prefix",
+	} {
+		addr, _ := netip.ParseAddr(ip)
+		if got := Network(addr).String(); got != want {
+			t.Errorf("%q: %s, want %s", ip, got, want)
+		}
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
+	"zimage/internal/subject"
 	"zimage/internal/vault"
 )
 
@@ -53,7 +54,7 @@ func (s *Service) factors(ctx context.Context, q db.Querier, owner string) (fact
 	var confirmed sql.NullInt64
 	err := q.Get(ctx, &confirmed, `SELECT totp_confirmed_at FROM users WHERE id = ?`+lock, owner)
 	if errors.Is(err, sql.ErrNoRows) {
-		return factorState{}, noAccount()
+		return factorState{}, subject.NoAccount()
 	}
 	if err != nil {
 		return factorState{}, fmt.Errorf("read the factors: %w", err)
@@ -133,7 +134,7 @@ func factorRow(ctx context.Context, tx *db.Tx, owner string) (userFactors, error
 	var u userFactors
 	err := tx.Get(ctx, &u, `SELECT id, email, role, totp_secret, totp_confirmed_at FROM users WHERE id = ?`+db.ForUpdate(tx), owner)
 	if errors.Is(err, sql.ErrNoRows) {
-		return userFactors{}, noAccount()
+		return userFactors{}, subject.NoAccount()
 	}
 	if err != nil {
 		return userFactors{}, fmt.Errorf("read an account: %w", err)

@@ -35,13 +35,6 @@ import (
 	"zimage/internal/vault"
 )
 
-// retentionDays is how long generated content is kept: what the privacy policy
-// says.
-const retentionDays = 90
-
-// policyVersion is the one that people agree to.
-const policyVersion = "2026-01-01"
-
 // App is one process with its parts open. Close it.
 type App struct {
 	config   config.Config
@@ -55,6 +48,7 @@ type App struct {
 	inside   bool // Redis is in this process, so every ring comes from it
 	objects  objects.Store
 	engines  engine.Config
+	policy   privacy.Policy
 	registry *prometheus.Registry
 	queue    *jobs.Queue
 	bell     *jobs.Bell
@@ -70,9 +64,6 @@ type App struct {
 // Open opens every part that a role needs and brings the schemas forward. name
 // is the process in logs and in the database's list of clients.
 func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (opened *App, err error) {
-	if err := unused(c); err != nil {
-		return nil, err
-	}
 	a := &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
 	defer func() {
 		if err != nil {
@@ -84,6 +75,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		a.log.Warn("this hop is accepted without verified TLS", "hop", hop)
 	}
 	if a.engines, err = readEngines(c); err != nil {
+		return nil, err
+	}
+	if a.policy, err = readPolicy(c); err != nil {
 		return nil, err
 	}
 	rules, err := readRules(c)
@@ -135,8 +129,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	}
 	a.Accounts = account.New(account.Options{
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Events: happened, Mail: a.mail,
-		PublicURL: c.PublicURL, PolicyVersion: policyVersion, Level: 250 * time.Millisecond, Place: places,
+		PublicURL: c.PublicURL, PolicyVersion: a.policy.Version, Level: 250 * time.Millisecond, Place: places,
 	})
+	retentionDays, _ := a.policy.Windows.GeneratedContent.Days() // a policy gives it in days
 	a.Generate = generate.New(generate.Options{
 		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: happened, Clock: a.clock, Log: a.log,
 		Redis: a.redis, Metrics: generate.NewMetrics(a.registry), Engines: a.engines, Rules: rules,
@@ -162,21 +157,6 @@ func (a *App) Close() error {
 	}
 	a.closers = nil
 	return errors.Join(errs...)
-}
-
-// unused refuses settings whose part of the service is not built yet: an
-// operator must not believe that they are followed.
-func unused(c config.Config) error {
-	var named []string
-	for _, s := range []struct{ variable, value string }{{"POLICY", c.Policy}} {
-		if s.value != "" {
-			named = append(named, config.Prefix+s.variable)
-		}
-	}
-	if len(named) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s: this version does not follow it yet; leave it out", strings.Join(named, ", "))
 }
 
 func (a *App) closing(f func() error) { a.closers = append(a.closers, f) }
@@ -263,6 +243,10 @@ func mailTransport(c config.Config, now *clock.Clock) (mail.Transport, error) {
 	if !c.UsesSMTP() {
 		return mail.NewDirectory(c.MailFolder(), now), nil
 	}
+	return mailServer(c)
+}
+
+func mailServer(c config.Config) (*mail.SMTP, error) {
 	roots, err := config.Authorities(c.SMTPCA)
 	if err != nil {
 		return nil, fmt.Errorf("%sSMTP_CA: %w", config.Prefix, err)
@@ -305,6 +289,34 @@ func checkLanes(c config.Config, e engine.Config) error {
 		}
 	}
 	return nil
+}
+
+// readPolicy reads the operator's policy, or takes the shipped one.
+func readPolicy(c config.Config) (privacy.Policy, error) {
+	if c.Policy == "" {
+		return privacy.DefaultPolicy(), nil
+	}
+	text, err := os.ReadFile(c.Policy)
+	if err != nil {
+		return privacy.Policy{}, fmt.Errorf("%sPOLICY: %w", config.Prefix, err)
+	}
+	p, err := privacy.ParsePolicy(text)
+	if err != nil {
+		return privacy.Policy{}, fmt.Errorf("%sPOLICY: %w", config.Prefix, err)
+	}
+	return p, nil
+}
+
+// statement is the policy with what the page tells of this installation.
+func (a *App) statement() privacy.Statement {
+	s := privacy.Statement{Policy: a.policy, Installation: privacy.Installation{URL: a.config.PublicURL, EnginesKeep: a.engines.Keeps()}}
+	for _, hop := range a.config.Exceptions() {
+		s.Plain = append(s.Plain, string(hop))
+	}
+	if a.engines.Plain() {
+		s.Plain = append(s.Plain, "engines")
+	}
+	return s
 }
 
 func readRules(c config.Config) (*generate.Rules, error) {

@@ -22,6 +22,7 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
@@ -41,9 +42,6 @@ type Finding struct {
 // made; none ends the examination.
 func Examine(ctx context.Context, c config.Config, role config.Role, tell func(Finding)) {
 	d := doctor{c, role, tell}
-	if err := unused(c); err != nil {
-		d.bad("settings", err, "take it out of the environment")
-	}
 	engines, known := d.files()
 	d.listeners(ctx)
 	if role == config.RoleUp {
@@ -62,6 +60,9 @@ func Examine(ctx context.Context, c config.Config, role config.Role, tell func(F
 	d.roots(ctx, keys)
 	d.redis(ctx)
 	d.objects(ctx)
+	if role == config.RoleUp || role == config.RoleWorker && (len(c.Lanes) == 0 || slices.Contains(c.Lanes, jobs.Housekeeping)) {
+		d.mail(ctx) // nobody else sends any
+	}
 	if known && (role == config.RoleUp || role == config.RoleWorker) {
 		d.engines(ctx, engines) // nobody else speaks to them, or has their credentials
 	}
@@ -103,7 +104,28 @@ func (d doctor) files() (engines engine.Config, known bool) {
 	} else if d.c.PromptRules != "" {
 		d.good("prompt rules", d.c.PromptRules)
 	}
+	d.policy()
 	return engines, err == nil
+}
+
+func (d doctor) policy() {
+	const part = "policy"
+	p, err := readPolicy(d.c)
+	if err != nil {
+		d.bad(part, err, "mend it; `zimage policy check` reads it again, `zimage policy example` prints one to start from")
+		return
+	}
+	name := d.c.Policy
+	if name == "" {
+		name = "the shipped one"
+	}
+	text := fmt.Sprintf("%s, version %s; generated content is kept %s", name, p.Version, p.Windows.GeneratedContent)
+	if left := p.Placeholders(); len(left) > 0 && !d.c.PublicIsLocal() {
+		d.warn(part, text+"; it names nobody, though the service is public: "+strings.Join(left, ", "),
+			"edit what `zimage policy example` prints and name it by "+config.Prefix+"POLICY")
+		return
+	}
+	d.good(part, text)
 }
 
 // data checks the folder of `zimage up`.
@@ -293,6 +315,54 @@ func (d doctor) objects(ctx context.Context) {
 	}
 }
 
+// mail comes as far as the server would take one, and sends none.
+func (d doctor) mail(ctx context.Context) {
+	const part = "mail"
+	if !d.c.UsesSMTP() {
+		folder := d.c.MailFolder()
+		switch info, err := os.Stat(folder); {
+		case err == nil && !info.IsDir():
+			d.bad(part, fmt.Errorf("%s is no folder", folder), "take it away, or name a mail server by "+config.Prefix+"SMTP_URL")
+		case d.role == config.RoleWorker:
+			d.warn(part, "there is no server: mails lie in "+folder+" for a day and reach nobody", "name one by "+config.Prefix+"SMTP_URL")
+		default:
+			d.good(part, "no server: mails are files in "+folder+", for a day")
+		}
+		return
+	}
+	server, err := mailServer(d.c)
+	if err != nil {
+		d.bad(part, err, "name a PEM file of the authorities that vouch for the mail server")
+		return
+	}
+	check, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = server.Check(check, d.c.MailFrom)
+	var fault *mail.Fault
+	if !errors.As(err, &fault) {
+		d.good(part, "the server answers and takes mail from us; none was sent")
+		return
+	}
+	const wait = "; until then mails wait, for a day"
+	reply := ""
+	if fault.Reply != 0 {
+		reply = fmt.Sprintf(" (%d)", fault.Reply)
+	}
+	switch fault.Code {
+	case mail.CodeBroken:
+		d.warn(part, "the server does not answer", "check that it runs and that "+config.Prefix+"SMTP_URL names it: smtp:// for port 587, smtps:// for port 465"+wait)
+	case mail.CodeDeferred:
+		d.warn(part, "the server asks to come later"+reply, "if it says so for long, ask whoever runs it"+wait)
+	case mail.CodeTLS:
+		d.bad(part, errors.New("the server speaks no TLS that we accept"), "it needs TLS 1.3, by STARTTLS for smtp:// and at once for smtps://, and a certificate for its name; "+
+			config.Prefix+"SMTP_CA names a private authority"+wait)
+	case mail.CodeLogin:
+		d.bad(part, errors.New("the server does not accept user and password"+reply), "check them in "+config.Prefix+"SMTP_URL; the server must offer SCRAM-SHA-256, PLAIN or LOGIN"+wait)
+	default:
+		d.bad(part, errors.New("the server takes nothing from us"+reply), "ask whoever runs it; we say to come from the domain of "+config.Prefix+"MAIL_FROM"+wait)
+	}
+}
+
 func (d doctor) engines(ctx context.Context, c engine.Config) {
 	if len(d.c.Lanes) > 0 {
 		c = c.ForLanes(d.c.Lanes)
@@ -342,12 +412,20 @@ func (d doctor) workers(ctx context.Context, main *db.DB, engines engine.Config,
 		d.warn("workers", "cannot be asked for: "+err.Error(), "start a process of this version, which brings the schema forward")
 		return
 	}
-	for _, lane := range append(engines.Lanes(), jobs.Housekeeping) {
-		if served[lane].Slots > 0 {
+	for _, lane := range append(engines.Lanes(), jobs.Housekeeping, mail.Lane) {
+		mend := "start `zimage up`, or a worker whose " + config.Prefix + "LANES has "
+		switch {
+		case served[lane].Slots > 0:
 			d.good("lane "+lane, "is served")
-		} else {
-			d.warn("lane "+lane, "no worker serves it now", "start `zimage up`, or a worker whose "+config.Prefix+"LANES has it; `zimage engines list` tells whether its engines are drained or set aside")
+			continue
+		case lane == mail.Lane:
+			mend += jobs.Housekeeping + ", of this version: mail goes with it; until then mails wait"
+		case lane == jobs.Housekeeping:
+			mend += "it; until then nothing is deleted"
+		default:
+			mend += "it; `zimage engines list` tells whether its engines are drained or set aside"
 		}
+		d.warn("lane "+lane, "no worker serves it now", mend)
 	}
 	if !known {
 		return

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -26,6 +27,9 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/engine"
 	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -124,6 +128,38 @@ func (p *patient) s3() testenv.S3Bucket {
 	return b
 }
 
+// mailServer names one.
+func (p *patient) mailServer(address, before string) {
+	p.environ["ZIMAGE_SMTP_URL"], p.environ["ZIMAGE_MAIL_FROM"] = before+address, "Z Image <no-reply@zimage.example>"
+}
+
+// says starts a server that greets everybody so, and hangs up.
+func (p *patient) says(greeting string) string {
+	p.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	p.must(err)
+	p.t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, greeting)
+			_ = c.Close()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// worker reports one that lives and serves these lanes.
+func (p *patient) worker(lanes ...string) {
+	p.t.Helper()
+	for _, lane := range lanes {
+		p.sql("data/zimage.db", fmt.Sprintf(`INSERT INTO workers (id, lane, slots, unit_micros, seen_at) VALUES ('wrk_x', '%s', 1, 0, %d)`, lane, time.Now().UnixMilli()))
+	}
+}
+
 // listen takes a free address away.
 func (p *patient) listen(network, address string) string {
 	p.t.Helper()
@@ -192,8 +228,11 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		text, mend string
 		start      bool // whether the parts open all the same
 	}{
-		{"a setting that is not followed", func(p *patient) { p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", "x") },
-			"settings", true, "ZIMAGE_POLICY", "take it out", fails},
+		{"a policy that promises what the law does not allow", func(p *patient) {
+			p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", strings.Replace(string(privacy.Example), "deletion: 30 days", "deletion: 90 days", 1))
+		}, "policy", true, "windows.deletion: write 1 to 30 days", "zimage policy example", fails},
+		{"a public service of nobody's", func(p *patient) { p.environ["ZIMAGE_PUBLIC_URL"] = "https://zimage.example" },
+			"policy", false, "controller.name, controller.address, contacts.privacy", "ZIMAGE_POLICY", starts},
 		{"an engines file without engines", func(p *patient) { p.environ["ZIMAGE_ENGINES"] = p.file("engines.yaml", "engines: []\n") },
 			"engines file", true, "at least one is needed", "zimage engines example", fails},
 		{"a lane that is not there", func(p *patient) { p.environ["ZIMAGE_LANES"] = "nowhere" },
@@ -209,7 +248,7 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"the metrics' address is taken", func(p *patient) { p.environ["ZIMAGE_METRICS_LISTEN"] = p.listen("tcp", "127.0.0.1:0") },
 			"listen ", true, "address already in use", "ZIMAGE_METRICS_LISTEN", starts},
 		{"a file where the socket is to be", func(p *patient) {
-			p.environ["ZIMAGE_LISTEN"], p.environ["ZIMAGE_PUBLIC_URL"] = "unix:"+p.file("api.sock", ""), "https://zimage.example"
+			p.environ["ZIMAGE_LISTEN"], p.environ["ZIMAGE_PUBLIC_URL"] = "unix:"+p.file("api.sock", ""), "https://localhost"
 		}, "listen ", true, "a file is there already", "ZIMAGE_LISTEN", starts},
 
 		{"a database that is away", func(p *patient) {
@@ -278,6 +317,19 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"a folder of objects that others may write to", func(p *patient) { p.must(os.Chmod(p.path("data/objects"), 0o777)) }, //nolint:gosec // that is the test
 			"objects", true, "other accounts may write", "alone may write to", fails},
 
+		{"the mail server is away", func(p *patient) { p.mailServer("127.0.0.1:1", "smtp://") },
+			"mail", false, "does not answer", "ZIMAGE_SMTP_URL", starts},
+		{"the mail server refuses the password", func(p *patient) { p.mailServer(newPostbox(p.t).address, "smtp://mailer:wrong@") },
+			"mail", true, "does not accept user and password (535)", "ZIMAGE_SMTP_URL", starts},
+		{"the mail server speaks no TLS", func(p *patient) { p.mailServer(newPostbox(p.t).address, "smtps://") },
+			"mail", true, "no TLS that we accept", "ZIMAGE_SMTP_CA", starts},
+		{"the mail server takes nothing", func(p *patient) { p.mailServer(p.says("554 not from you\r\n"), "smtp://") },
+			"mail", true, "takes nothing from us (554)", "ZIMAGE_MAIL_FROM", starts},
+		{"the mail server is busy", func(p *patient) { p.mailServer(p.says("421 later\r\n"), "smtp://") },
+			"mail", false, "asks to come later (421)", "for long", starts},
+		{"a file for the folder of mails", func(p *patient) { p.file("data/mail", "") },
+			"mail", true, "is no folder", "ZIMAGE_SMTP_URL", starts},
+
 		{"an engine that is away", func(p *patient) { p.environ["ZIMAGE_ENGINES"] = p.file("engines.yaml", fmt.Sprintf(oneServer, "")) },
 			"engine gpu", true, "unreachable", "check that it runs", starts},
 		{"an engine's credential is not there", func(p *patient) {
@@ -325,6 +377,59 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDoctorAsksTheMailServerAndSendsNothing(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	b := newPostbox(p.t)
+	p.mailServer(b.address, "smtp://mailer:right@")
+	mails := func(role config.Role) (told []Finding) {
+		Examine(t.Context(), p.config(), role, func(f Finding) {
+			if f.Part == "mail" {
+				told = append(told, f)
+			}
+		})
+		return told
+	}
+	if told := mails(config.RoleUp); len(told) != 1 || told[0].Bad || told[0].Warn || b.logins.Load() != 1 || b.froms.Load() != 0 {
+		t.Errorf("%+v after %d sign-ins and %d mails", told, b.logins.Load(), b.froms.Load())
+	}
+	if told := mails(config.RoleAPI); len(told) != 0 {
+		t.Errorf("an api sends no mail: %+v", told)
+	}
+	p.environ["ZIMAGE_LANES"] = "illustration"
+	if told := mails(config.RoleWorker); len(told) != 0 {
+		t.Errorf("a worker without housekeeping sends no mail: %+v", told)
+	}
+	for _, name := range []string{"ZIMAGE_LANES", "ZIMAGE_SMTP_URL"} {
+		delete(p.environ, name)
+	}
+	if told := mails(config.RoleWorker); len(told) != 1 || !told[0].Warn || !strings.Contains(told[0].Mend, "ZIMAGE_SMTP_URL") {
+		t.Errorf("a worker without a mail server: %+v", told)
+	}
+}
+
+// A worker of a version before the mail lane takes housekeeping without it.
+func TestDoctorTellsThatNobodySendsMail(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.worker("generation", jobs.Housekeeping)
+	warned := map[string]Finding{}
+	for _, f := range p.examine() {
+		if lane, ok := strings.CutPrefix(f.Part, "lane "); ok && f.Warn {
+			warned[lane] = f
+		}
+	}
+	if f := warned[mail.Lane]; len(warned) != 1 || !strings.Contains(f.Text, "no worker serves it") || !strings.Contains(f.Mend, "housekeeping, of this version") {
+		t.Errorf("warned of %+v", warned)
+	}
+	p.worker(mail.Lane)
+	for _, f := range p.examine() {
+		if f.Part == "lane mail" && f.Warn {
+			t.Errorf("served: %+v", f)
+		}
 	}
 }
 

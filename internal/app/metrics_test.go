@@ -39,6 +39,7 @@ func roles(t *testing.T, change func(*App)) map[config.Role]*App {
 		"ZIMAGE_REDIS_URL": testenv.Redis(t), "ZIMAGE_S3_ENDPOINT": bucket.Endpoint, "ZIMAGE_S3_BUCKET": bucket.Bucket,
 		"ZIMAGE_S3_ACCESS_KEY": bucket.AccessKey, "ZIMAGE_S3_SECRET_KEY": bucket.SecretKey, "ZIMAGE_S3_TLS": "false",
 		"ZIMAGE_ROOT_KEYS": ring, "ZIMAGE_LISTEN": freePort(t), "ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"),
+		"ZIMAGE_SMTP_URL": "smtp://mailer:right@" + newPostbox(t).address, "ZIMAGE_MAIL_FROM": "no-reply@zimage.example",
 	}
 	all := map[config.Role]*App{}
 	for _, role := range []config.Role{config.RoleAPI, config.RoleWorker, config.RoleScheduler} {

@@ -15,15 +15,21 @@ import (
 
 	"zimage/internal/config"
 	"zimage/internal/httpapi"
+	"zimage/internal/web"
 )
 
 // runAPI serves the API until ctx ends; requests in flight may finish.
 func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Listener) error {
 	watchers := a.Generate.NewWatchers()
+	policy := a.statement()
+	pages, err := web.New(web.Options{Policy: policy, Clock: a.clock})
+	if err != nil {
+		return err
+	}
 	api, err := httpapi.New(httpapi.Options{
 		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
-		RequestsPerMinute: a.config.RequestsPerMinute, Ready: a.Ready,
+		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready,
 	})
 	if err != nil {
 		return err

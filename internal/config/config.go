@@ -39,13 +39,13 @@ const (
 type Config struct {
 	Listen         string   `env:"LISTEN" envDefault:"127.0.0.1:8080" doc:"Address of the API, as host:port or unix:PATH. Off loopback it needs a TLS certificate."`
 	MetricsListen  string   `env:"METRICS_LISTEN" envDefault:"127.0.0.1:9464" doc:"Address of metrics and probes, one for each process; off: none. It never speaks TLS."`
-	PublicURL      string   `env:"PUBLIC_URL" without:"from LISTEN" doc:"The address that users type, without a path."`
+	PublicURL      string   `env:"PUBLIC_URL" without:"from LISTEN" doc:"The address that users type, without a path. Mails name it, and passkeys are bound to its host: https with a name, or localhost."`
 	TLSCert        string   `env:"TLS_CERT" doc:"PEM file with the certificate chain of the API. Read at start."`
 	TLSKey         string   `env:"TLS_KEY" doc:"PEM file with its private key."`
 	TLSExceptions  []string `env:"TLS_EXCEPTIONS" doc:"Hops accepted without verified TLS 1.3: listen, metrics, database, keys, redis, s3, smtp. Comma list."`
 	TrustedProxies []string `env:"TRUSTED_PROXIES" doc:"Addresses or networks whose X-Forwarded-For is believed. Comma list; empty: nobody's."`
 
-	Data            string `env:"DATA" envDefault:"./zimage-data" doc:"Folder of the embedded database and, without S3, of the objects."`
+	Data            string `env:"DATA" envDefault:"./zimage-data" doc:"Folder of the embedded database and, without servers for them, of objects and mails."`
 	DatabaseURL     string `env:"DATABASE_URL" secret:"url" without:"sqlite:DATA/zimage.db" doc:"sqlite:PATH, or postgres://… with sslmode=verify-full off loopback."`
 	KeysDatabaseURL string `env:"KEYS_DATABASE_URL" secret:"url" without:"sqlite:DATA-keys/keys.db" doc:"The key store: never the same database, and backed up apart."`
 	RootKeys        string `env:"ROOT_KEYS" without:"DATA-roots/roots.yaml" doc:"File with the root keys, outside DATA. Losing it loses every picture and prompt."`
@@ -63,15 +63,15 @@ type Config struct {
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
 	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail goes with housekeeping."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
-	Policy      string   `env:"POLICY" without:"none" doc:"YAML file of the privacy policy: windows, contacts, processors. Not followed yet: setting it is refused."`
+	Policy      string   `env:"POLICY" without:"the shipped one" doc:"YAML file of the privacy policy: windows, contacts, processors; the same for every process."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
 	SMTPCA      string   `env:"SMTP_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the mail server, instead of the system's."`
-	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`
+	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Its domain is also that of every Message-ID, so keep it. Required with SMTP_URL."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places, in the MaxMind DB format, such as GeoLite2 City. Without one no place is known."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`
-	RequestsPerMinute int `env:"REQUESTS_PER_MINUTE" envDefault:"600" min:"1" max:"10000000" doc:"Requests each key may make in a minute."`
+	RequestsPerMinute int `env:"REQUESTS_PER_MINUTE" envDefault:"600" min:"1" max:"10000000" doc:"Requests each key or session may make in a minute."`
 
 	LogLevel        string        `env:"LOG_LEVEL" envDefault:"info" oneof:"debug,info,warn,error" doc:"debug, info, warn or error."`
 	LogFormat       string        `env:"LOG_FORMAT" envDefault:"text" oneof:"text,json" doc:"text or json."`

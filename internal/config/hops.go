@@ -73,6 +73,12 @@ func isLocal(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
+// PublicIsLocal reports whether the address that users type is this machine's.
+func (c Config) PublicIsLocal() bool {
+	u, err := url.Parse(c.PublicURL)
+	return err == nil && isLocal(u.Hostname())
+}
+
 // checkListen refuses to serve plain HTTP to the network.
 func (c Config) checkListen(problems *Problems) {
 	host, _, err := net.SplitHostPort(c.Listen)

@@ -134,6 +134,25 @@ func (c Config) ForLanes(lanes []string) Config {
 	return part
 }
 
+// Keeps is the most that any engine keeps of a request by itself: nothing, memory
+// or disk.
+func (c Config) Keeps() string {
+	most := 0
+	for _, e := range c.Engines {
+		most = max(most, slices.Index(keepings, e.Keeps))
+	}
+	return keepings[most]
+}
+
+// Plain reports whether prompts cross the network to an engine in the clear, as
+// the operator has accepted.
+func (c Config) Plain() bool {
+	return slices.ContainsFunc(c.Engines, func(e Settings) bool {
+		u, err := e.base()
+		return err == nil && u.Scheme == "http" && !loopback(u.Hostname())
+	})
+}
+
 func (c *Config) fill() {
 	setDefault(&c.SetAsideAfter, defaultSetAsideAfter)
 	setDefault(&c.ProbeEvery, defaultProbeEvery)

@@ -75,6 +75,47 @@ func TestPromise_C1_APromptBecomesMarkedImages(t *testing.T) {
 	}
 }
 
+// A person's preferences fill in what a request leaves out, where the model can
+// do it, and nothing else.
+func TestPromise_A3_PreferencesFillInWhatIsLeftOut(t *testing.T) {
+	all := Defaults{Model: "elsewhere", Width: 128, Height: 96, N: 2, Format: "jpeg"}
+	type want struct {
+		model            string
+		width, height, n int
+		format           string
+	}
+	stacks(t, setup{idle: true, redis: nowhere}, func(t *testing.T, r *rig) {
+		for what, c := range map[string]struct {
+			request Request
+			want    want
+		}{
+			"none":                    {Request{}, want{"illustrator", 64, 64, 1, "png"}},
+			"all":                     {Request{Defaults: all}, want{"elsewhere", 128, 96, 2, "jpeg"}},
+			"a model":                 {Request{Defaults: Defaults{Model: "elsewhere"}}, want{"elsewhere", 64, 64, 1, "png"}},
+			"another model asked for": {Request{Model: "illustrator", Defaults: all}, want{"illustrator", 128, 96, 2, "jpeg"}},
+			"one side asked for":      {Request{Width: 256, Defaults: all}, want{"elsewhere", 256, 64, 2, "jpeg"}},
+			"all asked for": {Request{Model: "illustrator", Width: 64, Height: 64, N: 1, Format: "png", Defaults: all},
+				want{"illustrator", 64, 64, 1, "png"}},
+			"a model that is gone":    {Request{Defaults: Defaults{Model: "gone", Format: "jpeg"}}, want{"illustrator", 64, 64, 1, "jpeg"}},
+			"more than the model can": {Request{Defaults: Defaults{Width: 4096, Height: 64, N: 99, Format: "gif"}}, want{"illustrator", 64, 64, 1, "png"}},
+		} {
+			q := c.request
+			g := r.submit(r.ada, func(r *Request) { q.Prompt = r.Prompt; *r = q })
+			for where, got := range map[string]Request{"answered": g.Request, "stored": r.get(r.ada, g.ID).Request} {
+				if got := (want{got.Model, got.Width, got.Height, got.N, got.Format}); got != c.want {
+					t.Errorf("%s, %s: %+v, want %+v", what, where, got, c.want)
+				}
+				if got.Defaults != (Defaults{}) && where == "stored" {
+					t.Errorf("%s: the preferences are kept with the generation", what)
+				}
+			}
+		}
+		if _, _, err := r.service.Submit(t.Context(), r.ada, Request{Prompt: "p", Model: "gone", Defaults: all}, nil); err == nil {
+			t.Error("a preference stands in for a model that was asked for and is gone")
+		}
+	})
+}
+
 func TestPromise_C3_NobodyElseSeesAnything(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
 		g := r.made(r.ada)

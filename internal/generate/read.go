@@ -15,6 +15,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/problem"
+	"zimage/internal/subject"
 	"zimage/internal/vault"
 )
 
@@ -175,6 +176,9 @@ func explain(code string) string {
 	if m, ok := explanations[code]; ok {
 		return m
 	}
+	if m, ok := subject.Reason(code).Words(); ok {
+		return m
+	}
 	return "The generation failed because of an error of ours."
 }
 
@@ -189,7 +193,6 @@ var explanations = map[string]string{
 	"bad_image":          "The engine's answer was not a usable picture.",
 	"worker_lost":        "The worker was lost too often.",
 	"model_removed":      "The model is not offered any more.",
-	"not_allowed":        "The account does not allow generation now.",
 }
 
 type imageRow struct {

@@ -21,7 +21,6 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/picture"
-	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
 
@@ -45,9 +44,8 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 		return jobs.Retry("internal", err)
 	}
 	if err := subject.May(ctx, s.DB, g.Owner, subject.Generate); err != nil {
-		var refused *problem.Error
-		if errors.As(err, &refused) {
-			return jobs.Fail("not_allowed", err)
+		if why, refused := subject.ReasonOf(err); refused {
+			return jobs.Fail(string(why), err)
 		}
 		return jobs.Retry("internal", err) // the database did not say
 	}
@@ -143,7 +141,10 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 		return a.failure(ctx, err)
 	}
 	err := a.run.Complete(ctx, a.finish)
+	why, refused := subject.ReasonOf(err)
 	switch {
+	case refused:
+		return jobs.Fail(string(why), err)
 	case errors.Is(err, errGone):
 		return jobs.Fail("removed", err)
 	case err != nil:
@@ -331,9 +332,14 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 	}
 }
 
-// finish writes the result in the transaction that ends the job.
+// finish writes the result in the transaction that ends the job. It asks once
+// more whether the owner's work may be done: what forbids it stops running work
+// too, but only at the next renewal of the lease.
 func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
 	s, g := a.service, a.generation
+	if err := subject.May(ctx, tx, g.Owner, subject.Generate); err != nil {
+		return err
+	}
 	now := s.Clock.Now()
 	n, err := tx.Exec(ctx, `UPDATE generations SET status = 'succeeded', attempts = ?, started_at = ?, finished_at = ?, unswept = ?
 		WHERE id = ? AND removed_at = 0`, a.run.Attempt, a.run.StartedAt, now.UnixMilli(), flag(a.run.Attempt > 1), g.ID)

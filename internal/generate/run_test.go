@@ -386,34 +386,94 @@ func TestDeletedWhileItRuns(t *testing.T) {
 	})
 }
 
-func TestWhatMayNotRunIsNotSentToTheEngine(t *testing.T) {
+func TestPromise_G6_WhatMayNotRunIsNotSentToTheEngine(t *testing.T) {
 	stacks(t, setup{idle: true}, func(t *testing.T, r *rig) {
 		ctx := t.Context()
-		removed, expired, restricted := r.submit(r.ada), r.submit(r.ada, func(q *Request) { q.RetentionDays = 1 }), r.submit(r.ben)
+		removed, expired := r.submit(r.ada), r.submit(r.ada, func(q *Request) { q.RetentionDays = 1 })
+		refused := refusals()
+		made := map[string]Generation{}
+		for change := range refused {
+			owner := r.person("sub_" + refused[change].code)
+			made[change] = r.submit(owner)
+		}
 		if err := r.service.Delete(ctx, r.ada, removed.ID); err != nil {
 			t.Fatal(err)
 		}
 		r.clock.Advance(24*time.Hour + time.Second)
-		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = 1 WHERE id = ?`, r.ben); err != nil {
-			t.Fatal(err)
-		}
 		gone := r.submit(r.ada)
 		if _, err := r.db.Exec(ctx, `DELETE FROM generations WHERE id = ?`, gone.ID); err != nil {
 			t.Fatal(err)
 		}
+		for change, want := range refused {
+			r.becomes("sub_"+want.code, change)
+		}
 		r.work()
 		testenv.Eventually(t, 20*time.Second, func() bool {
-			return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('failed', 'canceled')`, KindRun) == 4
+			return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('failed', 'canceled')`, KindRun) == 3+len(refused)
 		})
 		if n := len(r.engine.made()); n != 0 {
 			t.Errorf("the engine was asked %d times", n)
 		}
-		if g := r.get(r.ben, restricted.ID); g.Failure == nil || g.Failure.Code != "not_allowed" {
-			t.Errorf("%+v", g.Failure)
+		for change, want := range refused {
+			want.check(t, r.get("sub_"+want.code, made[change].ID))
 		}
 		_, err := r.service.Get(ctx, r.ada, expired.ID)
 		wantCode(t, err, problem.DataRemoved)
 	})
+}
+
+// What forbids the work while an engine is at it: nothing comes of it, also when
+// the word to stop comes too late.
+func TestPromise_G6_WorkThatIsForbiddenMeanwhileLeavesNoPicture(t *testing.T) {
+	stacks(t, setup{slots: 3}, func(t *testing.T, r *rig) {
+		door := newGate(false)
+		r.engine.play(door.script)
+		refused := refusals()
+		made := map[string]Generation{}
+		for change, want := range refused {
+			made[change] = r.submit(r.person("sub_" + want.code))
+		}
+		for range refused {
+			<-door.entered
+		}
+		for change, want := range refused {
+			r.becomes("sub_"+want.code, change) // without the event, so that nobody stops it
+		}
+		close(door.open)
+		for change, want := range refused {
+			owner := "sub_" + want.code
+			want.check(t, r.await(owner, made[change].ID, Failed))
+			testenv.Eventually(t, 20*time.Second, func() bool { return len(r.objects(prefix(owner, made[change].ID))) == 0 })
+		}
+		if n := r.count(`SELECT count(*) FROM images`); n != 0 {
+			t.Errorf("%d images", n)
+		}
+	})
+}
+
+// refusal is how a generation ends that its owner's state forbids.
+type refusal struct{ code, text string }
+
+func refusals() map[string]refusal {
+	return map[string]refusal{
+		`restricted_at = 1`: {"restricted", "restricted at its owner's request"},
+		`suspended_at = 1`:  {"suspended", "suspended"},
+		`state = 'closing'`: {"account_closed", "closed"},
+	}
+}
+
+func (r *rig) becomes(owner, change string) {
+	r.t.Helper()
+	if _, err := r.db.Exec(r.t.Context(), `UPDATE subjects SET `+change+` WHERE id = ?`, owner); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (want refusal) check(t *testing.T, g Generation) {
+	t.Helper()
+	if g.Failure == nil || g.Failure.Code != want.code || !strings.Contains(g.Failure.Message, want.text) {
+		t.Errorf("%+v, want %s: …%s…", g.Failure, want.code, want.text)
+	}
 }
 
 func TestAResultWaitsForObjectStorage(t *testing.T) {

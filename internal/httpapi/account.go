@@ -147,7 +147,7 @@ type codeInput struct {
 }
 
 func (a *API) confirmEmail(ctx context.Context, in *codeInput) (*struct{}, error) {
-	return nil, a.rooms.Accounts.ConfirmEmail(ctx, callOf(ctx).client, in.Body.Code)
+	return nil, a.rooms.Accounts.ConfirmEmail(ctx, callOf(ctx).who, in.Body.Code)
 }
 
 type passwordBody struct {

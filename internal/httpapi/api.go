@@ -25,6 +25,7 @@ import (
 	"zimage/internal/account"
 	"zimage/internal/clock"
 	"zimage/internal/generate"
+	"zimage/internal/privacy"
 )
 
 // Options for New. What does not say otherwise is required.
@@ -46,6 +47,10 @@ type Options struct {
 	Version   string
 	// RequestsPerMinute of one key; 0 means 600.
 	RequestsPerMinute int
+	// Policy is what GET /v1/privacy/policy tells.
+	Policy privacy.Statement
+	// Pages are answered beside the API, by path and for GET alone: web's.
+	Pages map[string]http.Handler
 	// Ready says whether this process can serve. Nil: always.
 	Ready func(context.Context) Readiness
 }
@@ -117,6 +122,10 @@ func New(o Options) (*API, error) {
 	g := gin.New()
 	g.RedirectTrailingSlash = false
 	g.HandleMethodNotAllowed = true
+	// Of no other header is known whether the proxy writes it or lets it through.
+	g.RemoteIPHeaders = []string{"X-Forwarded-For"}
+	// gin believes whoever comes over a socket. Where nobody is named, nobody is.
+	g.ForwardedByClientIP = len(o.TrustedProxies) > 0
 	if err := g.SetTrustedProxies(o.TrustedProxies); err != nil {
 		return nil, fmt.Errorf("trusted proxies: %w", err)
 	}

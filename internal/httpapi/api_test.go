@@ -40,10 +40,12 @@ type rig struct {
 	ownerOf  func(email string) string // their subject id
 	accounts *account.Service
 	vault    *vault.Vault
+	options  Options // of the API, to serve it once more with others
 }
 
 func (r *rig) serve(o Options) {
 	r.t.Helper()
+	r.options = o
 	var err error
 	if r.api, err = New(o); err != nil {
 		r.t.Fatal(err)

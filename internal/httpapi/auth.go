@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -72,16 +73,13 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 	if err != nil {
 		return err
 	}
-	from := network(c.ClientIP())
+	from := account.Network(callOf(ctx).client.Addr)
 	if wait := a.failures.refused(from, token); wait > 0 {
 		return problem.New(problem.RateLimited, "Too many attempts with keys or sessions that do not hold.").After(wait)
 	}
 	who, err := authenticate(ctx, token)
 	if err != nil {
-		if problem.CodeOf(err) == problem.Unauthorized {
-			a.failures.failed(from, token)
-		}
-		return err
+		return a.notAdmitted(ctx, from, token, err)
 	}
 	a.failures.succeeded(token)
 	call := callOf(ctx)
@@ -99,6 +97,22 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 		return problem.New(problem.Forbidden, "The scope "+need.scope+" is needed here.")
 	}
 	return nil
+}
+
+// notAdmitted counts a token that does not hold. The cookie of a browser that signed
+// out guesses nothing: it is counted by itself, so that a page that goes on asking
+// does not shut out the others of its network.
+func (a *API) notAdmitted(ctx context.Context, from netip.Prefix, token string, err error) error {
+	var known *account.SignedOut
+	switch {
+	case errors.As(err, &known):
+		if left := a.keys.take(ctx, known.SessionID); !left.ok {
+			return problem.New(problem.RateLimited, "Too many requests with this session.").After(left.retry)
+		}
+	case problem.CodeOf(err) == problem.Unauthorized:
+		a.failures.failed(from, token)
+	}
+	return err
 }
 
 // presented is the key in the Authorization header, else the session in the
@@ -135,36 +149,21 @@ func visible(s string, most int) bool {
 	return s != "" && len(s) <= most && strings.IndexFunc(s, func(r rune) bool { return r < '!' || r > '~' }) < 0
 }
 
-// stillHolds looks again whether the key or session of an open request holds. A
-// failure of ours is no reason to end it.
+// stillHolds looks again whether the key or session of an open request holds,
+// which is no use of it. A failure of ours is no reason to end it.
 func (a *API) stillHolds(ctx context.Context) error {
 	call := callOf(ctx)
-	authenticate := a.rooms.Accounts.Authenticate
+	var err error
 	if call.who.SessionID != "" {
-		authenticate = a.rooms.Accounts.AuthenticateSession
+		err = a.rooms.Accounts.StillHolds(ctx, call.who)
+	} else {
+		_, err = a.rooms.Accounts.KeyHolds(ctx, call.token)
 	}
-	_, err := authenticate(ctx, call.token)
 	switch problem.CodeOf(err) {
 	case problem.Unauthorized, problem.Forbidden:
 		return err
 	}
 	return nil
-}
-
-// network is what failures are counted by: an IPv4 address, or the /64 that an
-// IPv6 client moves in freely.
-func network(ip string) netip.Prefix {
-	addr, err := netip.ParseAddr(ip)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits)
-	return p
 }
 
 // failureLimiter slows down who tries keys: 30 failures a minute of one network,

@@ -17,6 +17,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"zimage/internal/generate"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
 
@@ -49,6 +50,7 @@ const (
 	tagSignIn      = "Sign-in"
 	tagKeys        = "Keys"
 	tagStaff       = "Staff"
+	tagPrivacy     = "Privacy"
 	tagOperations  = "Operations"
 )
 
@@ -145,6 +147,11 @@ var (
 			Steps: modelRangeView{Default: 8, Max: 50}, Guidance: modelNumberView{Max: 10}, MaxImages: 4, MaxPromptChars: 4000,
 		}}}}},
 	}
+	policyDoc = doc{
+		id: "get-policy", tag: tagPrivacy, summary: "Read the privacy policy",
+		description: "What the page at `/privacy` says, as data: windows, contacts, purposes, processors, and how data is protected here.",
+		answers:     []good{{status: http.StatusOK, description: "The policy in force.", body: samplePolicy()}},
+	}
 	healthDoc = doc{
 		id: "health", tag: tagOperations, summary: "Alive?",
 		description: "Answers as long as the process does.",
@@ -196,6 +203,15 @@ func sample(status generate.Status) generationView {
 		}}
 	}
 	return (&API{}).generation(g)
+}
+
+func samplePolicy() policyView {
+	s := privacy.Statement{Policy: privacy.DefaultPolicy(), Installation: privacy.Installation{URL: "https://images.example.org", EnginesKeep: "nothing"}}
+	s.Processors = []privacy.Processor{{
+		ID: "mail", Name: "Example Mail Ltd", Purpose: "Delivers the mail that the service sends.", Categories: []string{"mail address", "content of the mail"},
+		Place: "Ireland", Safeguard: "None needed, within the European Economic Area.", Contract: "Data processing agreement under Article 28 GDPR", ContractDate: s.Date,
+	}}
+	return policy(s)
 }
 
 func pointer[T any](v T) *T { return &v }
@@ -344,6 +360,7 @@ func (a *API) document() *huma.OpenAPI {
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
 			{Name: tagKeys, Description: "By which programs act for you."},
 			{Name: tagStaff, Description: "For those who run the service: with a role, two factors and a reason that is kept."},
+			{Name: tagPrivacy, Description: "What the operator promises about personal data."},
 			{Name: tagOperations, Description: "For whoever runs it."},
 		},
 		Components: &huma.Components{

@@ -86,7 +86,7 @@ var (
 	}
 	confirmEmailDoc = doc{
 		id: "confirm-email", tag: tagAccount, summary: "Confirm a new mail address",
-		description: "With the code that was sent to it. It works once, for 24 hours.",
+		description: "With the code that was sent to it, in a session of the account. It works once, for 24 hours.",
 		request:     codeBody{Code: "zc_…"},
 		answers:     none("The new address is in force."),
 		codes:       []problem.Code{problem.LinkInvalid, problem.Conflict},
@@ -136,6 +136,7 @@ var (
 		id: "withdraw-objection", tag: tagAccount, summary: "Withdraw an objection",
 		description: "The use is allowed again.",
 		answers:     none("Allowed."),
+		codes:       []problem.Code{problem.Conflict},
 	}
 	restrictDoc = doc{
 		id: "restrict-processing", tag: tagAccount, summary: "Restrict processing",
@@ -209,7 +210,6 @@ var (
 		id: "get-session", tag: tagSignIn, summary: "Look at this session",
 		description: "How it was opened and how long it lasts.",
 		answers:     ok("The session.", sampleSession),
-		codes:       []problem.Code{problem.NotFound},
 	}
 	signOutDoc = doc{
 		id: "sign-out", tag: tagSignIn, summary: "Sign out",
@@ -254,7 +254,7 @@ var (
 
 	keysDoc = doc{
 		id: "list-keys", tag: tagKeys, summary: "List your keys",
-		description: "By their first letters, with scopes and last use.",
+		description: "By their first letters, with scopes and last use. Those that were revoked or expired are listed for 30 days, the newest 100 of them.",
 		answers:     ok("The keys.", keysView{Data: []keyView{sampleKey}}),
 	}
 	createKeyDoc = doc{

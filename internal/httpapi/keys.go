@@ -2,9 +2,12 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"zimage/internal/account"
+	"zimage/internal/problem"
 )
 
 type createKeyBody struct {
@@ -26,10 +29,23 @@ func (a *API) createKey(ctx context.Context, in *createKeyInput) (*newKeyOutput,
 	}
 	token, k, err := a.rooms.Accounts.NewKey(ctx, callOf(ctx).who, in.Body.Name, in.Body.Scopes, expires)
 	if err != nil {
-		return nil, err
+		return nil, inBody(err)
 	}
 	a.failures.succeeded(token)
 	return &newKeyOutput{Body: newKeyView{Token: token, Key: key(k)}}, nil
+}
+
+// inBody says where the fields stand that a room named without knowing of bodies.
+func inBody(err error) error {
+	var p *problem.Error
+	if errors.As(err, &p) {
+		for i, f := range p.Fields {
+			if !strings.HasPrefix(f.Location, "body.") {
+				p.Fields[i].Location = "body." + f.Location
+			}
+		}
+	}
+	return err
 }
 
 type keysOutput struct{ Body keysView }

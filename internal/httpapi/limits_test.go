@@ -144,21 +144,6 @@ func TestFailureLimiter(t *testing.T) {
 	}
 }
 
-func TestNetwork(t *testing.T) {
-	t.Parallel()
-	for ip, want := range map[string]string{
-		"192.0.2.7":              "192.0.2.7/32",
-		"::ffff:192.0.2.7":       "192.0.2.7/32",
-		"2001:db8:1:2:3:4:5:6":   "2001:db8:1:2::/64",
-		"fe80::1%eth0":           "fe80::/64",
-		"not an address at all!": "invalid Prefix",
-	} {
-		if got := network(ip).String(); got != want {
-			t.Errorf("%s: %s, want %s", ip, got, want)
-		}
-	}
-}
-
 func TestPreferredWait(t *testing.T) {
 	t.Parallel()
 	for prefer, want := range map[string]time.Duration{

@@ -7,6 +7,7 @@ import (
 	"image/color"
 	"image/png"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -26,6 +27,9 @@ import (
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
+
+// secondModel is one that nobody gets who does not ask for it.
+const secondModel = "second"
 
 // gated is an engine that makes a grey picture when the test lets it.
 type gated struct{ gate chan struct{} }
@@ -91,6 +95,9 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	t.Cleanup(bell.Close)
 	queue := jobs.New(d, c, bell, measured, log)
 	cfg := engine.DefaultConfig()
+	second := cfg.Models[0]
+	second.ID = secondModel
+	cfg.Models = append(cfg.Models, second)
 	var rooms *generate.Service
 	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
 	rooms = generate.New(generate.Options{
@@ -102,6 +109,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
 		Mail:     mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
+		Place:    func(addr netip.Addr) string { return "Near " + addr.String() },
 	})
 	watchers := rooms.NewWatchers()
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/gin-gonic/gin"
 
 	"zimage/internal/account"
 )
@@ -33,7 +34,7 @@ func (a *API) routes() {
 	add(a, http.MethodPatch, "/v1/account", with(account.ScopeAccount), updateAccountDoc, a.updateAccount)
 	add(a, http.MethodDelete, "/v1/account", inSession, closeAccountDoc, a.closeAccount)
 	add(a, http.MethodPost, "/v1/account/email", inSession, changeEmailDoc, a.changeEmail)
-	add(a, http.MethodPost, "/v1/account/email/confirm", public, confirmEmailDoc, a.confirmEmail)
+	add(a, http.MethodPost, "/v1/account/email/confirm", inSession, confirmEmailDoc, a.confirmEmail)
 	add(a, http.MethodPut, "/v1/account/password", inSession, changePasswordDoc, a.changePassword)
 	add(a, http.MethodPost, "/v1/account/password/reset", public, requestResetDoc, a.requestReset)
 	add(a, http.MethodPost, "/v1/account/password/reset/confirm", public, resetDoc, a.reset)
@@ -73,12 +74,17 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/unsuspend", inSession, unsuspendDoc, a.unsuspendAccount)
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/close-child", inSession, closeChildDoc, a.closeChild)
 
+	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)
+
 	add(a, http.MethodGet, "/healthz", public, healthDoc, a.health)
 	add(a, http.MethodGet, "/readyz", public, readyDoc, a.ready)
 
 	a.engine.GET("/openapi.json", a.serveOpenAPI)
 	a.engine.GET("/docs", a.serveDocs)
 	a.engine.GET("/docs.css", a.serveStyle)
+	for path, page := range a.rooms.Pages {
+		a.engine.GET(path, gin.WrapH(page))
+	}
 }
 
 // add registers one route with everything that is around a handler: who may, the

@@ -9,6 +9,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"zimage/internal/account"
+	"zimage/internal/problem"
 )
 
 const (
@@ -100,7 +101,7 @@ func (a *API) getSession(ctx context.Context, _ *struct{}) (*sessionOutput, erro
 			return &sessionOutput{Body: session(s)}, nil
 		}
 	}
-	return nil, known("ses", "") // it ended meanwhile
+	return nil, problem.New(problem.Unauthorized, "You are not signed in.") // it ended meanwhile
 }
 
 func (a *API) signOut(ctx context.Context, _ *struct{}) (*clearedOutput, error) {

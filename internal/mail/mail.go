@@ -51,7 +51,8 @@ const (
 	PasswordChanged     Template = "password-changed"      //
 	NewDevice           Template = "new-device"            // When, [Agent], [Place]
 	SecondFactorChanged Template = "second-factor-changed" // What: one sentence
-	KeyCreated          Template = "key-created"           // [Name]
+	KeyCreated          Template = "key-created"           // [Name], [Reason]: of the operator, who made it
+	KeyRevoked          Template = "key-revoked"           // by the operator: [Name], Reason
 	RestrictionLifted   Template = "restriction-lifted"    //
 	AccountSuspended    Template = "account-suspended"     // Reason
 	AccountUnsuspended  Template = "account-unsuspended"   //

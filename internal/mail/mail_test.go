@@ -97,7 +97,7 @@ func TestPromise_S2_AnHourWithoutTheServerLosesNothing(t *testing.T) {
 		id := r.send(reset(ada))
 		j := r.tried(id, 1)
 		for j.State == jobs.Waiting {
-			if j.ErrorCode != codeDeferred {
+			if j.ErrorCode != CodeDeferred {
 				t.Fatalf("it waits for %s", j.ErrorCode)
 			}
 			j = r.again(id)
@@ -112,6 +112,56 @@ func TestPromise_S2_AnHourWithoutTheServerLosesNothing(t *testing.T) {
 		r.counted(1, j.Attempt-1, 0, 0, 0)
 		if got := parse(t, s.arrived()[0].raw).header.Get("Date"); got != "Mon, 03 Mar 2031 12:00:00 +0000" {
 			t.Errorf("it says that it was written at %s", got)
+		}
+	})
+}
+
+// Not a server that puts mails off, but none at all: nobody listens for an hour.
+func TestPromise_S2_AnHourInWhichNobodyListensLosesNothing(t *testing.T) {
+	withServer(t, func(t *testing.T, r *rig, s *server) {
+		s.close()
+		id, other := r.send(reset(ada)), r.send(reset("ben.canary@example.org"))
+		j := r.tried(id, 1)
+		for ends := start.Add(time.Hour); j.State == jobs.Waiting && r.clock.Now().Before(ends); j = r.again(id) {
+			if j.ErrorCode != CodeBroken {
+				t.Fatalf("it waits for %s", j.ErrorCode)
+			}
+			if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil || got.Data == nil {
+				t.Fatal("the mail is given up")
+			}
+		}
+		if j.State != jobs.Waiting || r.clock.Now().Sub(start) > 2*time.Hour {
+			t.Fatalf("after %v the job is %s", r.clock.Now().Sub(start), j.State)
+		}
+		s.open(s.port)
+		for _, mail := range []string{id, other} {
+			r.tried(mail, 1)
+			for tries := 0; r.job(mail).State == jobs.Waiting && tries < 3; tries++ {
+				r.again(mail)
+			}
+			r.await(mail, jobs.Succeeded)
+			r.gone(mail, true)
+		}
+		got := map[string]int{}
+		for _, l := range s.arrived() {
+			got[l.to]++
+		}
+		if len(got) != 2 || got[ada] != 1 || got["ben.canary@example.org"] != 1 {
+			t.Errorf("mails arrived: %v", got)
+		}
+		// Nor later.
+		r.clock.Advance(24 * time.Hour)
+		if err := r.queue.NewScheduler().Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.repeat(id)
+		if n := len(s.arrived()); n != 2 {
+			t.Errorf("%d mails arrived", n)
+		}
+		for _, word := range []string{ada, "127.0.0.1", "localhost"} {
+			if strings.Contains(r.log.String(), word) {
+				t.Errorf("the log holds %q", word)
+			}
 		}
 	})
 }
@@ -146,7 +196,7 @@ func TestPromise_S2_AConnectionCutAfterDATASendsTheSameMailAgain(t *testing.T) {
 	withServer(t, func(t *testing.T, r *rig, s *server) {
 		s.set(func(s *server) { s.cutAfter = true })
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil {
@@ -263,7 +313,7 @@ func TestAServerThatStallsIsLeftAndTriedAgain(t *testing.T) {
 			})
 		}})
 		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != codeBroken {
+		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
 			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 		}
 		stalls.Store(false)
@@ -339,10 +389,10 @@ func TestWhatTheOperatorCanMendIsTriedAgain(t *testing.T) {
 			change     func(*server)
 			password   string
 		}{
-			{name: "password", code: codeLogin, password: "wrong", change: func(*server) {}},
+			{name: "password", code: CodeLogin, password: "wrong", change: func(*server) {}},
 			{name: "sender", code: codeServer, password: password, change: func(s *server) { s.onMail = refusal(553) }},
-			{name: "unauthenticated", code: codeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
-			{name: "busy", code: codeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
+			{name: "unauthenticated", code: CodeLogin, password: password, change: func(s *server) { s.onRcpt = refusal(530) }},
+			{name: "busy", code: CodeDeferred, password: password, change: func(s *server) { s.onMail = refusal(421) }},
 		} {
 			s.set(c.change)
 			given.Store(c.password)

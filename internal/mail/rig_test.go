@@ -15,12 +15,14 @@ import (
 	"log"
 	"log/slog"
 	"math/big"
+	mrand "math/rand/v2"
 	"mime"
 	"mime/multipart"
 	"mime/quotedprintable"
 	"net"
 	netmail "net/mail"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -303,6 +305,8 @@ type server struct {
 	t     *testing.T
 	port  int
 	roots *x509.CertPool
+	open  func(port int) // listens there, 0 for any
+	close func()         // nobody listens, and no connection is left
 
 	mu       sync.Mutex
 	got      []letterbox
@@ -344,30 +348,48 @@ func newServer(t *testing.T, o serverOptions) *server {
 	s := &server{t: t, hang: make(chan struct{})}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: o.newest}
 	s.roots, config.Certificates = certificate(t, cmp.Or(o.name, "localhost"))
-	srv := smtpserver.NewServer(smtpserver.BackendFunc(func(c *smtpserver.Conn) (smtpserver.Session, error) {
-		base := &session{s: s, c: c}
-		if o.login {
-			return &loginSession{base, o}, nil
+	s.open = func(port int) {
+		srv := smtpserver.NewServer(smtpserver.BackendFunc(func(c *smtpserver.Conn) (smtpserver.Session, error) {
+			base := &session{s: s, c: c}
+			if o.login {
+				return &loginSession{base, o}, nil
+			}
+			return base, nil
+		}))
+		srv.Domain, srv.AllowInsecureAuth = "mx.example", true
+		srv.ErrorLog = log.New(io.Discard, "", 0)
+		if o.secure {
+			srv.TLSConfig = config
 		}
-		return base, nil
-	}))
-	srv.Domain, srv.AllowInsecureAuth = "mx.example", true
-	srv.ErrorLog = log.New(io.Discard, "", 0)
-	if o.secure {
-		srv.TLSConfig = config
+		listener := listen(t, port)
+		s.port = listener.Addr().(*net.TCPAddr).Port
+		if o.implicit {
+			listener = tls.NewListener(listener, config)
+		}
+		var work sync.WaitGroup
+		work.Go(func() { _ = srv.Serve(listener) })
+		s.close = func() { _ = srv.Close(); work.Wait() }
 	}
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.port = listener.Addr().(*net.TCPAddr).Port
-	if o.implicit {
-		listener = tls.NewListener(listener, config)
-	}
-	var work sync.WaitGroup
-	work.Go(func() { _ = srv.Serve(listener) })
-	t.Cleanup(func() { close(s.hang); _ = srv.Close(); work.Wait() })
+	s.open(0)
+	t.Cleanup(func() { close(s.hang); s.close() })
 	return s
+}
+
+// listen takes a port on loopback, for 0 one below those of outgoing connections:
+// none of them takes it while the server is away.
+func listen(t *testing.T, port int) net.Listener {
+	t.Helper()
+	for range 100 {
+		at := port
+		if at == 0 {
+			at = 15000 + mrand.IntN(17000) //nolint:gosec // no secret
+		}
+		if l, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(at))); err == nil {
+			return l
+		}
+	}
+	t.Fatal("no free port")
+	return nil
 }
 
 // options reach the server as one on another machine, by the name localhost.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	netmail "net/mail"
 	"net/textproto"
 	"slices"
 	"strconv"
@@ -74,22 +75,37 @@ func (s *SMTP) Send(ctx context.Context, e Envelope) error {
 	if err != nil {
 		return err
 	}
+	return s.talk(ctx, domain(msg.GetFrom()[0].Address), func(client *smtp.Client) error { return s.hand(client, msg, e.To) })
+}
+
+// Check comes as far as a server that would take mail from us, and leaves without
+// any. from is an address, perhaps with a name; the error is a *Fault.
+func (s *SMTP) Check(ctx context.Context, from string) error {
+	sender, err := netmail.ParseAddress(from)
+	if err != nil {
+		return &Fault{Code: codeUnwritten}
+	}
+	return s.talk(ctx, domain(sender.Address), func(*smtp.Client) error { return nil })
+}
+
+// talk is one conversation with the server, in which it already knows us.
+func (s *SMTP) talk(ctx context.Context, self string, f func(*smtp.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
 	d := net.Dialer{Timeout: dialTimeout}
 	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(s.o.Host, strconv.Itoa(s.o.Port)))
 	if err != nil {
-		return &Fault{Code: codeBroken}
+		return &Fault{Code: CodeBroken}
 	}
 	defer func() { _ = conn.Close() }()
 	// The library knows deadlines, and no context.
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 
-	client, err := s.greet(ctx, conn, domain(msg.GetFrom()[0].Address))
+	client, err := s.greet(ctx, conn, self)
 	if err != nil {
 		return err
 	}
-	if err := s.hand(client, msg, e.To); err != nil {
+	if err := f(client); err != nil {
 		return err
 	}
 	// Accepted. How the server likes our leaving is of no interest any more, and
@@ -103,7 +119,7 @@ func (s *SMTP) greet(ctx context.Context, conn net.Conn, self string) (*smtp.Cli
 	if s.o.Implicit {
 		secured := tls.Client(conn, s.tls())
 		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, &Fault{Code: codeTLS}
+			return nil, &Fault{Code: CodeTLS}
 		}
 		conn = secured
 	}
@@ -118,10 +134,10 @@ func (s *SMTP) greet(ctx context.Context, conn net.Conn, self string) (*smtp.Cli
 		switch offered, _ := client.Extension("STARTTLS"); {
 		case offered:
 			if err := client.StartTLS(s.tls()); err != nil {
-				return nil, fault(codeTLS, err)
+				return nil, fault(CodeTLS, err)
 			}
 		case !s.open():
-			return nil, &Fault{Code: codeTLS}
+			return nil, &Fault{Code: CodeTLS}
 		}
 	}
 	if s.o.User == "" {
@@ -129,10 +145,10 @@ func (s *SMTP) greet(ctx context.Context, conn net.Conn, self string) (*smtp.Cli
 	}
 	auth := s.auth(client)
 	if auth == nil {
-		return nil, &Fault{Code: codeLogin}
+		return nil, &Fault{Code: CodeLogin}
 	}
 	if err := client.Auth(auth); err != nil {
-		return nil, fault(codeLogin, err)
+		return nil, fault(CodeLogin, err)
 	}
 	return client, nil
 }
@@ -172,7 +188,7 @@ func (s *SMTP) hand(client *smtp.Client, msg *gomail.Msg, to string) error {
 	}
 	var at *gomail.SendError
 	if !errors.As(err, &at) {
-		return &Fault{Code: codeBroken}
+		return &Fault{Code: CodeBroken}
 	}
 	switch at.Reason {
 	case gomail.ErrSMTPRcptTo, gomail.ErrSMTPData, gomail.ErrSMTPDataClose:
@@ -189,10 +205,10 @@ func fault(code string, err error) *Fault {
 	if errors.As(err, &reply) {
 		return replied(code, reply.Code)
 	}
-	if code == codeTLS {
-		return &Fault{Code: codeTLS}
+	if code == CodeTLS {
+		return &Fault{Code: CodeTLS}
 	}
-	return &Fault{Code: codeBroken}
+	return &Fault{Code: CodeBroken}
 }
 
 // replied decides whose fault it is. Only what a server says for good about this
@@ -201,11 +217,11 @@ func fault(code string, err error) *Fault {
 func replied(code string, reply int) *Fault {
 	switch {
 	case reply == 0:
-		return &Fault{Code: codeBroken}
+		return &Fault{Code: CodeBroken}
 	case reply < 500:
-		return &Fault{Code: codeDeferred, Reply: reply}
+		return &Fault{Code: CodeDeferred, Reply: reply}
 	case reply == 530: // authentication required, wherever it is said
-		return &Fault{Code: codeLogin, Reply: reply}
+		return &Fault{Code: CodeLogin, Reply: reply}
 	}
 	return &Fault{Code: code, Reply: reply, Final: code == codeRefused}
 }

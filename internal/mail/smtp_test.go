@@ -28,26 +28,26 @@ func TestHops(t *testing.T) {
 		{"STARTTLS", serverOptions{secure: true}, nil, accepts},
 		{"TLS at once", serverOptions{implicit: true}, func(o *SMTPOptions) { o.Implicit = true }, accepts},
 		{"TLS at once, with a password", serverOptions{implicit: true, login: true}, func(o *SMTPOptions) { o.Implicit = true; login(o) }, accepts},
-		{"no STARTTLS", serverOptions{}, nil, codeTLS},
-		{"no STARTTLS, with a password", serverOptions{login: true}, login, codeTLS},
-		{"TLS at once, where there is none", serverOptions{}, func(o *SMTPOptions) { o.Implicit = true }, codeTLS},
-		{"TLS 1.2", serverOptions{secure: true, newest: tls.VersionTLS12}, nil, codeTLS},
-		{"TLS 1.2 at once", serverOptions{implicit: true, newest: tls.VersionTLS12}, func(o *SMTPOptions) { o.Implicit = true }, codeTLS},
-		{"another name", serverOptions{secure: true, name: "other.example", login: true}, login, codeTLS},
-		{"another name at once", serverOptions{implicit: true, name: "other.example"}, func(o *SMTPOptions) { o.Implicit = true }, codeTLS},
-		{"an unknown authority", serverOptions{secure: true}, func(o *SMTPOptions) { o.Roots = nil }, codeTLS},
-		{"wrong password", serverOptions{secure: true, login: true}, func(o *SMTPOptions) { o.User, o.Password = user, "wrong" }, codeLogin},
-		{"no way to give the password", serverOptions{secure: true}, login, codeLogin},
-		{"no way that we know", serverOptions{secure: true, login: true, mechs: []string{"GSSAPI"}}, login, codeLogin},
+		{"no STARTTLS", serverOptions{}, nil, CodeTLS},
+		{"no STARTTLS, with a password", serverOptions{login: true}, login, CodeTLS},
+		{"TLS at once, where there is none", serverOptions{}, func(o *SMTPOptions) { o.Implicit = true }, CodeTLS},
+		{"TLS 1.2", serverOptions{secure: true, newest: tls.VersionTLS12}, nil, CodeTLS},
+		{"TLS 1.2 at once", serverOptions{implicit: true, newest: tls.VersionTLS12}, func(o *SMTPOptions) { o.Implicit = true }, CodeTLS},
+		{"another name", serverOptions{secure: true, name: "other.example", login: true}, login, CodeTLS},
+		{"another name at once", serverOptions{implicit: true, name: "other.example"}, func(o *SMTPOptions) { o.Implicit = true }, CodeTLS},
+		{"an unknown authority", serverOptions{secure: true}, func(o *SMTPOptions) { o.Roots = nil }, CodeTLS},
+		{"wrong password", serverOptions{secure: true, login: true}, func(o *SMTPOptions) { o.User, o.Password = user, "wrong" }, CodeLogin},
+		{"no way to give the password", serverOptions{secure: true}, login, CodeLogin},
+		{"no way that we know", serverOptions{secure: true, login: true, mechs: []string{"GSSAPI"}}, login, CodeLogin},
 
 		{"excepted: no STARTTLS", serverOptions{}, excepted, accepts},
-		{"excepted: no STARTTLS, with a password", serverOptions{login: true}, func(o *SMTPOptions) { excepted(o); login(o) }, codeTLS},
+		{"excepted: no STARTTLS, with a password", serverOptions{login: true}, func(o *SMTPOptions) { excepted(o); login(o) }, CodeTLS},
 		{"excepted: TLS 1.2", serverOptions{secure: true, newest: tls.VersionTLS12}, excepted, accepts},
 		{"excepted: TLS 1.2, with a password", serverOptions{secure: true, newest: tls.VersionTLS12, login: true}, func(o *SMTPOptions) { excepted(o); login(o) }, accepts},
 		{"excepted: another name", serverOptions{secure: true, name: "other.example"}, excepted, accepts},
-		{"excepted: another name, with a password", serverOptions{secure: true, name: "other.example", login: true}, func(o *SMTPOptions) { excepted(o); login(o) }, codeTLS},
+		{"excepted: another name, with a password", serverOptions{secure: true, name: "other.example", login: true}, func(o *SMTPOptions) { excepted(o); login(o) }, CodeTLS},
 		{"excepted: TLS 1.2 at once", serverOptions{implicit: true, newest: tls.VersionTLS12}, func(o *SMTPOptions) { excepted(o); o.Implicit = true }, accepts},
-		{"excepted: another name at once", serverOptions{implicit: true, name: "other.example"}, func(o *SMTPOptions) { excepted(o); o.Implicit = true }, codeTLS},
+		{"excepted: another name at once", serverOptions{implicit: true, name: "other.example"}, func(o *SMTPOptions) { excepted(o); o.Implicit = true }, CodeTLS},
 
 		{"local: in plain", serverOptions{}, local, accepts},
 		{"local: in plain, with a password", serverOptions{login: true}, func(o *SMTPOptions) { local(o); login(o) }, accepts},
@@ -76,7 +76,7 @@ func TestHops(t *testing.T) {
 			if s.froms != 0 || len(s.got) != 0 {
 				t.Error("the mail was mentioned")
 			}
-			if c.code == codeTLS && len(s.logins) != 0 {
+			if c.code == CodeTLS && len(s.logins) != 0 {
 				t.Error("the password went over it")
 			}
 			if err != nil && (strings.Contains(err.Error(), theirs) || strings.Contains(err.Error(), "example")) {
@@ -100,7 +100,7 @@ func TestNobodyListens(t *testing.T) {
 	_ = l.Close()
 	var f *Fault
 	err = NewSMTP(SMTPOptions{Host: "127.0.0.1", Port: port, Local: true}).Send(t.Context(), envelope())
-	if !errors.As(err, &f) || f.Code != codeBroken || f.Final {
+	if !errors.As(err, &f) || f.Code != CodeBroken || f.Final {
 		t.Errorf("got %v", err)
 	}
 }

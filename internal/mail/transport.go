@@ -35,11 +35,12 @@ var (
 
 // Why a mail was not accepted, as it stands in its job and in the log.
 const (
+	CodeDeferred = "mail_deferred" // the server asks to come later
+	CodeBroken   = "mail_broken"   // no connection, or it broke, or took too long
+	CodeTLS      = "mail_tls"      // none that we accept
+	CodeLogin    = "mail_login"    // user and password, or no way to give them
+
 	codeRefused   = "mail_refused"   // this mail, for good
-	codeDeferred  = "mail_deferred"  // the server asks to come later
-	codeBroken    = "mail_broken"    // no connection, or it broke, or took too long
-	codeTLS       = "mail_tls"       // none that we accept
-	codeLogin     = "mail_login"     // user and password, or no way to give them
 	codeServer    = "mail_server"    // the server takes nothing from us: the operator's to mend
 	codeFolder    = "mail_folder"    // the directory cannot be written
 	codeUnwritten = "mail_unwritten" // it cannot be put into the form of a mail

@@ -25,25 +25,21 @@ func DataMap() (*Map, error) { return ParseMap(dataMap) }
 // how long, how it is protected, and what an export and an erasure do with it.
 // Nothing in it has a default.
 type Map struct {
-	Processings []Processing   `yaml:"processings"`
-	Tables      []Table        `yaml:"tables"`
-	Objects     []StoredObject `yaml:"objects"`
-	Redis       []RedisName    `yaml:"redis"`
-	Files       []DataFile     `yaml:"files"`
-	Tasks       TaskTypes      `yaml:"tasks"`
-	Mails       MailTemplates  `yaml:"mails"`
-	Logs        LogAttributes  `yaml:"logs"`
-	Metrics     Figures        `yaml:"metrics"`
-	Cookies     []Cookie       `yaml:"cookies"`
-	Engines     []EngineCopy   `yaml:"engines"`
+	Tables  []Table        `yaml:"tables"`
+	Objects []StoredObject `yaml:"objects"`
+	Redis   []RedisName    `yaml:"redis"`
+	Files   []DataFile     `yaml:"files"`
+	Tasks   TaskTypes      `yaml:"tasks"`
+	Mails   MailTemplates  `yaml:"mails"`
+	Logs    LogAttributes  `yaml:"logs"`
+	Metrics Figures        `yaml:"metrics"`
+	Cookies []Cookie       `yaml:"cookies"`
+	Engines []EngineCopy   `yaml:"engines"`
 }
 
-// A Processing is a purpose for which data is kept and used, and what allows it.
-type Processing struct {
-	ID    string `yaml:"id"`
-	Basis string `yaml:"basis"` // one of the bases
-	What  string `yaml:"what"`
-}
+// Operate is the purpose of what holds nothing of a person: the running of the
+// service. All others are the policy's, and rest on the basis that it names.
+const Operate = "operate"
 
 // The two databases.
 const (
@@ -53,7 +49,6 @@ const (
 
 var (
 	stores = []string{StoreMain, StoreKeys}
-	bases  = []string{"consent", "contract", "legal-obligation", "legitimate-interest"} // of GDPR, Art. 6(1)
 	// Categories are the sections of an export.
 	categories = []string{"account", "content", "usage", "security", "communication", "operations"}
 	// The types that a database may give a column of ours.
@@ -91,10 +86,10 @@ type Table struct {
 	Nobody  string `yaml:"nobody"` // why the rows are no person's, instead of Subject
 
 	Category string   `yaml:"category"`
-	Purposes []string `yaml:"purposes"` // ids of Processings
-	Keep     []Keep   `yaml:"keep"`     // the first that is over ends the row, or part of it
-	Erase    *Erase   `yaml:"erase"`    // nil: nobody's
-	Export   string   `yaml:"export"`   // the name of its list in the category's section; empty: no column is exported
+	Purposes []string `yaml:"purposes"`
+	Keep     []Keep   `yaml:"keep"`   // the first that is over ends the row, or part of it
+	Erase    *Erase   `yaml:"erase"`  // nil: nobody's
+	Export   string   `yaml:"export"` // the name of its list in the category's section; empty: no column is exported
 	Columns  []Column `yaml:"columns"`
 }
 
@@ -379,27 +374,12 @@ func (m *Map) Object(key string) *StoredObject {
 	return nil
 }
 
-// Processing finds a purpose by its id; nil when the map has none.
-func (m *Map) Processing(id string) *Processing {
-	for i := range m.Processings {
-		if m.Processings[i].ID == id {
-			return &m.Processings[i]
-		}
-	}
-	return nil
-}
-
-// Windows are the names of the policy's windows that the map goes by.
-func (m *Map) Windows() []string {
-	var names []string
-	seen := map[string]bool{}
-	for _, t := range m.Tables {
-		for _, k := range t.Keep {
-			if k.Window != "" && !seen[k.Window] {
-				seen[k.Window] = true
-				names = append(names, k.Window)
-			}
-		}
-	}
-	return names
+// Window finds a window of the policy by the name that it has there and in the
+// map.
+func (p Policy) Window(name string) (Window, bool) {
+	w, ok := map[string]Window{
+		"generated_content": p.Windows.GeneratedContent, "deletion": p.Windows.Deletion,
+		"usage": p.Windows.Usage, "support": p.Windows.Support,
+	}[name]
+	return w, ok
 }

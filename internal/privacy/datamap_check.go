@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"zimage/internal/db"
+	"zimage/internal/subject"
 )
 
 // checker gathers everything that is wrong with a map in itself.
@@ -60,14 +61,6 @@ func (c *checker) one(where string, fields map[string]string) {
 var plainName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
 func (c *checker) all() {
-	seen := map[string]bool{}
-	for _, p := range c.m.Processings {
-		where := "processing " + p.ID
-		c.once(seen, where, "processing", p.ID)
-		c.said(where, "id", p.ID)
-		c.said(where, "what", p.What)
-		c.among(where, "basis", p.Basis, bases)
-	}
 	seen, lists := map[string]bool{}, map[string]bool{}
 	for i := range c.m.Tables {
 		t := &c.m.Tables[i]
@@ -165,8 +158,8 @@ func (c *checker) purposes(where string, ids []string) {
 		c.bad(where, "purposes is missing: say what it is kept for")
 	}
 	for _, id := range ids {
-		if c.m.Processing(id) == nil {
-			c.bad(where, "there is no processing %q", id)
+		if id != Operate && !slices.Contains(subject.Purposes(), subject.Purpose(id)) {
+			c.bad(where, "there is no purpose %q", id)
 		}
 	}
 }
@@ -180,6 +173,9 @@ func (c *checker) table(where string, t *Table) {
 	c.one(where, map[string]string{"subject": t.Subject, "nobody": t.Nobody})
 	c.among(where, "category", t.Category, categories)
 	c.purposes(where, t.Purposes)
+	if t.Subject != "" && slices.Contains(t.Purposes, Operate) {
+		c.bad(where, "operate is no purpose for what is a person's: name the policy's")
+	}
 	if len(t.Key) == 0 {
 		c.bad(where, "key is missing: what has no primary key cannot be deleted for certain")
 	}
@@ -245,6 +241,9 @@ func (c *checker) keep(where string, t *Table, k Keep) {
 			c.bad(where, "as_long_as has no times")
 		}
 		return
+	}
+	if _, ok := (Policy{}).Window(k.Window); k.Window != "" && !ok {
+		c.bad(where, "the policy has no window %q", k.Window)
 	}
 	if _, err := parseSpan(k.For); k.For != "" && err != nil {
 		c.bad(where, "for is %q, and must be a span such as 30d or 24h", k.For)

@@ -152,28 +152,32 @@ func TestPromise_G1_EveryColumnIsExportedOrSaysWhyNot(t *testing.T) {
 func TestPromise_G9_EveryColumnHasAPurposeAndABasis(t *testing.T) {
 	t.Parallel()
 	m := dataMap(t)
-	bases := []string{"consent", "contract", "legal-obligation", "legitimate-interest"}
-	rest := func(at string, purposes []string) {
+	bases := []privacy.Basis{privacy.Contract, privacy.LegalObligation, privacy.WithConsent, privacy.LegitimateInterests}
+	policy := privacy.DefaultPolicy()
+	rest := func(at string, purposes []string, person bool) {
 		t.Helper()
 		if len(purposes) == 0 {
 			t.Errorf("%s has no purpose", at)
 		}
 		for _, id := range purposes {
-			if p := m.Processing(id); p == nil || !slices.Contains(bases, p.Basis) || len(p.What) < 20 {
-				t.Errorf("%s: the purpose %s rests on %+v", at, id, p)
+			i := slices.IndexFunc(policy.Purposes, func(p privacy.Purpose) bool { return string(p.ID) == id })
+			if i < 0 && (person || id != privacy.Operate) {
+				t.Errorf("%s: the policy has no purpose %s", at, id)
+			} else if i >= 0 && !slices.Contains(bases, policy.Purposes[i].Basis) {
+				t.Errorf("%s: the purpose %s rests on %q", at, id, policy.Purposes[i].Basis)
 			}
 		}
 	}
 	onBothStores(t, func(t *testing.T, stores map[string]*db.DB) {
 		eachColumn(t, m, stores, func(table *privacy.Table, c *privacy.Column) {
-			rest(table.Name+"."+c.Name, table.Purposes)
+			rest(table.Name+"."+c.Name, table.Purposes, table.Nobody == "")
 			if len(table.Keep) == 0 || table.Nobody == "" && table.Erase == nil {
 				t.Errorf("%s.%s: nothing says how long it is kept", table.Name, c.Name)
 			}
 		})
 	})
 	for _, o := range m.Objects {
-		rest(o.Key.String(), o.Purposes)
+		rest(o.Key.String(), o.Purposes, o.Nobody == "")
 	}
 }
 
@@ -316,7 +320,6 @@ func TestObjectsAreBoundAsTheMapSays(t *testing.T) {
 func TestAMapWithGapsIsRefused(t *testing.T) {
 	t.Parallel()
 	const whole = `
-processings: [{id: run, basis: contract, what: to run}]
 tables:
   - table: notes
     store: main
@@ -324,8 +327,8 @@ tables:
     key: [id]
     subject: owner
     category: content
-    purposes: [run]
-    keep: [{window: content, from: at, then: delete, by: worker}, {as_long_as: account, why: it is theirs}]
+    purposes: [generate]
+    keep: [{window: generated_content, from: at, then: delete, by: worker}, {as_long_as: account, why: it is theirs}]
     erase: {do: delete}
     export: notes
     columns:
@@ -334,12 +337,12 @@ tables:
       - {name: at, type: time, holds: when, plain: found by it, export: at}
       - {name: text, type: bytes, holds: text, sealed: text, export: text}
 objects:
-  - {key: notes/<subject>/<id>.txt, subject: subject, table: notes, category: content, data: [note, <id>], export: notes, holds: x, purposes: [run], kept: x, erased: x}
-redis: [{key: "notes:<id>", holds: x, purposes: [run], kept: x, erased: x}]
-tasks: {holds: x, purposes: [run], kept: x, erased: x}
-mails: {holds: x, purposes: [run], kept: x, erased: x}
-logs: {holds: x, purposes: [run], kept: x, erased: x, attributes: [{name: a, holds: b}]}
-metrics: {holds: x, purposes: [run], kept: x, erased: x, labels: [{name: a, holds: b}], figures: [{name: f, labels: [a]}]}
+  - {key: notes/<subject>/<id>.txt, subject: subject, table: notes, category: content, data: [note, <id>], export: notes, holds: x, purposes: [generate], kept: x, erased: x}
+redis: [{key: "notes:<id>", holds: x, purposes: [generate], kept: x, erased: x}]
+tasks: {holds: x, purposes: [generate], kept: x, erased: x}
+mails: {holds: x, purposes: [generate], kept: x, erased: x}
+logs: {holds: x, purposes: [generate], kept: x, erased: x, attributes: [{name: a, holds: b}]}
+metrics: {holds: x, purposes: [generate], kept: x, erased: x, labels: [{name: a, holds: b}], figures: [{name: f, labels: [a]}]}
 `
 	if _, err := privacy.ParseMap([]byte(whole)); err != nil {
 		t.Fatal(err)
@@ -347,20 +350,21 @@ metrics: {holds: x, purposes: [run], kept: x, erased: x, labels: [{name: a, hold
 	var every string // all changes that do not touch each other
 	together := []string{}
 	for i, c := range []struct{ from, to, want string }{
-		{"basis: contract", "basis: convenience", "basis is \"convenience\""},
-		{"what: to run", "what: ' '", "what is missing"},
+		{"holds: notes", "holds: ' '", "holds is missing"},
 		{"store: main", "store: cellar", "store is \"cellar\""},
 		{"key: [id]\n    subject", "key: []\n    subject", "key is missing: what has no primary key"},
 		{"subject: owner\n", "subject: ower\n", "subject names the column ower"},
 		{"category: content\n", "category: stuff\n", "category is \"stuff\""},
-		{"purposes: [run]\n    keep", "purposes: [sell]\n    keep", "there is no processing \"sell\""},
-		{"purposes: [run]\n    keep", "purposes: []\n    keep", "purposes is missing"},
+		{"purposes: [generate]\n    keep", "purposes: [sell]\n    keep", "there is no purpose \"sell\""},
+		{"purposes: [generate]\n    keep", "purposes: []\n    keep", "purposes is missing"},
+		{"purposes: [generate]\n    keep", "purposes: [operate]\n    keep", "operate is no purpose"},
+		{"window: generated_content", "window: ever", "the policy has no window \"ever\""},
 		{"from: at", "from: id", "from names id, which is no column of the type time"},
 		{"then: delete", "then: forget", "then is \"forget\""},
 		{"then: delete", "then: \"null\"", "needs columns exactly when they become null"},
 		{"by: worker", "by: somebody", "by is \"somebody\""},
-		{"window: content,", "window: content, for: 30d,", "must have exactly one of as_long_as, for, until, window"},
-		{"window: content,", "for: soon, why: x,", "for is \"soon\""},
+		{"window: generated_content,", "window: generated_content, for: 30d,", "must have exactly one of as_long_as, for, until, window"},
+		{"window: generated_content,", "for: soon, why: x,", "for is \"soon\""},
 		{", why: it is theirs", "", "why is missing"},
 		{"erase: {do: delete}", "", "erase is missing"},
 		{"erase: {do: delete}", "erase: {do: keep, until: x}", "erase.basis is missing"},

@@ -4,16 +4,33 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"zimage/internal/db"
 	"zimage/internal/problem"
 )
 
-// Hold keeps one record from every deletion until it is released; several may
-// keep the same one. reasonRef names the case and nothing else. It returns the
-// hold's id.
+// Records are the tables whose rows can be evidence: what a person made, said,
+// agreed to and was told, and what staff did with it. Sessions, mailed links,
+// passkeys, challenges, recovery codes, keys, throttles and sign-ups are none:
+// they are credentials and counters, which must end when their time is over or
+// their owner says so, and prove nothing that these do not.
+func Records() []string {
+	return []string{"consents", "generations", "images", "mails", "objections", "staff_actions", "users"}
+}
+
+// ObjectionRecord is what an objection, which has no id of its own, is held by.
+func ObjectionRecord(subject string, purpose Purpose) string { return subject + ":" + string(purpose) }
+
+// Hold keeps one record from every deletion and change until it is released;
+// several may keep the same one. reasonRef names the case and nothing else. It
+// returns the hold's id, and InvalidRequest for a table that is not one of
+// Records.
 func Hold(ctx context.Context, tx *db.Tx, subject, table, record, reasonRef string, now time.Time) (string, error) {
+	if !slices.Contains(Records(), table) {
+		return "", problem.Invalid(problem.Field{Location: "table", Message: "must be one whose rows can be evidence: " + strings.Join(Records(), ", ")})
+	}
 	id := db.NewID("hold", now)
 	_, err := tx.Exec(ctx, `INSERT INTO holds (id, subject, table_name, row_id, reason_ref, created_at) VALUES (?, ?, ?, ?, ?, ?)`,
 		id, subject, table, record, reasonRef, now.UnixMilli())
@@ -50,6 +67,16 @@ func Held(ctx context.Context, q db.Querier, table string, ids ...string) (bool,
 		return false, fmt.Errorf("look for holds: %w", err)
 	}
 	return n > 0, nil
+}
+
+// AskHeld is Held for a deletion or change that its caller is told of: Conflict
+// when a hold keeps the record.
+func AskHeld(ctx context.Context, q db.Querier, table, record string) error {
+	held, err := Held(ctx, q, table, record)
+	if err == nil && held {
+		err = problem.New(problem.Conflict, "A legal hold keeps this.")
+	}
+	return err
 }
 
 // Free returns those of a table's records that no hold keeps, in their order. Ask

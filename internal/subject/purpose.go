@@ -52,6 +52,9 @@ var rules = map[Purpose]rule{
 	Statistics: {objectable: true, suspended: true},
 }
 
+// Purposes are all that there are, sorted.
+func Purposes() []Purpose { return having(func(rule) bool { return true }) }
+
 // ConsentPurposes are those that need a consent, sorted.
 func ConsentPurposes() []Purpose { return having(func(r rule) bool { return r.consent }) }
 
@@ -69,10 +72,58 @@ func having(property func(rule) bool) []Purpose {
 	return found
 }
 
+// A Reason is why May refuses. It is the cause of the error, and stable: programs
+// decide by it, and rows may keep it.
+type Reason string
+
+// The reasons.
+const (
+	BecauseRestricted Reason = "restricted"      // at the person's own request
+	BecauseSuspended  Reason = "suspended"       // by the operator
+	BecauseClosed     Reason = "account_closed"  // or there is none (any more)
+	BecauseNoConsent  Reason = "no_consent"      // to a purpose that needs one
+	BecauseObjected   Reason = "objection"       // to a use that rests on a legitimate interest
+	BecauseUnknown    Reason = "use_not_allowed" // a state or purpose that this program does not know
+)
+
+var words = map[Reason]string{
+	BecauseRestricted: "Processing of this account's data is restricted at its owner's request. Lifting the restriction allows this again.",
+	BecauseSuspended:  "This account is suspended. What is there can still be read and deleted.",
+	BecauseClosed:     "This account is closed and is being erased.",
+	BecauseNoConsent:  "The account's owner has not agreed to this use.",
+	BecauseObjected:   "The account's owner objects to this use.",
+	BecauseUnknown:    "This use of the account's data is not allowed.",
+}
+
+// Words say the reason to people; false for what is none of the reasons.
+func (r Reason) Words() (string, bool) {
+	text, ok := words[r]
+	return text, ok
+}
+
+func (r Reason) Error() string { return string(r) }
+
+// ReasonOf finds why May refused; false when err is no refusal of its.
+func ReasonOf(err error) (Reason, bool) {
+	var r Reason
+	ok := errors.As(err, &r)
+	return r, ok
+}
+
+// refused is May's answer: Unauthorized once the account is closed, else
+// Forbidden.
+func refused(r Reason) error {
+	code := problem.Forbidden
+	if r == BecauseClosed {
+		code = problem.Unauthorized
+	}
+	return problem.Wrap(r, code, words[r])
+}
+
 // May returns nil when the person's data may be used for the purpose now, and
 // otherwise a *problem.Error that says why not: Forbidden while the account
-// exists, Unauthorized when there is none (any more). An unknown state or
-// purpose is refused.
+// exists, Unauthorized when there is none (any more). Its cause is a Reason. An
+// unknown state or purpose is refused.
 func May(ctx context.Context, q db.Querier, subject string, purpose Purpose) error {
 	return may(ctx, q, subject, purpose, "")
 }
@@ -92,20 +143,20 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 	switch r.State {
 	case Active:
 	case Closing:
-		return problem.New(problem.Unauthorized, "This account is closed and is being erased.")
+		return refused(BecauseClosed)
 	case Erased:
-		return noAccount()
+		return NoAccount()
 	default:
-		return problem.New(problem.Forbidden, "This use of the account's data is not allowed.")
+		return refused(BecauseUnknown)
 	}
 	need, known := rules[purpose]
 	switch {
 	case !known:
-		return problem.New(problem.Forbidden, "This use of the account's data is not allowed.")
+		return refused(BecauseUnknown)
 	case r.RestrictedAt.Valid && !need.restricted:
-		return problem.New(problem.Forbidden, "Processing of this account's data is restricted at its owner's request. Lifting the restriction allows this again.")
+		return refused(BecauseRestricted)
 	case r.SuspendedAt.Valid && !need.suspended:
-		return problem.New(problem.Forbidden, "This account is suspended. What is there can still be read and deleted.")
+		return refused(BecauseSuspended)
 	}
 	if need.consent {
 		given, err := consented(ctx, q, subject, purpose)
@@ -113,7 +164,7 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 			return err
 		}
 		if !given {
-			return problem.New(problem.Forbidden, "The account's owner has not agreed to this use.")
+			return refused(BecauseNoConsent)
 		}
 	}
 	if need.objectable {
@@ -122,7 +173,7 @@ func may(ctx context.Context, q db.Querier, subject string, purpose Purpose, loc
 			return fmt.Errorf("look for an objection: %w", err)
 		}
 		if n > 0 {
-			return problem.New(problem.Forbidden, "The account's owner objects to this use.")
+			return refused(BecauseObjected)
 		}
 	}
 	return nil
@@ -137,10 +188,18 @@ type Consent struct {
 }
 
 // SetConsent keeps a new word about a purpose that needs consent, InvalidRequest
-// for any other. Earlier ones stay as the proof of what was agreed to when.
+// for any other. Earlier ones stay as the proof of what was agreed to when; one
+// that says again what is in force is not kept, so that the proof grows with
+// changes of mind alone.
 func SetConsent(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, granted bool, policyVersion string, now time.Time) error {
 	if !rules[purpose].consent {
 		return problem.Invalid(problem.Field{Location: "purpose", Message: "is not one that needs consent"})
+	}
+	switch last, err := consent(ctx, tx, subject, purpose); {
+	case err != nil:
+		return err
+	case !last.At.IsZero() && last.Granted == granted && last.PolicyVersion == policyVersion:
+		return nil
 	}
 	word := 0
 	if granted {
@@ -213,8 +272,11 @@ func Object(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, now
 	return nil
 }
 
-// WithdrawObjection allows the use again.
+// WithdrawObjection allows the use again; Conflict when the objection is held.
 func WithdrawObjection(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
+	if err := AskHeld(ctx, tx, "objections", ObjectionRecord(subject, purpose)); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(ctx, `DELETE FROM objections WHERE subject = ? AND purpose = ?`, subject, purpose); err != nil {
 		return fmt.Errorf("withdraw an objection: %w", err)
 	}

@@ -2,6 +2,7 @@ package subject_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,8 @@ func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
 				return subject.SetConsent(ctx, tx, "sub_a", p, true, "v1", now)
 			})
 		}
+		// Each refusal says why, to programs and to people.
+		why := [4]subject.Reason{"", subject.BecauseRestricted, subject.BecauseSuspended, subject.BecauseRestricted}
 		states := []func(ctx context.Context, tx *db.Tx) error{
 			func(context.Context, *db.Tx) error { return nil },
 			func(ctx context.Context, tx *db.Tx) error { return subject.Restrict(ctx, tx, "sub_a", now) },
@@ -54,7 +57,17 @@ func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
 		for i, set := range states {
 			change(t, d, set)
 			for p, want := range table {
-				expect(t, string(p), subject.May(ctx, d, "sub_a", p), want[i])
+				err := subject.May(ctx, d, "sub_a", p)
+				expect(t, string(p), err, want[i])
+				if want[i] != no {
+					continue
+				}
+				if got, ok := subject.ReasonOf(err); !ok || got != why[i] {
+					t.Errorf("%s in state %d: refused as %q, want %q", p, i, got, why[i])
+				}
+				if text, ok := why[i].Words(); !ok || !strings.Contains(err.Error(), text) {
+					t.Errorf("%s in state %d: %v does not say %q", p, i, err, text)
+				}
 			}
 		}
 		// Lifting one leaves the other.
@@ -150,6 +163,94 @@ func TestHoldsCoverOneAnother(t *testing.T) {
 		}
 		if held, err := subject.Held(ctx, d, "images", "img_1"); err != nil || held {
 			t.Errorf("released, and held %v (%v)", held, err)
+		}
+	})
+}
+
+func TestHoldsAreForRecords(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		hold := func(table, record string) (id string, err error) {
+			err = d.Tx(ctx, func(tx *db.Tx) (err error) {
+				id, err = subject.Hold(ctx, tx, "sub_a", table, record, "case 7", now)
+				return err
+			})
+			return id, err
+		}
+		for _, table := range []string{"sessions", "mailed_links", "passkeys", "passkey_challenges", "recovery_codes", "api_keys", "throttles", "signups", "nonsense", ""} {
+			_, err := hold(table, "x")
+			expect(t, table, err, problem.InvalidRequest)
+			var p *problem.Error
+			if errors.As(err, &p) && (len(p.Fields) != 1 || !strings.Contains(p.Fields[0].Message, "evidence")) {
+				t.Errorf("%s: %+v does not say why", table, p.Fields)
+			}
+		}
+		for _, table := range subject.Records() {
+			var rows int
+			if err := d.Get(ctx, &rows, `SELECT count(*) FROM `+table); err != nil {
+				t.Errorf("there is no table %s: %v", table, err)
+			}
+			id, err := hold(table, "x_1")
+			expect(t, table, err, ok)
+			expect(t, table+" held", subject.AskHeld(ctx, d, table, "x_1"), problem.Conflict)
+			expect(t, table+", another", subject.AskHeld(ctx, d, table, "x_2"), ok)
+			change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, id, now) })
+			expect(t, table+" released", subject.AskHeld(ctx, d, table, "x_1"), ok)
+		}
+
+		// An objection that is held cannot be withdrawn.
+		change(t, d, func(ctx context.Context, tx *db.Tx) error {
+			return subject.Object(ctx, tx, "sub_a", subject.Statistics, now)
+		})
+		id, err := hold("objections", subject.ObjectionRecord("sub_a", subject.Statistics))
+		expect(t, "an objection", err, ok)
+		withdraw := func(tx *db.Tx) error { return subject.WithdrawObjection(ctx, tx, "sub_a", subject.Statistics) }
+		expect(t, "withdrawn", d.Tx(ctx, withdraw), problem.Conflict)
+		expect(t, "it stands", subject.May(ctx, d, "sub_a", subject.Statistics), problem.Forbidden)
+		change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, id, now) })
+		expect(t, "released", d.Tx(ctx, withdraw), ok)
+	})
+}
+
+// The proof of consent grows with changes of mind, and not with clicks.
+func TestTheSameWordAgainIsNotKept(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		for i, c := range []struct {
+			granted bool
+			version string
+			rows    int
+		}{
+			{false, "v1", 1}, // never asked before: a word of its own
+			{false, "v1", 1}, {true, "v1", 2}, {true, "v1", 2}, {true, "v2", 3}, {true, "v2", 3}, {false, "v2", 4}, {true, "v2", 5},
+		} {
+			at := now.Add(time.Duration(i) * time.Second)
+			change(t, d, func(ctx context.Context, tx *db.Tx) error {
+				return subject.SetConsent(ctx, tx, "sub_a", subject.Training, c.granted, c.version, at)
+			})
+			var rows int
+			if err := d.Get(ctx, &rows, `SELECT count(*) FROM consents`); err != nil || rows != c.rows {
+				t.Errorf("after word %d: %d rows, want %d (%v)", i, rows, c.rows, err)
+			}
+		}
+		change(t, d, func(ctx context.Context, tx *db.Tx) error {
+			return subject.SetConsent(ctx, tx, "sub_a", subject.Marketing, true, "v2", now) // another purpose
+		})
+		list, err := subject.Consents(ctx, d, "sub_a")
+		for _, c := range list {
+			if c.Purpose == subject.Training && (!c.Granted || c.PolicyVersion != "v2" || !c.At.Equal(now.Add(7*time.Second))) {
+				t.Errorf("%+v", c)
+			}
+			if c.Purpose == subject.Marketing && !c.Granted {
+				t.Errorf("%+v", c)
+			}
+		}
+		if err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -72,7 +72,7 @@ func read(ctx context.Context, q db.Querier, id, lock string) (row, error) {
 	var r row
 	err := q.Get(ctx, &r, `SELECT id, state, created_at, changed_at, restricted_at, suspended_at FROM subjects WHERE id = ?`+lock, id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return row{}, noAccount()
+		return row{}, NoAccount()
 	}
 	if err != nil {
 		return row{}, fmt.Errorf("read a subject's state: %w", err)
@@ -87,7 +87,10 @@ func moment(millis int64) time.Time {
 	return time.UnixMilli(millis).UTC()
 }
 
-func noAccount() error { return problem.New(problem.Unauthorized, "There is no such account.") }
+// NoAccount is what everybody says of an account that is not there, or not any more.
+func NoAccount() error {
+	return problem.Wrap(BecauseClosed, problem.Unauthorized, "There is no such account.")
+}
 
 // Restrict stops all processing of the person's data beyond storing it and what
 // the person does with the account itself. Restricting twice changes nothing.
@@ -129,7 +132,7 @@ func set(ctx context.Context, tx *db.Tx, id, change string, args ...any) error {
 		return fmt.Errorf("change a subject: %w", err)
 	}
 	if n == 0 {
-		return noAccount()
+		return NoAccount()
 	}
 	return nil
 }

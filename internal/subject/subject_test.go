@@ -47,6 +47,14 @@ func TestMay(t *testing.T) {
 			}
 		}
 		expect(t, "unknown", subject.May(ctx, d, "sub_none", subject.Read), problem.Unauthorized)
+		for id, want := range map[string]subject.Reason{"sub_a": subject.BecauseUnknown, "sub_none": subject.BecauseClosed} {
+			if why, ok := subject.ReasonOf(subject.May(ctx, d, id, subject.Read)); !ok || why != want {
+				t.Errorf("%s is refused as %q, want %q", id, why, want)
+			}
+		}
+		if _, ok := subject.ReasonOf(context.Canceled); ok {
+			t.Error("a failure counts as a refusal")
+		}
 		expect(t, "another", subject.May(ctx, d, "sub_other", subject.Generate), ok)
 	})
 }

@@ -289,6 +289,20 @@ func (v *Vault) Destroy(ctx context.Context, subject string) error {
 	return nil
 }
 
+// Discard removes both keysets of a subject that never came to be, such as a
+// sign-up that nobody confirmed, and leaves nothing: its id was made for it alone
+// and is known nowhere, so that no tombstone needs to keep it from a second key.
+// Caches forget it as Destroy says.
+func (v *Vault) Discard(ctx context.Context, subject string) error {
+	v.cache.forget(subject)
+	defer v.cache.forget(subject)
+	// What was destroyed stays so: that was somebody's.
+	if _, err := v.keys.Exec(ctx, `DELETE FROM keysets WHERE subject = ? AND destroyed_at IS NULL`, subject); err != nil {
+		return fmt.Errorf("discard a key: %w", err)
+	}
+	return nil
+}
+
 type keysetRow struct {
 	Subject     string        `db:"subject"`
 	Field       []byte        `db:"field"`

@@ -221,6 +221,36 @@ func TestDestroyedKeysOpenNothingAndAreNeverMadeAgain(t *testing.T) {
 	})
 }
 
+func TestDiscardLeavesNothingOfWhoNeverCameToBe(t *testing.T) {
+	t.Parallel()
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		ctx := context.Background()
+		v := mustProcess(t, url, oldRing(t), clock.Manual(start))
+		create(t, v, "sub_a", "sub_b", "sub_erased")
+		sealed, theirs := seal(t, v, "sub_a", "gone", nil), seal(t, v, "sub_b", "stays", nil)
+		if err := v.Destroy(ctx, "sub_erased"); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{"sub_a", "sub_a", "sub_never", "sub_erased"} {
+			if err := v.Discard(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := v.Unseal(ctx, "sub_a", sealed, nil); !errors.Is(err, ErrNoKey) {
+			t.Errorf("unseal: %v", err)
+		}
+		var left []string
+		if err := v.keys.Select(ctx, &left, `SELECT subject FROM keysets ORDER BY subject`); err != nil || fmt.Sprint(left) != "[sub_b sub_erased]" {
+			t.Errorf("left are %v (%v)", left, err)
+		}
+		wantOpen(t, v, "sub_b", theirs, nil, "stays")
+		// The tombstone of somebody who was erased is not taken away by it.
+		if err := v.Create(ctx, "sub_erased"); !errors.Is(err, ErrDestroyed) {
+			t.Errorf("create: %v", err)
+		}
+	})
+}
+
 func TestDestroyTakesEffectInOtherProcessesWithinAMinute(t *testing.T) {
 	t.Parallel()
 	testenv.DatabaseURLs(t, func(t *testing.T, url string) {

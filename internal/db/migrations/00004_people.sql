@@ -29,6 +29,10 @@ CREATE TABLE objections (
     PRIMARY KEY (subject, purpose)
 );
 
+-- Finds keys that ended long ago.
+CREATE INDEX api_keys_revoked ON api_keys (revoked_at) WHERE revoked_at IS NOT NULL;
+CREATE INDEX api_keys_expiring ON api_keys (expires_at) WHERE expires_at IS NOT NULL;
+
 ALTER TABLE users ADD COLUMN username_lookup TEXT; -- of the name's skeleton; NULL: none
 ALTER TABLE users ADD COLUMN username BYTEA;       -- sealed
 ALTER TABLE users ADD COLUMN profile BYTEA;        -- sealed; NULL: empty

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"zimage/internal/privacy"
+)
+
+type policyExample struct{}
+
+func (policyExample) Run() error {
+	_, err := os.Stdout.Write(privacy.Example)
+	return err
+}
+
+type policyCheck struct {
+	File string `arg:"" help:"The policy file."`
+}
+
+func (c policyCheck) Run() error {
+	text, err := os.ReadFile(c.File)
+	if err != nil {
+		return err
+	}
+	p, err := privacy.ParsePolicy(text)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("✓ version %s, in force since %s\n", p.Version, p.Date.Format(time.DateOnly))
+	if left := p.Placeholders(); len(left) > 0 {
+		fmt.Printf("! still as shipped, which names nobody: %s\n", strings.Join(left, ", "))
+	}
+	for _, one := range p.Processors {
+		if !one.On() {
+			fmt.Printf("! the processor %s is off: it has no contract\n", one.ID)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,7 @@
+package generate
+
+// What the policy page says of how long things are kept here.
+const (
+	TombstoneKept  = tombstoneFor  // id, times and reason of what was removed
+	IdempotentKept = idempotentFor // the keyed hash of an Idempotency-Key
+)
