@@ -39,7 +39,7 @@ func (s *Service) Cancel(ctx context.Context, owner, id string) (Generation, err
 		case Succeeded, Failed:
 			return problem.New(problem.Conflict, "The generation has ended already.")
 		}
-		state, err := s.Queue.Cancel(ctx, tx, r.JobID)
+		state, err := s.Queue.Cancel(ctx, tx, r.JobID, jobs.AtWish)
 		if err == nil && (state == jobs.Succeeded || state == jobs.Failed) {
 			return problem.New(problem.Conflict, "The generation has ended already.")
 		}
@@ -228,7 +228,7 @@ func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) e
 	}
 	now := s.Clock.Now()
 	if r.Status == "" {
-		if _, err := s.Queue.Cancel(ctx, tx, r.JobID); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		if _, err := s.Queue.Cancel(ctx, tx, r.JobID, jobs.AtWish); err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 	}

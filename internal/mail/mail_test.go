@@ -479,7 +479,7 @@ func TestACanceledJobForgetsItsMail(t *testing.T) {
 		r := newRig(t, setup{db: d, idle: true, transport: func(*rig) Transport { return nil }})
 		id := r.send(reset(ada))
 		err := d.Tx(context.Background(), func(tx *db.Tx) error {
-			_, err := r.queue.Cancel(context.Background(), tx, r.job(id).ID)
+			_, err := r.queue.Cancel(context.Background(), tx, r.job(id).ID, jobs.AtWish)
 			return err
 		})
 		if err != nil {
