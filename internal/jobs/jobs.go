@@ -78,7 +78,7 @@ type Job struct {
 	CancelRequested bool   `db:"cancel_requested"`
 	ProgressDone    int64  `db:"progress_done"`
 	ProgressTotal   int64  `db:"progress_total"`
-	ErrorCode       string `db:"error_code"`
+	ErrorCode       string `db:"error_code"` // of the newest failure, or why it is to stop
 	CreatedAt       int64  `db:"created_at"`
 	RunAfter        int64  `db:"run_after"`
 	StartedAt       int64  `db:"started_at"`
