@@ -14,6 +14,7 @@ import (
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
+	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
 
@@ -525,7 +526,7 @@ func TestAHeldAccountStaysAsItIs(t *testing.T) {
 	})
 }
 
-func TestPromise_G6_TheRestrictedAreToldThatItIsLifted(t *testing.T) {
+func TestPromise_G6_WhoRestrictedLiftsItAndAMailSaysSo(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -549,6 +550,11 @@ func TestPromise_G6_TheRestrictedAreToldThatItIsLifted(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantCode(t, "after a suspension", subject.May(ctx, h.db, who.Subject, subject.Generate), problem.Forbidden)
+		stale := who
+		stale.FreshAt = stale.FreshAt.Add(-freshFor)
+		wantCode(t, "lifting in a session that is not fresh", h.Unrestrict(ctx, stale), problem.ReauthNeeded)
+		wantCode(t, "lifting with a key", h.Unrestrict(ctx, Principal{Subject: who.Subject, KeyID: "key_x"}), problem.Forbidden)
+		wantCode(t, "and it stands", subject.May(ctx, h.db, who.Subject, subject.Generate), problem.Forbidden)
 		for range 2 { // lifting twice tells once
 			if err := h.Unrestrict(ctx, who); err != nil {
 				t.Fatal(err)
@@ -559,6 +565,74 @@ func TestPromise_G6_TheRestrictedAreToldThatItIsLifted(t *testing.T) {
 		}
 		if err := subject.May(ctx, h.db, who.Subject, subject.Generate); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A hold that is placed while its owner changes what it is to keep: every such
+// change waits for it and is refused.
+func TestAHoldStopsAChangeThatHasBegun(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, who := h.member("ann@example.org", "ann")
+		if err := h.Object(ctx, who, subject.Statistics); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ChangeEmail(ctx, who, "new@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		code, name := h.code("new@example.org", mail.ConfirmEmail), "other"
+		for _, c := range []struct {
+			what, table, record string
+			change              func() error
+		}{
+			{"username", "users", who.Subject, func() error { _, err := h.UpdateUser(ctx, who, UserChange{Username: &name}); return err }},
+			{"profile", "users", who.Subject, func() error { _, err := h.UpdateUser(ctx, who, UserChange{Profile: &Profile{Name: "x"}}); return err }},
+			{"address", "users", who.Subject, func() error { return h.ConfirmEmail(ctx, who, code) }},
+			{"objection", "objections", subject.ObjectionRecord(who.Subject, subject.Statistics), func() error { return h.WithdrawObjection(ctx, who, subject.Statistics) }},
+		} {
+			var id string
+			first, second := testenv.Overtaken(t, h.db, func(tx *db.Tx) (err error) {
+				id, err = subject.Hold(ctx, tx, who.Subject, c.table, c.record, "case 7", start)
+				return err
+			}, c.change)
+			if first != nil {
+				t.Fatal(first)
+			}
+			wantCode(t, c.what, second, problem.Conflict)
+			if err := h.db.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, id, start) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if u, err := h.User(ctx, who.Subject); err != nil || u.Email != "ann@example.org" || u.Username != "ann" || u.Profile != (Profile{}) {
+			t.Errorf("%+v, %v", u, err)
+		}
+	})
+}
+
+// What a hold on an account does not keep: credentials change and end whatever is
+// on hold, so that nobody keeps an open door in the name of evidence.
+func TestAHeldAccountsCredentialsGoOnChanging(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, who := h.member("ann@example.org", "ann")
+		if err := h.db.Tx(ctx, func(tx *db.Tx) error {
+			_, err := subject.Hold(ctx, tx, who.Subject, "users", who.Subject, "case 7", start)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ChangePassword(ctx, who, "another correct horse"); err != nil {
+			t.Errorf("the password: %v", err)
+		}
+		c := browser("192.0.2.1", "")
+		if err := h.Close(ctx, who, c, Credentials{Password: "another correct horse"}); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+		if n := h.count(`SELECT count(*) FROM users WHERE email_lookup = ? AND email IS NOT NULL AND username IS NOT NULL`, h.emailLookup("ann@example.org")); n != 1 {
+			t.Error("closing took what is held")
 		}
 	})
 }

@@ -270,9 +270,14 @@ func (s *Service) stopWork(ctx context.Context, tx *db.Tx, owner string, why eve
 	return s.o.Events.Append(ctx, tx, events.Event{Type: why, Subject: owner, Ref: owner, At: s.clock.Now()})
 }
 
-// Unrestrict lifts a restriction at the wish of the person who asked for it; a
-// mail says that it was done.
+// Unrestrict lifts a restriction at the wish of the person who asked for it, in a
+// fresh session: whoever finds a browser open must not set others to work on their
+// data. The answer tells them, and a mail says it to who should not have been told
+// by it.
 func (s *Service) Unrestrict(ctx context.Context, p Principal) error {
+	if err := s.fresh(p); err != nil {
+		return err
+	}
 	return s.change(ctx, p, func(tx *db.Tx) error {
 		person, err := subject.Find(ctx, tx, p.Subject)
 		if err != nil || person.RestrictedAt.IsZero() {

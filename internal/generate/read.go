@@ -165,6 +165,10 @@ func (s *Service) view(ctx context.Context, owner string, rows []row) ([]Generat
 			g.Progress.Image, g.Progress.Step = g.Request.N, g.Request.Steps
 		case Failed:
 			g.Failure = &Failure{Code: r.ErrorCode, Message: explain(r.ErrorCode)}
+		case Canceled:
+			if words, ok := subject.Reason(r.ErrorCode).Words(); ok {
+				g.Failure = &Failure{Code: r.ErrorCode, Message: words}
+			}
 		}
 		list = append(list, g)
 	}

@@ -39,7 +39,7 @@ func (s *Service) Cancel(ctx context.Context, owner, id string) (Generation, err
 		case Succeeded, Failed:
 			return problem.New(problem.Conflict, "The generation has ended already.")
 		}
-		state, err := s.Queue.Cancel(ctx, tx, r.JobID)
+		state, err := s.Queue.Cancel(ctx, tx, r.JobID, jobs.AtWish)
 		if err == nil && (state == jobs.Succeeded || state == jobs.Failed) {
 			return problem.New(problem.Conflict, "The generation has ended already.")
 		}
@@ -212,12 +212,19 @@ func (s *Service) deleteSome(ctx context.Context, owner string, ids []string, st
 // hold keeps it or an image of it, and errRemoved when somebody was first. Its
 // objects are the sweep's.
 func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) error {
-	var images []string
-	if err := tx.Select(ctx, &images, `SELECT id FROM images WHERE generation_id = ?`, r.ID); err != nil {
-		return err
+	// The job, the generation, its images: everybody locks in this order.
+	var working []string
+	if r.Status == "" {
+		if err := tx.Select(ctx, &working, `SELECT id FROM jobs WHERE id = ?`+db.ForUpdate(tx), r.JobID); err != nil {
+			return err
+		}
 	}
 	held, err := subject.Held(ctx, tx, "generations", r.ID)
 	if err == nil && !held {
+		var images []string
+		if err := tx.Select(ctx, &images, `SELECT id FROM images WHERE generation_id = ?`, r.ID); err != nil {
+			return err
+		}
 		held, err = subject.Held(ctx, tx, "images", images...)
 	}
 	if err == nil && held {
@@ -227,8 +234,8 @@ func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) e
 		return err
 	}
 	now := s.Clock.Now()
-	if r.Status == "" {
-		if _, err := s.Queue.Cancel(ctx, tx, r.JobID); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	for _, job := range working {
+		if _, err := s.Queue.Cancel(ctx, tx, job, jobs.AtWish); err != nil {
 			return err
 		}
 	}
@@ -287,9 +294,10 @@ func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, 
 
 // removeImage makes a tombstone of one image, with remove's errors.
 func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error {
-	held, err := subject.Held(ctx, tx, "images", i.ID)
+	// The generation before the image, in the order in which everybody locks.
+	held, err := subject.Held(ctx, tx, "generations", i.GenerationID)
 	if err == nil && !held {
-		held, err = subject.Held(ctx, tx, "generations", i.GenerationID)
+		held, err = subject.Held(ctx, tx, "images", i.ID)
 	}
 	if err == nil && held {
 		err = errHeld
@@ -297,7 +305,6 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error 
 	if err != nil {
 		return err
 	}
-	// The generation before the image, in the order in which everybody locks.
 	if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
 		return err
 	}
@@ -515,26 +522,67 @@ func (s *Service) expire(ctx context.Context) error {
 		}
 		after = batch[len(batch)-1]
 	}
-	now := s.Clock.Now()
-	for _, old := range []struct {
-		sql    string
-		before time.Time
-	}{
-		{`DELETE FROM idempotency_keys WHERE (owner, key_lookup) IN (SELECT owner, key_lookup FROM idempotency_keys WHERE created_at < ? LIMIT ?)`,
-			now.Add(-idempotentFor)},
-		{`DELETE FROM images WHERE id IN (SELECT id FROM images WHERE removed_at > 0 AND removed_at < ? LIMIT ?)`, now.Add(-tombstoneFor)},
-		{`DELETE FROM generations WHERE id IN (SELECT id FROM generations WHERE unswept = 0 AND removed_at > 0 AND removed_at < ? LIMIT ?)`,
-			now.Add(-tombstoneFor)},
-	} {
-		for {
-			n, err := s.DB.Exec(ctx, old.sql, old.before.UnixMilli(), sweepBatch)
-			if err != nil {
-				return fmt.Errorf("forget what is old: %w", err)
-			}
-			if n < sweepBatch {
-				break
-			}
+	for n := int64(sweepBatch); n == sweepBatch; {
+		var err error
+		n, err = s.DB.Exec(ctx, `DELETE FROM idempotency_keys WHERE (owner, key_lookup) IN
+			(SELECT owner, key_lookup FROM idempotency_keys WHERE created_at < ? LIMIT ?)`, s.Clock.Now().Add(-idempotentFor).UnixMilli(), sweepBatch)
+		if err != nil {
+			return fmt.Errorf("forget what is old: %w", err)
 		}
 	}
-	return nil
+	if err := s.forget(ctx, "images", `SELECT id, generation_id AS whole, removed_at FROM images WHERE removed_at > 0`); err != nil {
+		return err
+	}
+	return s.forget(ctx, "generations", `SELECT id, id AS whole, removed_at FROM generations WHERE unswept = 0 AND removed_at > 0`)
+}
+
+// forget deletes the tombstones of a table that have had their time, in bounded
+// batches. A hold on a generation also keeps what is left of images that were
+// removed before it.
+func (s *Service) forget(ctx context.Context, table, tombstones string) error {
+	type tombstone struct {
+		ID        string `db:"id"`
+		Whole     string `db:"whole"` // the generation
+		RemovedAt int64  `db:"removed_at"`
+	}
+	until := s.Clock.Now().Add(-tombstoneFor).UnixMilli()
+	for after := (tombstone{}); ; {
+		var batch []tombstone
+		err := s.DB.Select(ctx, &batch, tombstones+` AND removed_at < ? AND (removed_at, id) > (?, ?) ORDER BY removed_at, id LIMIT ?`,
+			until, after.RemovedAt, after.ID, sweepBatch)
+		if err != nil {
+			return fmt.Errorf("forget what is old: %w", err)
+		}
+		if len(batch) == 0 {
+			return nil
+		}
+		after = batch[len(batch)-1]
+		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+			var wholes, ids []string
+			for _, t := range batch {
+				wholes = append(wholes, t.Whole)
+			}
+			free, err := subject.Free(ctx, tx, "generations", wholes)
+			if err != nil {
+				return err
+			}
+			for _, t := range batch {
+				if slices.Contains(free, t.Whole) {
+					ids = append(ids, t.ID)
+				}
+			}
+			if ids, err = subject.Free(ctx, tx, table, ids); err != nil || len(ids) == 0 {
+				return err
+			}
+			args := make([]any, len(ids))
+			for i, id := range ids {
+				args[i] = id
+			}
+			_, err = tx.Exec(ctx, `DELETE FROM `+table+` WHERE id IN (`+db.Marks(len(ids))+`)`, args...)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("forget what is old: %w", err)
+		}
+	}
 }

@@ -153,7 +153,7 @@ func newRig(t *testing.T, dialect db.Dialect, s setup) *rig {
 		return n
 	}
 	r.service = New(Options{
-		DB: r.db, Vault: r.vault, Objects: store, Queue: r.queue, Events: events.New(r.told.hear), Clock: r.clock, Log: log,
+		DB: r.db, Vault: r.vault, Objects: store, Queue: r.queue, Events: events.New(r.told.hear, r.happened), Clock: r.clock, Log: log,
 		Redis: r.redis, Metrics: NewMetrics(nil), Engines: cfg, Rules: rules,
 		RetentionDays: 90, QueuedLimit: limit(s.queued), DailyLimit: limit(s.daily),
 	})
@@ -198,6 +198,11 @@ func (r *rig) person(id string) string {
 		r.t.Fatal(err)
 	}
 	return id
+}
+
+// happened passes events on as app does.
+func (r *rig) happened(ctx context.Context, tx *db.Tx, e events.Event) error {
+	return r.service.Happened(ctx, tx, e)
 }
 
 // work runs a worker until the test ends or stop is called.

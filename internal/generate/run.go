@@ -334,10 +334,11 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 
 // finish writes the result in the transaction that ends the job. It asks once
 // more whether the owner's work may be done: what forbids it stops running work
-// too, but only at the next renewal of the lease.
+// too, but only at the next renewal of the lease. What forbids it at this very
+// moment is waited for.
 func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
 	s, g := a.service, a.generation
-	if err := subject.May(ctx, tx, g.Owner, subject.Generate); err != nil {
+	if err := subject.Enter(ctx, tx, g.Owner, subject.Generate); err != nil {
 		return err
 	}
 	now := s.Clock.Now()

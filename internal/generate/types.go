@@ -59,7 +59,7 @@ type Generation struct {
 	Progress   Progress
 	Queue      *Queue // while queued
 	Images     []Image
-	Failure    *Failure // when failed
+	Failure    *Failure // when failed, or canceled for another reason than the owner's wish
 	CreatedAt  time.Time
 	StartedAt  time.Time // zero: not yet
 	FinishedAt time.Time // zero: not yet

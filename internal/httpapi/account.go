@@ -14,7 +14,7 @@ type signUpBody struct {
 	Username  string   `json:"username" minLength:"3" maxLength:"30" doc:"Letters, digits, dot, dash and underscore. Nobody signs in with it."`
 	Password  string   `json:"password" minLength:"8" maxLength:"1024" doc:"At least 8 characters, none of the common ones; 15 and more are better."`
 	OldEnough bool     `json:"old_enough" doc:"Your word that you are 13 or older. No date of birth is asked for or kept."`
-	Consents  []string `json:"consents,omitempty" enum:"analytics,marketing,profiling,training" maxItems:"4" nullable:"false" doc:"What you agree to, each of it free. Left out: nothing."`
+	Consents  []string `json:"consents,omitempty" enum:"analytics,marketing,profiling,training" maxItems:"4" nullable:"false" doc:"What you agree to, each of it free. Left out: nothing. This version does none of it: your word is kept for what comes."`
 	Name      string   `json:"name,omitempty" maxLength:"100" doc:"What you like to be called. It can stay empty."`
 }
 
@@ -288,7 +288,7 @@ type objectionsView struct {
 
 type objectionView struct {
 	Purpose  string     `json:"purpose" enum:"statistics" doc:"What it is about."`
-	Objected bool       `json:"objected" doc:"Whether the use has stopped."`
+	Objected bool       `json:"objected" doc:"Whether you object to it now."`
 	At       *time.Time `json:"at,omitempty" doc:"Since when."`
 }
 

@@ -14,7 +14,9 @@ import (
 	"github.com/pquerna/otp/totp"
 
 	"zimage/internal/account"
+	"zimage/internal/generate"
 	"zimage/internal/mail"
+	"zimage/internal/subject"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -493,6 +495,57 @@ func TestPromise_G6_ARestrictedAccountIsStoredAndNotProcessed(t *testing.T) {
 		}
 		b.want(202, "POST", "/v1/generations", `{"prompt":"p"}`)
 	})
+}
+
+// Whoever forbids a person's work, what runs and what waits stops and says why.
+func TestPromise_G6_WhatForbidsWorkStopsItAndSaysWhy(t *testing.T) {
+	t.Parallel()
+	for code, forbid := range map[string]func(b *browser, id string){
+		"restricted": func(b *browser, _ string) { b.want(204, "PUT", "/v1/account/restriction", "") },
+		"suspended": func(b *browser, id string) {
+			b.staff("op@example.org", account.RoleOperator).want(204, "POST", "/v1/admin/accounts/"+id+"/suspend", `{"reason":"`+reason+`"}`)
+		},
+		"account_closed": func(b *browser, _ string) {
+			b.want(204, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
+		},
+	} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			bothDatabases(t, func(t *testing.T, r *rig) {
+				b := r.joined()
+				id := b.want(200, "GET", "/v1/account", "").text(t, "id")
+				key := b.want(201, "POST", "/v1/keys", `{"name":"k","scopes":["generate","read"]}`).text(t, "token")
+				running := r.submit(key)
+				testenv.Eventually(t, 20*time.Second, func() bool {
+					return r.do("GET", "/v1/generations/"+running, key, "").field(t, "status") == "running"
+				})
+				waiting := r.submit(key)
+				if a := r.do("GET", "/v1/generations/"+waiting, key, ""); a.field(t, "status") != "queued" || a.field(t, "error") != nil {
+					t.Fatalf("%s", a.body)
+				}
+				forbid(b, id)
+				words, _ := subject.Reason(code).Words()
+				for what, generation := range map[string]string{"what ran": running, "what waited": waiting} {
+					var got generate.Generation
+					testenv.Eventually(t, 30*time.Second, func() (ended bool) {
+						var err error
+						got, err = r.options.Generate.Get(t.Context(), id, generation)
+						return err == nil && got.Status.Terminal()
+					})
+					if got.Status != generate.Canceled || got.Failure == nil || got.Failure.Code != code || got.Failure.Message != words {
+						t.Errorf("%s is %s with %+v", what, got.Status, got.Failure)
+					}
+					if code == "account_closed" { // nobody gets in to look
+						continue
+					}
+					a := r.do("GET", "/v1/generations/"+generation, key, "")
+					if a.field(t, "status") != "canceled" || a.field(t, "error.code") != code || a.field(t, "error.message") != words {
+						t.Errorf("%s: %s", what, a.body)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {

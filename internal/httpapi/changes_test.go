@@ -143,6 +143,7 @@ func TestSensitiveChangesAskForAFreshSession(t *testing.T) {
 		changes := [][3]string{
 			{"POST", "/v1/account/email", `{"email":"eve@new.example.org"}`}, {"PUT", "/v1/account/password", `{"password":"` + nextPassword + `"}`},
 			{"POST", "/v1/account/totp", ""}, {"POST", "/v1/account/passkeys/challenge", ""}, {"POST", "/v1/keys", `{"scopes":["read"]}`},
+			{"DELETE", "/v1/account/restriction", ""},
 		}
 		for _, c := range changes {
 			if a := b.do(c[0], c[1], c[2]); a.status != 403 || a.text(t, "code") != "reauthentication_required" {

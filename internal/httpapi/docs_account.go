@@ -118,19 +118,19 @@ var (
 	}
 	setConsentDoc = doc{
 		id: "set-consent", tag: tagAccount, summary: "Agree, or take it back",
-		description: "In force at once. Each word is kept with its time, as the proof of what you agreed to.",
+		description: "In force at once, for whatever asks for it: this version does none of it yet. Each word is kept with its time, as the proof of what you agreed to.",
 		request:     setConsentBody{Granted: true},
 		answers:     none("Kept."),
 	}
 	objectionsDoc = doc{
 		id: "list-objections", tag: tagAccount, summary: "List your objections",
-		description: "The uses that rest on a legitimate interest, and whether you object to them.",
+		description: "The uses that rest on a legitimate interest, and whether you object to them. `statistics` is what would be reckoned from what people did; this version reckons nothing of the kind.",
 		answers:     ok("One for each purpose.", objectionsView{Data: []objectionView{{Purpose: "statistics"}}}),
 	}
 	objectDoc = doc{
 		id: "object", tag: tagAccount, summary: "Object to a use",
-		description: "It stops at once.",
-		answers:     none("Stopped."),
+		description: "In force at once: no such use of your data begins or goes on until you withdraw it.",
+		answers:     none("Kept."),
 	}
 	withdrawObjectionDoc = doc{
 		id: "withdraw-objection", tag: tagAccount, summary: "Withdraw an objection",
@@ -140,13 +140,14 @@ var (
 	}
 	restrictDoc = doc{
 		id: "restrict-processing", tag: tagAccount, summary: "Restrict processing",
-		description: "Your data stays stored and is not used: no generation, no statistics, no links and webhooks. Signing in, looking, deleting and closing still work.",
+		description: "Your data stays stored and is not used. No generation is accepted, and what waits or runs ends as canceled with the reason `restricted`, within a few seconds. Signing in, looking, deleting and closing still work.",
 		answers:     none("Restricted."),
 	}
 	unrestrictDoc = doc{
 		id: "lift-restriction", tag: tagAccount, summary: "Lift the restriction",
-		description: "At once. A mail confirms it.",
+		description: "At once, in a session that proved lately who it is. A mail says that it was done. What was canceled stays so.",
 		answers:     none("Lifted."),
+		codes:       []problem.Code{problem.ReauthNeeded},
 	}
 
 	beginTOTPDoc = doc{

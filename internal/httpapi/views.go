@@ -27,7 +27,7 @@ type generationView struct {
 	Progress       progressView      `json:"progress" doc:"How far it is."`
 	Queue          *queueView        `json:"queue,omitempty" doc:"Only while it is queued."`
 	Images         []imageView       `json:"images" nullable:"false" doc:"The finished images."`
-	Error          *failureView      `json:"error,omitempty" doc:"Only when it failed."`
+	Error          *failureView      `json:"error,omitempty" doc:"When it failed, or was canceled for another reason than your wish: restricted, suspended or account_closed."`
 	CreatedAt      time.Time         `json:"created_at" doc:"When it was accepted."`
 	StartedAt      *time.Time        `json:"started_at,omitempty" doc:"When a worker began."`
 	FinishedAt     *time.Time        `json:"finished_at,omitempty" doc:"When it became final."`

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,10 +74,41 @@ func TestAJobThatIsAskedToStopIsNotGivenBack(t *testing.T) {
 		id := b.add(jobs.NewJob{Kind: "test:busy"})
 		b.work(1, time.Second, "a")
 		<-started
-		if err := d.Tx(ctx, func(tx *db.Tx) error { _, err := b.queue.Cancel(ctx, tx, id); return err }); err != nil {
+		if err := d.Tx(ctx, func(tx *db.Tx) error { _, err := b.queue.Cancel(ctx, tx, id, "suspended"); return err }); err != nil {
 			t.Fatal(err)
 		}
-		b.await(id, jobs.Canceled)
+		if code := b.await(id, jobs.Canceled).ErrorCode; code != "suspended" {
+			t.Errorf("it was canceled as %q", code)
+		}
+	})
+}
+
+// What was to stop when its worker was lost ends with the reason that it had.
+func TestALostJobThatIsAskedToStopEndsWithItsReason(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx, c := context.Background(), clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		var told atomic.Value
+		b := open(t, d, testenv.Redis(t), c, jobs.Kind{Name: "test:lost", Lane: "a",
+			Run: func(context.Context, *jobs.Run) error { return nil },
+			Ended: func(_ context.Context, _ *db.Tx, _ jobs.Job, end jobs.State, code string) error {
+				told.Store(string(end) + "/" + code)
+				return nil
+			}})
+		id := b.add(jobs.NewJob{Kind: "test:lost"})
+		if _, ok, err := b.queue.Claim(ctx, "a", "gone"); err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+		if err := d.Tx(ctx, func(tx *db.Tx) error { _, err := b.queue.Cancel(ctx, tx, id, "account_closed"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		c.Advance(jobs.Lease + time.Second)
+		if err := b.queue.NewScheduler().Reconcile(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := told.Load(); got != "canceled/account_closed" {
+			t.Errorf("the room was told %v", got)
+		}
 	})
 }
 

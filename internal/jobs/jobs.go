@@ -78,7 +78,7 @@ type Job struct {
 	CancelRequested bool   `db:"cancel_requested"`
 	ProgressDone    int64  `db:"progress_done"`
 	ProgressTotal   int64  `db:"progress_total"`
-	ErrorCode       string `db:"error_code"`
+	ErrorCode       string `db:"error_code"` // of the newest failure, or why it is to stop
 	CreatedAt       int64  `db:"created_at"`
 	RunAfter        int64  `db:"run_after"`
 	StartedAt       int64  `db:"started_at"`
@@ -210,10 +210,14 @@ func takeTurn(ctx context.Context, tx *db.Tx, lane, party string, cost int64) (f
 	return finish, err
 }
 
+// AtWish is the code of a job that ended because its owner wanted no more of it.
+const AtWish = "canceled"
+
 // Cancel ends a job that has not started, at once; a running one is asked to
-// stop and its worker answers within a few seconds. It returns the state after
-// the call; sql.ErrNoRows when there is no such job.
-func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id string) (State, error) {
+// stop and its worker answers within a few seconds. Why becomes the job's code;
+// of several reasons the first. It returns the state after the call;
+// sql.ErrNoRows when there is no such job.
+func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id, why string) (State, error) {
 	var j Job
 	if err := tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`+db.ForUpdate(tx), id); err != nil {
 		return "", err
@@ -227,13 +231,18 @@ func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id string) (State, error)
 				return "", err
 			}
 		}
-		return Canceled, q.end(ctx, tx, j, Canceled, "canceled")
+		return Canceled, q.end(ctx, tx, j, Canceled, why)
 	case Running:
-		_, err := tx.Exec(ctx, `UPDATE jobs SET cancel_requested = 1 WHERE id = ?`, id)
+		_, err := tx.Exec(ctx, `UPDATE jobs SET cancel_requested = 1, error_code = ? WHERE id = ? AND cancel_requested = 0`, why, id)
 		return Running, err
 	default:
 		return j.State, nil
 	}
+}
+
+// stop ends a running job that was asked to, with the reason for which it was.
+func (q *Queue) stop(ctx context.Context, tx *db.Tx, j Job) error {
+	return q.end(ctx, tx, j, Canceled, cmp.Or(j.ErrorCode, AtWish))
 }
 
 // mark writes a final state, unless the attempt no longer counts: ErrFenced.

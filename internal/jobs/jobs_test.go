@@ -202,10 +202,10 @@ func TestCancel(t *testing.T) {
 				return context.Cause(ctx)
 			}})
 		ctx := context.Background()
-		cancel := func(id string) (state jobs.State) {
+		cancel := func(id, why string) (state jobs.State) {
 			t.Helper()
 			err := d.Tx(ctx, func(tx *db.Tx) (err error) {
-				state, err = b.queue.Cancel(ctx, tx, id)
+				state, err = b.queue.Cancel(ctx, tx, id, why)
 				return err
 			})
 			if err != nil {
@@ -214,8 +214,11 @@ func TestCancel(t *testing.T) {
 			return state
 		}
 		queued := b.add(jobs.NewJob{Kind: "test:long", Party: "p", Cost: 50})
-		if state := cancel(queued); state != jobs.Canceled {
+		if state := cancel(queued, "restricted"); state != jobs.Canceled {
 			t.Errorf("a queued job is %s after cancel", state)
+		}
+		if code := b.find(queued).ErrorCode; code != "restricted" {
+			t.Errorf("a queued job was canceled as %q", code)
 		}
 		var finish int64
 		if err := d.Get(ctx, &finish, `SELECT finish FROM job_turns WHERE party = 'p'`); err != nil || finish != 0 {
@@ -225,14 +228,18 @@ func TestCancel(t *testing.T) {
 		b.work(1, time.Second, "a")
 		<-started
 		asked := time.Now()
-		if state := cancel(running); state != jobs.Running {
-			t.Errorf("a running job is %s right after cancel", state)
+		for _, why := range []string{"suspended", jobs.AtWish} { // of several reasons the first
+			if state := cancel(running, why); state != jobs.Running {
+				t.Errorf("a running job is %s right after cancel", state)
+			}
 		}
-		b.await(running, jobs.Canceled)
+		if code := b.await(running, jobs.Canceled).ErrorCode; code != "suspended" {
+			t.Errorf("a running job was canceled as %q", code)
+		}
 		if took := time.Since(asked); took > 5*time.Second {
 			t.Errorf("cancel took %s", took)
 		}
-		if state := cancel(running); state != jobs.Canceled {
+		if state := cancel(running, "restricted"); state != jobs.Canceled || b.find(running).ErrorCode != "suspended" {
 			t.Errorf("cancel of a canceled job says %s", state)
 		}
 	})

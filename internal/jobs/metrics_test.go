@@ -46,7 +46,7 @@ func TestAnEmptyLaneIsToldAsZero(t *testing.T) {
 			t.Fatal(err)
 		}
 		sampled(func(depth, age float64, there bool) bool { return there && depth == 1 && age >= 0 })
-		if err := d.Tx(ctx, func(tx *db.Tx) error { _, err := q.Cancel(ctx, tx, j.ID); return err }); err != nil {
+		if err := d.Tx(ctx, func(tx *db.Tx) error { _, err := q.Cancel(ctx, tx, j.ID, jobs.AtWish); return err }); err != nil {
 			t.Fatal(err)
 		}
 		sampled(func(depth, age float64, there bool) bool { return there && depth == 0 && age == 0 })

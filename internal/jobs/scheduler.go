@@ -224,7 +224,7 @@ func (q *Queue) endLost(ctx context.Context, id, lost string, before int64) (err
 		case err != nil:
 			return err
 		case j.CancelRequested:
-			return q.end(ctx, tx, j, Canceled, "canceled")
+			return q.stop(ctx, tx, j)
 		}
 		return q.end(ctx, tx, j, Failed, "worker_lost")
 	})

@@ -24,7 +24,7 @@ var (
 	// ErrFenced means that this attempt is no longer the job's: a lease was lost
 	// and somebody else runs it, or has ended it. Nothing may be written.
 	ErrFenced = errors.New("jobs: this attempt no longer counts")
-	// ErrCanceled means that the job's owner asked it to stop.
+	// ErrCanceled means that the job was asked to stop.
 	ErrCanceled = errors.New("jobs: canceled")
 	// ErrShutdown means that the worker stops; the job is released and runs
 	// again elsewhere, without losing an attempt.
@@ -606,7 +606,7 @@ func (q *Queue) release(ctx context.Context, attempt Job) error {
 // was asked to stop has stopped.
 func (q *Queue) giveBack(ctx context.Context, tx *db.Tx, j Job) error {
 	if j.CancelRequested {
-		return q.end(ctx, tx, j, Canceled, "canceled")
+		return q.stop(ctx, tx, j)
 	}
 	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'queued', lease_until = 0, worker = '', max_attempts = max_attempts + 1
 		WHERE id = ?`, j.ID)
@@ -642,7 +642,7 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 		}
 		switch {
 		case j.CancelRequested:
-			return q.end(ctx, tx, j, Canceled, "canceled")
+			return q.stop(ctx, tx, j)
 		case f.Spared:
 			return q.giveBack(ctx, tx, j)
 		case f.Final || j.Attempt >= j.MaxAttempts:

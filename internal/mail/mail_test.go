@@ -289,38 +289,65 @@ func TestPromise_S2_ADatabaseThatAnswersNotAfterTheAcceptance(t *testing.T) {
 	}
 }
 
+// Wherever in the conversation it is. Who stalls after DATA may have the mail: it
+// comes again as the same.
 func TestAServerThatStallsIsLeftAndTriedAgain(t *testing.T) {
 	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		s := newServer(t, serverOptions{secure: true})
-		var stalls atomic.Bool
-		stalls.Store(true)
-		s.set(func(s *server) {
-			s.onRcpt = func() error {
-				if stalls.Load() {
-					<-s.hang
+	for name, at := range map[string]func(s *server, stall func() error){
+		"before the receiver": func(s *server, stall func() error) { s.onRcpt = stall },
+		"after DATA":          func(s *server, stall func() error) { s.onData = stall },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testenv.Databases(t, func(t *testing.T, d *db.DB) {
+				s := newServer(t, serverOptions{secure: true})
+				var stalls atomic.Bool
+				stalls.Store(true)
+				awake := make(chan struct{})
+				s.set(func(s *server) {
+					at(s, func() error {
+						if stalls.Load() {
+							<-awake
+						}
+						return nil
+					})
+				})
+				r := newRig(t, setup{db: d, transport: func(*rig) Transport {
+					return sending(func(ctx context.Context, e Envelope) error {
+						o := s.options()
+						if stalls.Load() {
+							o.Timeout = 500 * time.Millisecond
+						}
+						return NewSMTP(o).Send(ctx, e)
+					})
+				}})
+				id := r.send(reset(ada))
+				j := r.tried(id, 1)
+				stalls.Store(false)
+				close(awake) // a mail that it has, it takes now
+				if j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
+					t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
 				}
-				return nil
-			}
-		})
-		r := newRig(t, setup{db: d, transport: func(*rig) Transport {
-			return sending(func(ctx context.Context, e Envelope) error {
-				o := s.options()
-				if stalls.Load() {
-					o.Timeout = 500 * time.Millisecond
+				if got := r.row(id); got.AcceptedAt.Valid || got.Address == nil {
+					t.Fatal("taken for accepted without the server's word")
 				}
-				return NewSMTP(o).Send(ctx, e)
+				want := 1
+				if name == "after DATA" {
+					want = 2
+					testenv.Eventually(t, 20*time.Second, func() bool { return len(s.arrived()) == 1 })
+				}
+				if j := r.again(id); j.State != jobs.Succeeded || len(s.arrived()) != want {
+					t.Fatalf("the job is %s (%s), %d mails arrived", j.State, j.ErrorCode, len(s.arrived()))
+				}
+				for _, got := range s.arrived() {
+					if is := parse(t, got.raw).header.Get("Message-Id"); !strings.Contains(is, id) {
+						t.Errorf("the Message-ID is %q", is)
+					}
+				}
+				r.gone(id, true)
 			})
-		}})
-		id := r.send(reset(ada))
-		if j := r.tried(id, 1); j.State != jobs.Waiting || j.ErrorCode != CodeBroken {
-			t.Fatalf("the job is %s (%s)", j.State, j.ErrorCode)
-		}
-		stalls.Store(false)
-		if j := r.again(id); j.State != jobs.Succeeded || len(s.arrived()) != 1 {
-			t.Errorf("the job is %s (%s), %d mails arrived", j.State, j.ErrorCode, len(s.arrived()))
-		}
-	})
+		})
+	}
 }
 
 func TestAWorkerThatStopsGivesTheMailBack(t *testing.T) {
@@ -479,7 +506,7 @@ func TestACanceledJobForgetsItsMail(t *testing.T) {
 		r := newRig(t, setup{db: d, idle: true, transport: func(*rig) Transport { return nil }})
 		id := r.send(reset(ada))
 		err := d.Tx(context.Background(), func(tx *db.Tx) error {
-			_, err := r.queue.Cancel(context.Background(), tx, r.job(id).ID)
+			_, err := r.queue.Cancel(context.Background(), tx, r.job(id).ID, jobs.AtWish)
 			return err
 		})
 		if err != nil {
@@ -687,6 +714,66 @@ func TestOldRowsArePruned(t *testing.T) {
 		if prune(); rows() != 2 {
 			t.Errorf("%d rows after the hold's release", rows())
 		}
+	})
+}
+
+// A hold on a mail keeps that it was written and what became of it. What it said,
+// and to whom, is there to be sent and goes with that.
+func TestAHoldOnAMailKeepsItsRowAndNotItsWords(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		refuses := map[string]bool{}
+		r := newRig(t, setup{db: d, idle: true, transport: func(*rig) Transport {
+			return sending(func(_ context.Context, e Envelope) error {
+				if refuses[e.ID] {
+					return &Fault{Code: codeRefused, Final: true}
+				}
+				return nil
+			})
+		}})
+		sent, refused := r.send(reset(ada)), r.send(reset(ada))
+		refuses[refused] = true
+		for _, id := range []string{sent, refused} {
+			err := d.Tx(ctx, func(tx *db.Tx) error {
+				_, err := subject.Hold(ctx, tx, "sub_ada", "mails", id, "case 7", r.clock.Now())
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.work()
+		r.await(sent, jobs.Succeeded)
+		r.gone(sent, true)
+		r.await(refused, jobs.Failed)
+		r.gone(refused, false)
+		r.clock.Advance(rowLife + time.Hour)
+		if n, _, err := r.mail.pruneSome(ctx, ""); n != 0 || err != nil {
+			t.Errorf("%d rows of held mails were removed, %v", n, err)
+		}
+	})
+}
+
+// A hold that is placed while old rows are being removed.
+func TestAHoldStopsARowFromBeingPruned(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		r := newRig(t, setup{db: d, idle: true, transport: func(*rig) Transport { return nil }})
+		id := r.send(reset(ada))
+		r.exec(`UPDATE mails SET accepted_at = ?, address = NULL, data = NULL`, r.clock.Millis())
+		r.clock.Advance(rowLife + time.Hour)
+		first, second := testenv.Overtaken(t, d,
+			func(tx *db.Tx) error {
+				_, err := subject.Hold(ctx, tx, "sub_ada", "mails", id, "case 7", r.clock.Now())
+				return err
+			},
+			func() error { _, _, err := r.mail.pruneSome(ctx, ""); return err })
+		if first != nil || second != nil {
+			t.Fatal(first, second)
+		}
+		r.row(id) // it is there
 	})
 }
 

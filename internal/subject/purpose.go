@@ -21,14 +21,18 @@ const (
 	Account  Purpose = "account"  // sign in, change the account, use one's rights
 	Notice   Purpose = "notice"   // mail that the service must send: links, security, rights
 	Generate Purpose = "generate" // make images, also those already asked for
-	Deliver  Purpose = "deliver"  // webhooks and links that the person has set up
+
+	// What follows has no use in this version. The gate stands before there is one,
+	// and people's words are kept for it.
+
+	Deliver Purpose = "deliver" // webhooks and links that the person has set up
 
 	Marketing Purpose = "marketing" // consent: mail about features
 	Training  Purpose = "training"  // consent: train, evaluate or optimise models
 	Analytics Purpose = "analytics" // consent: measurements in the browser, analytics providers
 	Profiling Purpose = "profiling" // consent: personalisation beyond the person's own settings
 
-	Statistics Purpose = "statistics" // legitimate interest: which features are used, for everybody together
+	Statistics Purpose = "statistics" // legitimate interest: which features are used, reckoned from what people did
 )
 
 // A rule says when a purpose is allowed.
@@ -128,9 +132,10 @@ func May(ctx context.Context, q db.Querier, subject string, purpose Purpose) err
 	return may(ctx, q, subject, purpose, "")
 }
 
-// Enter is May for a transaction that begins something new of the person's. It
-// keeps the person's row until the transaction ends: neither a change of state
-// nor another Enter of the same person passes beside it.
+// Enter is May for a transaction that begins something new of the person's, or
+// ends what must not be after a refusal. It keeps the person's row until the
+// transaction ends: neither a change of state nor another Enter of the same person
+// passes beside it.
 func Enter(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
 	return may(ctx, tx, subject, purpose, db.ForUpdate(tx))
 }

@@ -2,7 +2,6 @@ package subject_test
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -136,81 +135,6 @@ func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {
 		})
 		expect(t, "withdrawn", subject.May(ctx, d, "sub_a", subject.Statistics), ok)
 		expect(t, "what rests on the contract", d.Tx(ctx, func(tx *db.Tx) error { return subject.Object(ctx, tx, "sub_a", subject.Generate, now) }), problem.InvalidRequest)
-	})
-}
-
-func TestHoldsCoverOneAnother(t *testing.T) {
-	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		ctx := context.Background()
-		var first, second string
-		change(t, d, func(ctx context.Context, tx *db.Tx) (err error) {
-			if first, err = subject.Hold(ctx, tx, "sub_a", "images", "img_1", "case 7", now); err != nil {
-				return err
-			}
-			second, err = subject.Hold(ctx, tx, "sub_a", "images", "img_1", "case 8", now.Add(time.Second))
-			return err
-		})
-		for _, hold := range []string{first, second} {
-			if held, err := subject.Held(ctx, d, "images", "img_1", "img_2"); err != nil || !held {
-				t.Errorf("held %v (%v)", held, err)
-			}
-			if free, err := subject.Free(ctx, d, "images", []string{"img_2", "img_1", "img_0"}); err != nil || strings.Join(free, " ") != "img_2 img_0" {
-				t.Errorf("free %v (%v)", free, err)
-			}
-			change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) })
-			expect(t, "released twice", d.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, now) }), problem.NotFound)
-		}
-		if held, err := subject.Held(ctx, d, "images", "img_1"); err != nil || held {
-			t.Errorf("released, and held %v (%v)", held, err)
-		}
-	})
-}
-
-func TestHoldsAreForRecords(t *testing.T) {
-	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		ctx := context.Background()
-		add(t, d, "sub_a")
-		hold := func(table, record string) (id string, err error) {
-			err = d.Tx(ctx, func(tx *db.Tx) (err error) {
-				id, err = subject.Hold(ctx, tx, "sub_a", table, record, "case 7", now)
-				return err
-			})
-			return id, err
-		}
-		for _, table := range []string{"sessions", "mailed_links", "passkeys", "passkey_challenges", "recovery_codes", "api_keys", "throttles", "signups", "nonsense", ""} {
-			_, err := hold(table, "x")
-			expect(t, table, err, problem.InvalidRequest)
-			var p *problem.Error
-			if errors.As(err, &p) && (len(p.Fields) != 1 || !strings.Contains(p.Fields[0].Message, "evidence")) {
-				t.Errorf("%s: %+v does not say why", table, p.Fields)
-			}
-		}
-		for _, table := range subject.Records() {
-			var rows int
-			if err := d.Get(ctx, &rows, `SELECT count(*) FROM `+table); err != nil {
-				t.Errorf("there is no table %s: %v", table, err)
-			}
-			id, err := hold(table, "x_1")
-			expect(t, table, err, ok)
-			expect(t, table+" held", subject.AskHeld(ctx, d, table, "x_1"), problem.Conflict)
-			expect(t, table+", another", subject.AskHeld(ctx, d, table, "x_2"), ok)
-			change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, id, now) })
-			expect(t, table+" released", subject.AskHeld(ctx, d, table, "x_1"), ok)
-		}
-
-		// An objection that is held cannot be withdrawn.
-		change(t, d, func(ctx context.Context, tx *db.Tx) error {
-			return subject.Object(ctx, tx, "sub_a", subject.Statistics, now)
-		})
-		id, err := hold("objections", subject.ObjectionRecord("sub_a", subject.Statistics))
-		expect(t, "an objection", err, ok)
-		withdraw := func(tx *db.Tx) error { return subject.WithdrawObjection(ctx, tx, "sub_a", subject.Statistics) }
-		expect(t, "withdrawn", d.Tx(ctx, withdraw), problem.Conflict)
-		expect(t, "it stands", subject.May(ctx, d, "sub_a", subject.Statistics), problem.Forbidden)
-		change(t, d, func(ctx context.Context, tx *db.Tx) error { return subject.Release(ctx, tx, id, now) })
-		expect(t, "released", d.Tx(ctx, withdraw), ok)
 	})
 }
 

@@ -98,7 +98,8 @@ func Restrict(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 	return set(ctx, tx, id, `restricted_at = coalesce(restricted_at, ?)`, now.UnixMilli())
 }
 
-// Unrestrict lifts a restriction. Whoever calls it has told the person before.
+// Unrestrict lifts a restriction, at the wish of the person who asked for it.
+// Whoever else is to lift one must tell the person before.
 func Unrestrict(ctx context.Context, tx *db.Tx, id string) error {
 	return set(ctx, tx, id, `restricted_at = NULL`)
 }

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -216,4 +217,38 @@ func hashFiles(files fs.FS) (string, error) {
 		return err
 	})
 	return hex.EncodeToString(h.Sum(nil)[:8]), err
+}
+
+// Overtaken runs first in a transaction and, before that commits, second beside
+// it. The commit waits until second is through or waits for a row of first's; on
+// SQLite it does not wait, since there the one writer keeps second back anyway.
+func Overtaken(t testing.TB, d *db.DB, first func(tx *db.Tx) error, second func() error) (firstErr, secondErr error) {
+	t.Helper()
+	ended := make(chan error, 1)
+	through := false
+	firstErr = d.Tx(context.Background(), func(tx *db.Tx) error {
+		if err := first(tx); err != nil {
+			return err
+		}
+		go func() { ended <- second() }()
+		if d.Dialect() == db.SQLite {
+			return nil
+		}
+		Eventually(t, 20*time.Second, func() bool {
+			select {
+			case secondErr = <-ended:
+				through = true
+				return true
+			default:
+			}
+			var waiting int
+			err := d.Get(context.Background(), &waiting, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+			return err == nil && waiting > 0
+		})
+		return nil
+	})
+	if firstErr == nil && !through {
+		secondErr = <-ended
+	}
+	return firstErr, secondErr
 }
