@@ -315,9 +315,9 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 	return row, nil
 }
 
-// rotate gives a session that has proved again who it is a new token, at once
-// the only one.
-func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method) (SignedIn, error) {
+// rotate gives a session a new token, at once the only one: a copy of the cookie
+// opens nothing after a new proof or a change of what protects the account.
+func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method, fresh time.Time) (SignedIn, error) {
 	var row sessionRow
 	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -334,7 +334,7 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 		ID: row.ID, Method: m, CreatedAt: time.UnixMilli(row.CreatedAt).UTC(), LastUsedAt: now,
 		ExpiresAt: time.UnixMilli(row.ExpiresAt).UTC(), Current: true,
 	}}
-	return in, s.writeSession(ctx, tx, p.Subject, c, &in, false, now, sql.NullInt64{})
+	return in, s.writeSession(ctx, tx, p.Subject, c, &in, false, fresh, sql.NullInt64{})
 }
 
 // SignOut ends the session that asks, and returns the token that takes its place

@@ -204,7 +204,7 @@ func (s *Service) secondFactorNeeded(ctx context.Context, owner string) error {
 func (s *Service) Reauthenticate(ctx context.Context, p Principal, c Client, cr Credentials) (in SignedIn, err error) {
 	err = s.proveThen(ctx, p, c, cr, func(tx *db.Tx, m Method) error {
 		var err error
-		in, err = s.rotate(ctx, tx, p, c, m)
+		in, err = s.rotate(ctx, tx, p, c, m, s.clock.Now())
 		return err
 	})
 	return in, err

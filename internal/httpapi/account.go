@@ -158,8 +158,13 @@ type passwordInput struct {
 	Body passwordBody `contentType:"application/json"`
 }
 
-func (a *API) changePassword(ctx context.Context, in *passwordInput) (*struct{}, error) {
-	return nil, a.rooms.Accounts.ChangePassword(ctx, callOf(ctx).who, in.Body.Password)
+func (a *API) changePassword(ctx context.Context, in *passwordInput) (*clearedOutput, error) {
+	call := callOf(ctx)
+	s, err := a.rooms.Accounts.ChangePassword(ctx, call.who, call.client, in.Body.Password)
+	if err != nil {
+		return nil, err
+	}
+	return &clearedOutput{SetCookie: a.cookieOf(s)}, nil
 }
 
 func (a *API) requestReset(ctx context.Context, in *emailInput) (*sentOutput, error) {

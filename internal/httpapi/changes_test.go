@@ -96,7 +96,9 @@ func TestPromise_A4_AChangedPasswordEndsEveryOtherSession(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		b, other := r.joined(), r.signIn(eveAddress, evePassword)
 		b.want(400, "PUT", "/v1/account/password", `{"password":"password1"}`)
+		copied := *b
 		b.want(204, "PUT", "/v1/account/password", `{"password":"`+nextPassword+`"}`)
+		copied.refused("a copy of the cookie from before")
 		other.refused("another session")
 		b.want(200, "GET", "/v1/session", "")
 		r.told(mail.PasswordChanged, eveAddress)
