@@ -112,7 +112,9 @@ func (s *Service) requestReset(ctx context.Context, c Client, canonical string) 
 	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical)
+	// By the address and not its mailbox: no letter goes to one without an account,
+	// so that those of the same mailbox must not wait for it.
+	may, err := s.mayWrite(ctx, c, mail.ResetPassword, canonical)
 	if err != nil || !may {
 		return err
 	}
@@ -266,7 +268,10 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	}
 	// For the person first: nobody writes to strangers by changing address again
 	// and again.
-	if _, err := s.take(ctx, askerBucket(p.Subject), s.letterBucket(mail.ConfirmEmail, canonical)); err != nil {
+	if _, err := s.take(ctx, askerBucket(p.Subject)); err != nil {
+		return err
+	}
+	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{p.Subject, p.Subject}); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {

@@ -397,7 +397,10 @@ func TestPromise_A4_AChallengeIsAnsweredOnceForItsPurposeInItsTime(t *testing.T)
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p, bobs := h.freshSession(ann), h.freshSession(bob)
 		d := newDevice()
-		add := func(p Principal, a PasskeyAnswer) error { _, _, err := h.AddPasskey(ctx, p, Client{}, "key", a); return err }
+		add := func(p Principal, a PasskeyAnswer) error {
+			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", a)
+			return err
+		}
 		wantResponse := func(what string, err error) { t.Helper(); wantField(t, what, err, "body.passkey") }
 
 		// To register.

@@ -73,7 +73,7 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 	if err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, mail.ConfirmSignUp, canonical)
+	may, err := s.mayWrite(ctx, c, mail.ConfirmSignUp, mailbox(canonical))
 	if err != nil || !may {
 		return err
 	}
@@ -335,10 +335,10 @@ func (s *Service) usernameFree(ctx context.Context, name string) error {
 
 func usernameTaken() error { return problem.New(problem.Conflict, "This username is taken.") }
 
-// mayWrite reports whether one more mail of a kind may go to an address. Nobody
+// mayWrite reports whether one more mail of a kind may go to a mailbox. Nobody
 // is told when not: codes that were sent before are still good.
-func (s *Service) mayWrite(ctx context.Context, t mail.Template, canonical string) (bool, error) {
-	_, err := s.take(ctx, s.letterBucket(t, canonical))
+func (s *Service) mayWrite(ctx context.Context, c Client, t mail.Template, mailbox string) (bool, error) {
+	err := s.takeLetter(ctx, t, mailbox, c.asker())
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}
