@@ -195,7 +195,7 @@ func (s *Service) ChangePassword(ctx context.Context, p Principal, c Client, pas
 	if err := s.fresh(p); err != nil {
 		return SignedIn{}, err
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.hasher.enterKnown()
 	if err != nil {
 		return SignedIn{}, err
 	}
