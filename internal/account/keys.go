@@ -55,10 +55,9 @@ type Key struct {
 
 // A Principal is who a request acts for, and how far: by a key, or in a session.
 type Principal struct {
-	Subject     string
-	Scopes      []string
-	Role        Role
-	Preferences Preferences
+	Subject string
+	Scopes  []string
+	Role    Role
 
 	KeyID string // empty: a session
 

@@ -73,6 +73,14 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		before := staff(RoleOperator, ByPasskey)
 		staff(NoRole, ByPasskey)
 		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
+		suspended := staff(RoleOperator, ByPasskey)
+		if _, err := h.db.Exec(ctx, `UPDATE subjects SET suspended_at = 1 WHERE id = ?`, eve); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "somebody who is suspended", h.Suspend(ctx, suspended, ann, why), problem.Forbidden)
+		if _, err := h.db.Exec(ctx, `UPDATE subjects SET suspended_at = NULL WHERE id = ?`, eve); err != nil {
+			t.Fatal(err)
+		}
 		var n int
 		if err := h.db.Get(ctx, &n, `SELECT count(*) FROM staff_actions`); err != nil || n != 0 {
 			t.Errorf("%d acts were kept that were refused (%v)", n, err)
@@ -660,10 +668,16 @@ func TestAttack_ALateBodyOfAnEndedSession(t *testing.T) {
 			"an address": func() error { return h.ChangeEmail(ctx, thief, "thief@example.org") },
 			"a password": func() error { return errorOf(h.ChangePassword(ctx, thief, Client{}, "the words of a thief")) },
 			"a name":     func() error { _, err := h.UpdateUser(ctx, thief, UserChange{Username: &name}); return err },
-			"a consent":  func() error { return h.SetConsent(ctx, thief, subject.Marketing, true) },
-			"a passkey":  func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
+			"a closing": func() error {
+				return h.Close(ctx, thief, browser("192.0.2.1", ""), Credentials{Password: "another four words here"})
+			},
+			"a consent": func() error { return h.SetConsent(ctx, thief, subject.Marketing, true) },
+			"a passkey": func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
 		} {
 			wantCode(t, what, act(), problem.Unauthorized)
+		}
+		if person, err := subject.Find(ctx, h.db, thief.Subject); err != nil || person.State != subject.Active {
+			t.Errorf("%+v, %v", person, err)
 		}
 	})
 }

@@ -235,11 +235,8 @@ func (s *Service) Reauthenticate(ctx context.Context, p Principal, c Client, cr 
 	return in, err
 }
 
-// prove asks a session for the credentials once more, and changes nothing.
-func (s *Service) prove(ctx context.Context, p Principal, c Client, cr Credentials) error {
-	return s.proveThen(ctx, p, c, cr, func(*db.Tx, Method) error { return nil })
-}
-
+// proveThen asks a session for the credentials once more, and does what follows in
+// the transaction that uses them up.
 func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Credentials, then func(*db.Tx, Method) error) error {
 	if p.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")

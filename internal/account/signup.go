@@ -28,7 +28,7 @@ const confirmFor = 24 * time.Hour
 // not valid, and Conflict for a username that somebody has.
 func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	if !r.OldEnough {
-		return problem.New(problem.TooYoung, "This service is for people of 13 and older.")
+		return TooYoung()
 	}
 	started := time.Now()
 	email, canonical, err := normalise(r.Email)
@@ -55,6 +55,11 @@ func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	err = s.signUp(ctx, c, r, email, canonical, consents)
 	s.level(ctx, started)
 	return err
+}
+
+// TooYoung is the answer to a child.
+func TooYoung() error {
+	return problem.New(problem.TooYoung, "This service is for people of 13 and older.")
 }
 
 func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonical string, consents []subject.Purpose) error {

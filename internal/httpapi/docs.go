@@ -30,6 +30,8 @@ type doc struct {
 	answers     []good
 	codes       []problem.Code // beside those of every route with a key or a body
 	long        bool           // no time limit of its own: it waits or streams
+	// before looks at the body before anything of it is judged; nil: nobody does.
+	before func(c *call, body []byte) error
 }
 
 // good is an answer that is no error.
@@ -226,7 +228,7 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 	if d.request != nil {
 		codes = append(codes, problem.InvalidRequest, problem.TooLarge, problem.UnsupportedMedia)
 		op.RequestBody = &huma.RequestBody{
-			Description: "At most 256 KiB of JSON in UTF-8. Unknown fields are refused.", Required: true,
+			Description: fmt.Sprintf("At most %d KiB of JSON in UTF-8. Unknown fields are refused.", need.bodyLimit()>>10), Required: true,
 			Content: map[string]*huma.MediaType{"application/json": {Example: plain(d.request)}},
 		}
 	}

@@ -50,6 +50,7 @@ var (
 		request: signUpBody{Email: "ada@example.com", Username: "ada", Password: sampleWords, OldEnough: true},
 		answers: []good{{status: http.StatusAccepted, description: "A mail is on its way.", body: sampleSent}},
 		codes:   []problem.Code{problem.TooYoung, problem.Conflict},
+		before:  ageFirst,
 	}
 	confirmSignUpDoc = doc{
 		id: "confirm-sign-up", tag: tagAccount, summary: "Confirm a sign-up",
