@@ -24,7 +24,7 @@ const (
 	ScopeRead     = "read"     // look at what is there
 	ScopeWebhooks = "webhooks" // change webhook endpoints
 	ScopeAccount  = "account"  // change the account
-	ScopeAdmin    = "admin"    // operate the service
+	ScopeAdmin    = "admin"    // for staff; reserved: no route takes it yet
 )
 
 // Scopes are all of them.

@@ -167,6 +167,9 @@ func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
 			t.Errorf("the key after what was refused: %v", err)
 		}
 
+		_, _, err = h.CreateKeyFor(ctx, AtTheMachine(), ann, "admin", []string{ScopeAdmin}, time.Time{}, why)
+		wantCode(t, "the scope admin for somebody who is no staff", err, problem.Forbidden)
+
 		keys, err := h.KeysFor(ctx, AtTheMachine(), ann, why)
 		if err != nil || len(keys) != 1 || keys[0].Name != "of a script" {
 			t.Errorf("%+v, %v", keys, err)

@@ -352,7 +352,7 @@ func (a *API) document() *huma.OpenAPI {
 			Schemas: registry,
 			SecuritySchemes: map[string]*huma.SecurityScheme{"key": {
 				Type: "http", Scheme: "bearer", BearerFormat: "zi_…",
-				Description: "`Authorization: Bearer zi_…`. A key has some of the scopes `generate` (make, cancel, delete), `read`, `webhooks`, `account` and `admin`. Never put it into a URL.",
+				Description: "`Authorization: Bearer zi_…`. A key has some of the scopes `generate` (make, cancel, delete), `read`, `webhooks`, `account` and `admin`. `admin` is for staff and reserved: no route takes it yet, and what staff do needs a session. Never put it into a URL.",
 			}, "session": {
 				Type: "apiKey", In: "cookie", Name: sessionCookie,
 				Description: "Set by signing in: `__Host-zimage` over https, `zimage` on a loopback address. It has every scope but `admin`.",
