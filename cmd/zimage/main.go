@@ -18,7 +18,7 @@ type cli struct {
 	Up       upCommand       `cmd:"" help:"Start everything in one process: API, worker and scheduler, on embedded parts."`
 	Generate generateCommand `cmd:"" help:"Make a picture of a prompt, with progress, and write it to a file."`
 	User     struct {
-		Create   userCreate       `cmd:"" help:"Create a user; the password is read from standard input."`
+		Create   userCreate       `cmd:"" help:"Create a user; the password is read from standard input. By it you declare that the person is 13 or older; a mail tells them of the account."`
 		List     userList         `cmd:"" help:"List users by id, with state and role."`
 		Disable  userDisable      `cmd:"" help:"Suspend a user: no new work, what is there stays readable. The user is told why."`
 		Enable   userEnable       `cmd:"" help:"Lift a suspension."`

@@ -54,7 +54,7 @@ func (u userCreate) Run(ctx context.Context) error {
 		return err
 	}
 	return with(ctx, func(a *app.App) error {
-		subject, err := a.Accounts.CreateUser(ctx, u.Email, password)
+		subject, err := a.Accounts.CreateUserFor(ctx, account.AtTheMachine(), u.Email, password)
 		if err != nil {
 			return err
 		}
@@ -195,7 +195,7 @@ type keyCreate struct {
 	Email   string        `required:"" help:"Mail address of the user."`
 	Reason  string        `default:"at the machine" help:"Why, in 10 to 500 characters. It is kept, sealed with the user's key, and mailed to the user."`
 	Name    string        `default:"command line" help:"What the key is for."`
-	Scope   []string      `default:"generate,read" help:"What it may do: ${enum}." enum:"generate,read,webhooks,account,admin"`
+	Scope   []string      `default:"generate,read" help:"What it may do: ${enum}. admin is for staff, and no route takes it yet." enum:"generate,read,webhooks,account,admin"`
 	Expires time.Duration `help:"Valid for this long, such as 720h; without it the key does not expire."`
 }
 

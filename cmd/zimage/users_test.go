@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pquerna/otp/totp"
 
 	"zimage/internal/testenv"
 )
@@ -57,6 +60,10 @@ func TestUsersCommands(t *testing.T) {
 			}
 		}
 	}
+	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("An account was made for you", "13 or older") })
+	if _, errs, code := i.run("", "key", "create", "--email", address, "--scope", "admin"); code == 0 || !strings.Contains(errs, "for staff") {
+		t.Errorf("the scope admin for a user: exit %d, %q", code, errs)
+	}
 	// The bare command stays, and tells the owner; mails are files here.
 	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("An API key was made", "at the machine") })
 	before := i.must("", "key", "list", "--email", address, "--reason", reason)
@@ -89,7 +96,15 @@ func TestUsersCommands(t *testing.T) {
 	if _, _, code := i.run("", "user", "role", "king", "--email", address, "--reason", reason); code == 0 {
 		t.Error("a role that there is not was given")
 	}
+	i.withApp(address, "violet tractors at dawn")
+	if code := i.signIn(address, "violet tractors at dawn"); code != http.StatusUnauthorized {
+		t.Errorf("signed in without the second factor: %d", code)
+	}
 	i.must("", "user", "reset-2fa", "--email", address, "--reason", reason)
+	if code := i.signIn(address, "violet tractors at dawn"); code != http.StatusOK {
+		t.Errorf("after the reset: %d", code)
+	}
+	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("How you sign in was changed", "by the operator") })
 
 	i.must("", "user", "close", "--child", "--email", address, "--reason", reason)
 	testenv.Eventually(t, 5*time.Second, func() bool {
@@ -101,6 +116,56 @@ func TestUsersCommands(t *testing.T) {
 	}
 	if _, errs, code := i.run("violet tractors at dawn\n", "user", "create", "--email", address); code == 0 || strings.Contains(errs, address) {
 		t.Errorf("the address of a closed account: exit %d, %q", code, errs)
+	}
+}
+
+// post sends a body in a session, which is nil for none, and decodes the answer.
+func (i *installation) post(session *http.Cookie, path, body string, into any) (status int, cookie *http.Cookie) {
+	i.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, i.base()+path, strings.NewReader(body)) //nolint:noctx // a test
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if session != nil {
+		req.AddCookie(session)
+	}
+	res, err := browser.Do(req)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if into != nil {
+		if err := json.NewDecoder(res.Body).Decode(into); err != nil {
+			i.t.Fatal(err)
+		}
+	}
+	for _, c := range res.Cookies() {
+		cookie = c
+	}
+	return res.StatusCode, cookie
+}
+
+func (i *installation) signIn(email, password string) int {
+	i.t.Helper()
+	status, _ := i.post(nil, "/v1/session", `{"email":"`+email+`","password":"`+password+`"}`, nil)
+	return status
+}
+
+// withApp puts an authenticator app in force.
+func (i *installation) withApp(email, password string) {
+	i.t.Helper()
+	_, session := i.post(nil, "/v1/session", `{"email":"`+email+`","password":"`+password+`"}`, nil)
+	var begun struct{ Secret string }
+	i.post(session, "/v1/account/totp", "", &begun)
+	code, err := totp.GenerateCode(begun.Secret, time.Now())
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	if status, _ := i.post(session, "/v1/account/totp/confirm", `{"code":"`+code+`"}`, nil); status != http.StatusOK {
+		i.t.Fatalf("the app: %d", status)
 	}
 }
 

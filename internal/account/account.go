@@ -77,10 +77,23 @@ func New(o Options) *Service {
 	return s
 }
 
-// CreateUser makes an account for the operator, who answers for the address, and
-// returns its subject id. It returns InvalidRequest for what is no mail address
-// or not allowed as a password, and Conflict when the address has an account.
+// CreateUser makes an account for the operator, who answers for the address and
+// for the age of its owner, and returns its subject id. It returns InvalidRequest
+// for what is no mail address or not allowed as a password, and Conflict when the
+// address has an account.
 func (s *Service) CreateUser(ctx context.Context, email, password string) (string, error) {
+	return s.createUser(ctx, email, password, func(*db.Tx, string) error { return nil })
+}
+
+// CreateUserFor is CreateUser for somebody else, who is told of it by mail.
+func (s *Service) CreateUserFor(ctx context.Context, staff Principal, email, password string) (string, error) {
+	if err := staff.atTheMachine("Accounts for others are made"); err != nil {
+		return "", err
+	}
+	return s.createUser(ctx, email, password, func(tx *db.Tx, id string) error { return s.tell(ctx, tx, id, mail.AccountMade, nil) })
+}
+
+func (s *Service) createUser(ctx context.Context, email, password string, also func(tx *db.Tx, id string) error) (string, error) {
 	email, canonical, err := normalise(email)
 	if err != nil {
 		return "", err
@@ -123,8 +136,10 @@ func (s *Service) CreateUser(ctx context.Context, email, password string) (strin
 			return err
 		}
 		var err error
-		pending, err = dropSignUps(ctx, tx, lookup)
-		return err
+		if pending, err = dropSignUps(ctx, tx, lookup); err != nil {
+			return err
+		}
+		return also(tx, id)
 	})
 	if db.IsUnique(err) {
 		s.discard(ctx, id) // certain to be unused

@@ -58,10 +58,9 @@ func (s *Service) find(ctx context.Context, lookup string, now time.Time) (known
 	turn := s.known.turn()
 	var row struct {
 		keyRow
-		Role        Role   `db:"role"`
-		Preferences []byte `db:"preferences"`
+		Role Role `db:"role"`
 	}
-	err := s.db.Get(ctx, &row, `SELECT k.id, k.owner, k.scopes, k.expires_at, k.revoked_at, u.role, u.preferences
+	err := s.db.Get(ctx, &row, `SELECT k.id, k.owner, k.scopes, k.expires_at, k.revoked_at, u.role
 		FROM api_keys k JOIN users u ON u.id = k.owner WHERE k.token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return knownKey{}, refused()
@@ -81,9 +80,6 @@ func (s *Service) find(ctx context.Context, lookup string, now time.Time) (known
 	who := Principal{Subject: row.Owner, KeyID: row.ID, Scopes: strings.Fields(row.Scopes), Role: row.Role}
 	if who.Role == NoRole { // a member of staff no longer: the key opens no more than its owner may
 		who.Scopes = slices.DeleteFunc(who.Scopes, func(scope string) bool { return scope == ScopeAdmin })
-	}
-	if err := s.unsealUser(ctx, row.Owner, "preferences", row.Preferences, &who.Preferences); err != nil {
-		return knownKey{}, away(fmt.Errorf("find a key: %w", err))
 	}
 	one := knownKey{
 		who:     who,

@@ -10,17 +10,20 @@ import (
 	"zimage/internal/subject"
 )
 
-// Close ends an account for good, at its owner's wish: after one more proof of
-// who they are, every session and key ends in one transaction, queued and
-// running work is told to stop, and what is left waits for its erasure. Signing
-// in again does not bring it back.
+// Close ends an account for good, at its owner's wish: with one more proof of
+// who they are, in a session that has not ended since the request came, every
+// session and key ends in one transaction, queued and running work is told to
+// stop, and what is left waits for its erasure. Signing in again does not bring
+// it back.
 func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentials) error {
-	if err := s.prove(ctx, p, c, cr); err != nil {
-		return err
-	}
-	err := s.db.Tx(ctx, func(tx *db.Tx) error { return s.close(ctx, tx, p.Subject) })
+	err := s.proveThen(ctx, p, c, cr, func(tx *db.Tx, _ Method) error {
+		if err := s.stillThere(ctx, tx, p); err != nil {
+			return err
+		}
+		return s.close(ctx, tx, p.Subject)
+	})
 	s.known.forgetOwner(p.Subject)
-	return away(err)
+	return err
 }
 
 // close is one transaction's part of every way to close an account. Closing a

@@ -24,7 +24,7 @@ const (
 	ScopeRead     = "read"     // look at what is there
 	ScopeWebhooks = "webhooks" // change webhook endpoints
 	ScopeAccount  = "account"  // change the account
-	ScopeAdmin    = "admin"    // operate the service
+	ScopeAdmin    = "admin"    // for staff; reserved: no route takes it yet
 )
 
 // Scopes are all of them.
@@ -55,10 +55,9 @@ type Key struct {
 
 // A Principal is who a request acts for, and how far: by a key, or in a session.
 type Principal struct {
-	Subject     string
-	Scopes      []string
-	Role        Role
-	Preferences Preferences
+	Subject string
+	Scopes  []string
+	Role    Role
 
 	KeyID string // empty: a session
 

@@ -112,7 +112,9 @@ func (s *Service) requestReset(ctx context.Context, c Client, canonical string) 
 	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical)
+	// By the address and not its mailbox: no letter goes to one without an account,
+	// so that those of the same mailbox must not wait for it.
+	may, err := s.mayWrite(ctx, c, mail.ResetPassword, canonical)
 	if err != nil || !may {
 		return err
 	}
@@ -186,20 +188,21 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 	return device, nil
 }
 
-// ChangePassword sets a new password in a fresh session and ends every other
-// session. Codes that were mailed for a reset are void.
-func (s *Service) ChangePassword(ctx context.Context, p Principal, password string) error {
+// ChangePassword sets a new password in a fresh session, which gets a new token
+// and is no fresher by it, and ends every other session. Codes that were mailed
+// for a reset are void.
+func (s *Service) ChangePassword(ctx context.Context, p Principal, c Client, password string) (in SignedIn, err error) {
 	if err := s.fresh(p); err != nil {
-		return err
+		return SignedIn{}, err
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.hasher.enterKnown()
 	if err != nil {
-		return err
+		return SignedIn{}, err
 	}
 	defer leave()
 	hash, err := s.newPassword(ctx, p.Subject, password)
 	if err != nil {
-		return err
+		return SignedIn{}, err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if err := s.stillThere(ctx, tx, p); err != nil {
@@ -208,12 +211,16 @@ func (s *Service) ChangePassword(ctx context.Context, p Principal, password stri
 		if _, err := tx.Exec(ctx, `DELETE FROM mailed_links WHERE owner = ? AND kind = ?`, p.Subject, linkPassword); err != nil {
 			return err
 		}
-		return s.setPassword(ctx, tx, p.Subject, hash, p.SessionID)
+		if err := s.setPassword(ctx, tx, p.Subject, hash, p.SessionID); err != nil {
+			return err
+		}
+		in, err = s.rotate(ctx, tx, p, c, p.Method, p.FreshAt)
+		return err
 	})
 	if err != nil {
-		return away(fmt.Errorf("change a password: %w", err))
+		return SignedIn{}, away(fmt.Errorf("change a password: %w", err))
 	}
-	return nil
+	return in, nil
 }
 
 // newPassword checks a password against its owner's own words and hashes it. The
@@ -261,7 +268,10 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	}
 	// For the person first: nobody writes to strangers by changing address again
 	// and again.
-	if _, err := s.take(ctx, askerBucket(p.Subject), s.letterBucket(mail.ConfirmEmail, canonical)); err != nil {
+	if _, err := s.take(ctx, askerBucket(p.Subject)); err != nil {
+		return err
+	}
+	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{p.Subject, p.Subject}); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {

@@ -426,14 +426,23 @@ func TestAPasswordChangeEndsTheOtherSessions(t *testing.T) {
 		reset := h.code("ann@example.org", mail.ResetPassword)
 		stale := p
 		stale.FreshAt = h.clock.Now().Add(-freshFor)
-		wantCode(t, "not fresh", h.ChangePassword(ctx, stale, another), problem.ReauthNeeded)
-		wantCode(t, "by key", h.ChangePassword(ctx, Principal{Subject: p.Subject, KeyID: "key_1"}, another), problem.Forbidden)
-		wantField(t, "the address", h.ChangePassword(ctx, p, "ann@example.org"), "body.password")
+		wantCode(t, "not fresh", errorOf(h.ChangePassword(ctx, stale, c, another)), problem.ReauthNeeded)
+		wantCode(t, "by key", errorOf(h.ChangePassword(ctx, Principal{Subject: p.Subject, KeyID: "key_1"}, c, another)), problem.Forbidden)
+		wantField(t, "the address", errorOf(h.ChangePassword(ctx, p, c, "ann@example.org")), "body.password")
 		h.principal(other.Token) // none of that changed anything
-		if err := h.ChangePassword(ctx, p, another); err != nil {
+		h.principal(in.Token)
+		h.clock.Advance(time.Minute)
+		next, err := h.ChangePassword(ctx, p, c, another)
+		if err != nil {
 			t.Fatal(err)
 		}
-		h.principal(in.Token)
+		// The same session, by a new token alone, and no fresher than it was: or who
+		// has a copy of a fresh one could keep it so for ever.
+		_, err = h.process().AuthenticateSession(ctx, in.Token)
+		wantCode(t, "a copy of the cookie", err, problem.Unauthorized)
+		if now := h.principal(next.Token); now.SessionID != p.SessionID || !now.FreshAt.Equal(p.FreshAt) || now.Method != p.Method || !now.SignedInAt.Equal(p.SignedInAt) {
+			t.Errorf("%+v, before %+v", now, p)
+		}
 		_, err = h.process().AuthenticateSession(ctx, other.Token)
 		wantCode(t, "the other session", err, problem.Unauthorized)
 		_, err = h.Reset(ctx, c, reset, "a third horse")
@@ -445,6 +454,40 @@ func TestAPasswordChangeEndsTheOtherSessions(t *testing.T) {
 		}
 		if len(h.sent("ann@example.org", mail.PasswordChanged)) != 1 {
 			t.Error("the owner is not told")
+		}
+	})
+}
+
+// A copy of the cookie that a thief made before opens nothing once what protects
+// the account is another.
+func TestAttack_ACopiedCookieDoesNotOutliveTheFirstFactor(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		for name, first := range map[string]func(Principal) (Enrolled, error){
+			"app": func(p Principal) (Enrolled, error) {
+				secret, _, err := h.BeginTOTP(ctx, p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return h.ConfirmTOTP(ctx, p, browser("192.0.2.1", ""), h.shows(secret, 0))
+			},
+			"passkey": func(p Principal) (Enrolled, error) {
+				_, got, err := h.AddPasskey(ctx, p, browser("192.0.2.1", ""), "", newDevice().register(h.beginPasskey(p)))
+				return got, err
+			},
+		} {
+			in, p := h.member(name+"@example.org", name)
+			h.clock.Advance(time.Minute)
+			got, err := first(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = h.process().AuthenticateSession(ctx, in.Token)
+			wantCode(t, name+": the copy", err, problem.Unauthorized)
+			if now := h.principal(got.SignedIn.Token); now.SessionID != p.SessionID || !now.FreshAt.Equal(p.FreshAt) {
+				t.Errorf("%s: %+v, before %+v", name, now, p)
+			}
 		}
 	})
 }
@@ -467,7 +510,7 @@ func TestAClosedAccountsCodesAreVoid(t *testing.T) {
 		wantCode(t, "a reset", err, problem.LinkInvalid)
 		wantCode(t, "a change of address", h.ConfirmEmail(ctx, p, email), problem.Unauthorized)
 		wantCode(t, "another change", h.ChangeEmail(ctx, p, "new@example.org"), problem.Unauthorized)
-		wantCode(t, "a password", h.ChangePassword(ctx, p, another), problem.Unauthorized)
+		wantCode(t, "a password", errorOf(h.ChangePassword(ctx, p, c, another)), problem.Unauthorized)
 		_, err = h.Reauthenticate(ctx, p, c, Credentials{Password: password})
 		wantCode(t, "one more proof", err, problem.SignInFailed)
 	})

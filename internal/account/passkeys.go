@@ -228,16 +228,14 @@ func passkeyAlgorithms() []protocol.CredentialParameter {
 }
 
 // AddPasskey puts a passkey into force that was made for the challenge. With the
-// first factor the person's other sessions end, and the recovery codes are
-// returned, which nobody can be shown again. InvalidRequest for an answer that
-// does not fit, Conflict for a passkey that is registered already.
-func (s *Service) AddPasskey(ctx context.Context, p Principal, name string, a PasskeyAnswer) (Passkey, []string, error) {
+// first factor the person's other sessions end and this one gets a new token.
+// InvalidRequest for an answer that does not fit, Conflict for a passkey that is
+// registered already.
+func (s *Service) AddPasskey(ctx context.Context, p Principal, c Client, name string, a PasskeyAnswer) (made Passkey, got Enrolled, err error) {
 	if utf8.RuneCountInString(name) > nameMost || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return Passkey{}, nil, problem.Invalid(problem.Field{Location: "body.name", Message: fmt.Sprintf("must be at most %d characters in one line", nameMost)})
+		return Passkey{}, Enrolled{}, problem.Invalid(problem.Field{Location: "body.name", Message: fmt.Sprintf("must be at most %d characters in one line", nameMost)})
 	}
-	var made Passkey
-	var recovery []string
-	err := s.changeFactors(ctx, p, func(tx *db.Tx, u userFactors) error {
+	err = s.changeFactors(ctx, p, func(tx *db.Tx, u userFactors) error {
 		credential, err := s.checkNewPasskey(ctx, tx, u.ID, a)
 		if errors.Is(err, errWrongCode) {
 			return problem.Invalid(problem.Field{Location: "body.passkey", Message: "does not answer a challenge that is still open: begin again"})
@@ -266,18 +264,18 @@ func (s *Service) AddPasskey(ctx context.Context, p Principal, name string, a Pa
 			made.ID, u.ID, s.passkeyLookup(credential.ID), sealed, sealedName, now.UnixMilli()); err != nil {
 			return err
 		}
-		if recovery, err = s.firstFactor(ctx, tx, p, before); err != nil {
+		if got, err = s.firstFactor(ctx, tx, p, c, before); err != nil {
 			return err
 		}
 		return s.tellFactors(ctx, tx, u.ID, "A passkey was added.")
 	})
 	if db.IsUnique(err) {
-		return Passkey{}, nil, problem.New(problem.Conflict, "This passkey is registered already.")
+		return Passkey{}, Enrolled{}, problem.New(problem.Conflict, "This passkey is registered already.")
 	}
 	if err != nil {
-		return Passkey{}, nil, err
+		return Passkey{}, Enrolled{}, err
 	}
-	return made, recovery, nil
+	return made, got, nil
 }
 
 // checkNewPasskey returns what of a new passkey is kept.

@@ -77,7 +77,7 @@ func (d *device) signAgain(c PasskeyChallenge) PasskeyAnswer {
 // addPasskey registers the device.
 func (h *home) addPasskey(p Principal, d *device) Passkey {
 	h.t.Helper()
-	made, _, err := h.AddPasskey(context.Background(), p, "phone of Ann", d.register(h.beginPasskey(p)))
+	made, _, err := h.AddPasskey(context.Background(), p, Client{}, "phone of Ann", d.register(h.beginPasskey(p)))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -149,9 +149,9 @@ func TestPromise_A4_APasskeyIsTheOnlyFactor(t *testing.T) {
 		if need := h.stillNeeds(ann); need != nil {
 			t.Errorf("begun, and a sign-in needs %+v", need)
 		}
-		made, recovery, err := h.AddPasskey(ctx, p, "phone of Ann", d.register(begun))
-		if err != nil || len(recovery) != recoveryCodes || made.Name != "phone of Ann" || !made.CreatedAt.Equal(start) || !made.LastUsedAt.IsZero() {
-			t.Fatalf("%+v, %d recovery codes, %v", made, len(recovery), err)
+		made, got, err := h.AddPasskey(ctx, p, Client{}, "phone of Ann", d.register(begun))
+		if err != nil || len(got.Recovery) != recoveryCodes || made.Name != "phone of Ann" || !made.CreatedAt.Equal(start) || !made.LastUsedAt.IsZero() {
+			t.Fatalf("%+v, %d recovery codes, %v", made, len(got.Recovery), err)
 		}
 		if h.sessionCount(ann) != 1 {
 			t.Errorf("%d sessions; those without the factor should have ended", h.sessionCount(ann))
@@ -182,8 +182,8 @@ func TestPromise_A4_APasskeyIsTheOnlyFactor(t *testing.T) {
 		p = h.freshSession(ann)
 		n := h.sessionCount(ann)
 		tablet := newDevice()
-		if _, codes, err := h.AddPasskey(ctx, p, "", tablet.register(h.beginPasskey(p))); err != nil || codes != nil {
-			t.Errorf("%d recovery codes, %v", len(codes), err)
+		if _, got, err := h.AddPasskey(ctx, p, Client{}, "", tablet.register(h.beginPasskey(p))); err != nil || got.Recovery != nil || got.SignedIn.Token != "" {
+			t.Errorf("%d recovery codes, a new token: %v, %v", len(got.Recovery), got.SignedIn.Token != "", err)
 		}
 		if h.sessionCount(ann) != n {
 			t.Error("a second passkey ended sessions")
@@ -397,7 +397,10 @@ func TestPromise_A4_AChallengeIsAnsweredOnceForItsPurposeInItsTime(t *testing.T)
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p, bobs := h.freshSession(ann), h.freshSession(bob)
 		d := newDevice()
-		add := func(p Principal, a PasskeyAnswer) error { _, _, err := h.AddPasskey(ctx, p, "key", a); return err }
+		add := func(p Principal, a PasskeyAnswer) error {
+			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", a)
+			return err
+		}
 		wantResponse := func(what string, err error) { t.Helper(); wantField(t, what, err, "body.passkey") }
 
 		// To register.
@@ -505,7 +508,7 @@ func TestPromise_A4_PasskeysOfOtherPlacesAndPeopleAreRefused(t *testing.T) {
 		} {
 			fresh := newDevice()
 			change(fresh)
-			_, _, err := h.AddPasskey(ctx, p, "key", fresh.register(h.beginPasskey(p)))
+			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", fresh.register(h.beginPasskey(p)))
 			wantField(t, "register: "+what, err, "body.passkey")
 			bad := *d
 			bad.key.Counter += 10 // never the reason
@@ -535,7 +538,7 @@ func TestPromise_A4_PasskeysOfOtherPlacesAndPeopleAreRefused(t *testing.T) {
 		} {
 			h.refuses(what, h.signInBy(PasskeyAnswer{ChallengeID: h.signInChallenge().ID, Response: response}))
 			h.refuses(what, h.trySecond(ann, PasskeyAnswer{ChallengeID: h.stillNeeds(ann).Passkey.ID, Response: response}))
-			_, _, err := h.AddPasskey(ctx, p, "key", PasskeyAnswer{ChallengeID: h.beginPasskey(p).ID, Response: response})
+			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", PasskeyAnswer{ChallengeID: h.beginPasskey(p).ID, Response: response})
 			wantField(t, "register: "+what, err, "body.passkey")
 		}
 		if err := h.signInBy(good); err != nil {
@@ -545,7 +548,7 @@ func TestPromise_A4_PasskeysOfOtherPlacesAndPeopleAreRefused(t *testing.T) {
 		// A key registered elsewhere under the id of Ann's.
 		thief := newDevice()
 		thief.key.ID = d.key.ID
-		_, _, err := h.AddPasskey(ctx, h.freshSession(bob), "key", thief.register(h.beginPasskey(h.freshSession(bob))))
+		_, _, err := h.AddPasskey(ctx, h.freshSession(bob), Client{}, "key", thief.register(h.beginPasskey(h.freshSession(bob))))
 		wantCode(t, "an id that is registered", err, problem.Conflict)
 		if err := h.signInWith(d); err != nil {
 			t.Errorf("Ann's after that: %v", err)
@@ -636,8 +639,8 @@ func TestPasskeysAreRemoved(t *testing.T) {
 			t.Errorf("told %q", told)
 		}
 		// What was removed can be registered again, by anybody.
-		if _, codes, err := h.AddPasskey(ctx, bobs, "key", phone.register(h.beginPasskey(bobs))); err != nil || len(codes) != recoveryCodes {
-			t.Errorf("%d recovery codes, %v", len(codes), err)
+		if _, got, err := h.AddPasskey(ctx, bobs, Client{}, "key", phone.register(h.beginPasskey(bobs))); err != nil || len(got.Recovery) != recoveryCodes {
+			t.Errorf("%d recovery codes, %v", len(got.Recovery), err)
 		}
 	})
 }
@@ -661,13 +664,13 @@ func TestPasskeysAreBoundedAndNotRegisteredTwice(t *testing.T) {
 				t.Error("a browser is not told which passkeys are there")
 			}
 		}
-		_, _, err = h.AddPasskey(ctx, p, "again", devices[0].register(begun))
+		_, _, err = h.AddPasskey(ctx, p, Client{}, "again", devices[0].register(begun))
 		wantCode(t, "from a browser that does not care", err, problem.Conflict)
 		for what, name := range map[string]string{"long": strings.Repeat("ü", 101), "two lines": "a\nb", "not text": "\xff"} {
-			_, _, err := h.AddPasskey(ctx, p, name, newDevice().register(h.beginPasskey(p)))
+			_, _, err := h.AddPasskey(ctx, p, Client{}, name, newDevice().register(h.beginPasskey(p)))
 			wantField(t, what, err, "body.name")
 		}
-		if _, _, err := h.AddPasskey(ctx, p, strings.Repeat("ü", 100), newDevice().register(h.beginPasskey(p))); err != nil {
+		if _, _, err := h.AddPasskey(ctx, p, Client{}, strings.Repeat("ü", 100), newDevice().register(h.beginPasskey(p))); err != nil {
 			t.Error(err)
 		}
 
@@ -679,7 +682,7 @@ func TestPasskeysAreBoundedAndNotRegisteredTwice(t *testing.T) {
 		var wg sync.WaitGroup
 		errs := make([]error, len(open))
 		for i, c := range open {
-			wg.Go(func() { _, _, errs[i] = h.AddPasskey(ctx, p, "last", newDevice().register(c)) })
+			wg.Go(func() { _, _, errs[i] = h.AddPasskey(ctx, p, Client{}, "last", newDevice().register(c)) })
 		}
 		wg.Wait()
 		made := 0

@@ -95,7 +95,14 @@ func hashing() *argon2id.Params {
 
 // defaultQueue is how many may wait to have a password hashed: about a second's
 // work for one core.
-const defaultQueue = 64
+const (
+	defaultQueue = 64
+	// knownQueue is how many more may wait whom we know, so that strangers who fill
+	// the queue do not keep them out, and looksMost how many browsers are looked up
+	// at a time to find that out.
+	knownQueue = 16
+	looksMost  = 64
+)
 
 // A hasher hashes as many passwords at a time as there are processors, lets a
 // bounded number wait, and refuses the rest at once: its memory is bounded
@@ -104,6 +111,8 @@ type hasher struct {
 	params  *argon2id.Params
 	places  chan struct{} // one for each hash that runs
 	turns   chan struct{} // one for each that runs or waits
+	known   chan struct{} // more turns, for whom we know
+	looks   chan struct{} // one for each browser that is looked up
 	counted func()        // told of each hash, for tests; may be nil
 }
 
@@ -112,7 +121,8 @@ func newHasher(queue int) *hasher {
 		queue = defaultQueue
 	}
 	n := runtime.GOMAXPROCS(0)
-	return &hasher{params: hashing(), places: make(chan struct{}, n), turns: make(chan struct{}, n+queue)}
+	return &hasher{params: hashing(), places: make(chan struct{}, n), turns: make(chan struct{}, n+queue),
+		known: make(chan struct{}, knownQueue), looks: make(chan struct{}, looksMost)}
 }
 
 // enter takes a place in the queue, to be held for as long as the work around a
@@ -123,6 +133,20 @@ func (h *hasher) enter() (leave func(), err error) {
 		return func() { <-h.turns }, nil
 	default:
 		return nil, problem.New(problem.Unavailable, "Too many people sign in at this moment. Try again in a second.").After(time.Second)
+	}
+}
+
+// enterKnown is enter for somebody who is known before the hash: by a session, or
+// by a browser that the account was signed in with.
+func (h *hasher) enterKnown() (leave func(), err error) {
+	if leave, err = h.enter(); err == nil {
+		return leave, nil
+	}
+	select {
+	case h.known <- struct{}{}:
+		return func() { <-h.known }, nil
+	default:
+		return nil, err
 	}
 }
 

@@ -73,6 +73,14 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		before := staff(RoleOperator, ByPasskey)
 		staff(NoRole, ByPasskey)
 		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
+		suspended := staff(RoleOperator, ByPasskey)
+		if _, err := h.db.Exec(ctx, `UPDATE subjects SET suspended_at = 1 WHERE id = ?`, eve); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "somebody who is suspended", h.Suspend(ctx, suspended, ann, why), problem.Forbidden)
+		if _, err := h.db.Exec(ctx, `UPDATE subjects SET suspended_at = NULL WHERE id = ?`, eve); err != nil {
+			t.Fatal(err)
+		}
 		var n int
 		if err := h.db.Get(ctx, &n, `SELECT count(*) FROM staff_actions`); err != nil || n != 0 {
 			t.Errorf("%d acts were kept that were refused (%v)", n, err)
@@ -158,6 +166,9 @@ func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
 		if _, err := h.Authenticate(ctx, kept); err != nil {
 			t.Errorf("the key after what was refused: %v", err)
 		}
+
+		_, _, err = h.CreateKeyFor(ctx, AtTheMachine(), ann, "admin", []string{ScopeAdmin}, time.Time{}, why)
+		wantCode(t, "the scope admin for somebody who is no staff", err, problem.Forbidden)
 
 		keys, err := h.KeysFor(ctx, AtTheMachine(), ann, why)
 		if err != nil || len(keys) != 1 || keys[0].Name != "of a script" {
@@ -731,12 +742,18 @@ func TestAttack_ALateBodyOfAnEndedSession(t *testing.T) {
 		for what, act := range map[string]func() error{
 			"a key":      func() error { _, _, err := h.NewKey(ctx, thief, "k", []string{ScopeRead}, time.Time{}); return err },
 			"an address": func() error { return h.ChangeEmail(ctx, thief, "thief@example.org") },
-			"a password": func() error { return h.ChangePassword(ctx, thief, "the words of a thief") },
+			"a password": func() error { return errorOf(h.ChangePassword(ctx, thief, Client{}, "the words of a thief")) },
 			"a name":     func() error { _, err := h.UpdateUser(ctx, thief, UserChange{Username: &name}); return err },
-			"a consent":  func() error { return h.SetConsent(ctx, thief, subject.Marketing, true) },
-			"a passkey":  func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
+			"a closing": func() error {
+				return h.Close(ctx, thief, browser("192.0.2.1", ""), Credentials{Password: "another four words here"})
+			},
+			"a consent": func() error { return h.SetConsent(ctx, thief, subject.Marketing, true) },
+			"a passkey": func() error { _, _, err := h.BeginTOTP(ctx, thief); return err },
 		} {
 			wantCode(t, what, act(), problem.Unauthorized)
+		}
+		if person, err := subject.Find(ctx, h.db, thief.Subject); err != nil || person.State != subject.Active {
+			t.Errorf("%+v, %v", person, err)
 		}
 	})
 }
@@ -779,6 +796,111 @@ func TestAttack_CredentialStuffing(t *testing.T) {
 		}
 		if _, err := h.SignIn(ctx, ann, Credentials{Email: "ann@example.org", Password: password}); err != nil {
 			t.Errorf("she is kept out of her own account: %v", err)
+		}
+	})
+}
+
+// The same with another address each time: what each account allows bounds nothing
+// then, and the queue is full of strangers all the time. Who is known gets in
+// beside them, and changes their password.
+func TestAttack_CredentialStuffingOverManyAddressesKeepsNobodyOut(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx, over := context.WithCancel(context.Background())
+		defer over()
+		in, _ := h.member("ann@example.org", "ann")
+		h.hasher.counted = func() { time.Sleep(30 * time.Millisecond) } // so that a hundred a second are too many
+		var hashed, full atomic.Int64
+		stuff := func(i int) {
+			from := browser(fmt.Sprintf("10.%d.%d.%d", i>>16&255, i>>8&255, i&255), "")
+			if i%2 == 0 {
+				from.Device = sessionForm.make() // as if it were known
+			}
+			_, err := h.SignIn(ctx, from, Credentials{Email: fmt.Sprintf("user%d@example.org", i), Password: "a stolen password"})
+			switch problem.CodeOf(err) {
+			case problem.SignInFailed:
+				hashed.Add(1)
+			case problem.Unavailable:
+				full.Add(1)
+			default:
+				if ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		}
+		var strangers sync.WaitGroup
+		strangers.Go(func() {
+			tick := time.NewTicker(time.Second / 100)
+			defer tick.Stop()
+			for i := 0; ctx.Err() == nil; i++ {
+				<-tick.C
+				strangers.Go(func() { stuff(i) })
+			}
+		})
+		defer strangers.Wait()
+		defer over()
+		testenv.Eventually(t, time.Minute, func() bool { return full.Load() > 10 && hashed.Load() > 0 })
+		// Patience is not what is tested: the machine has other things to do.
+		calm, stop := context.WithTimeout(ctx, 3*time.Minute)
+		defer stop()
+		ann := browser("192.0.2.1", in.Token)
+		if in, err := h.SignIn(calm, ann, Credentials{Email: "ann@example.org", Password: password}); err != nil {
+			t.Errorf("sign-in: %v", err)
+		} else if in, err = h.Reauthenticate(calm, h.principal(in.Token), ann, Credentials{Password: password}); err != nil {
+			t.Errorf("a new proof: %v", err)
+		} else if _, err = h.ChangePassword(calm, h.principal(in.Token), ann, another); err != nil {
+			t.Errorf("a new password: %v", err)
+		}
+		t.Logf("%d attempts were hashed, %d refused", hashed.Load(), full.Load())
+	})
+}
+
+// The reserve is for a browser that this account knows, and has an end too.
+func TestTheReserveOfTheQueueIsForKnownBrowsers(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, ann := h.member("ann@example.org", "ann")
+		h.user("bob@example.org")
+		device, err := h.SignOut(ctx, ann)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range cap(h.hasher.turns) {
+			h.hasher.turns <- struct{}{}
+		}
+		try := func(device, email string) problem.Code {
+			return h.signIn(h.Service, browser("192.0.2.1", device), email, "wrong horse")
+		}
+		for what, code := range map[string]problem.Code{
+			"no browser":     try("", "ann@example.org"),
+			"a made-up one":  try(sessionForm.make(), "ann@example.org"),
+			"one of before":  try(in.Token, "ann@example.org"),
+			"another's":      try(device, "bob@example.org"),
+			"that of nobody": try(device, "nobody@example.org"),
+		} {
+			if code != problem.Unavailable {
+				t.Errorf("%s: %q", what, code)
+			}
+		}
+		if code := try(device, "ann@example.org"); code != problem.SignInFailed {
+			t.Errorf("her own, signed out: %q", code)
+		}
+		for range cap(h.hasher.known) {
+			h.hasher.known <- struct{}{}
+		}
+		if code := try(device, "ann@example.org"); code != problem.Unavailable {
+			t.Errorf("beyond the reserve: %q", code)
+		}
+		<-h.hasher.known
+		for range cap(h.hasher.looks) {
+			h.hasher.looks <- struct{}{}
+		}
+		if code := try(device, "ann@example.org"); code != problem.Unavailable {
+			t.Errorf("beyond the looks: %q", code)
+		}
+		if len(h.hasher.known) != cap(h.hasher.known)-1 || len(h.hasher.turns) != cap(h.hasher.turns) {
+			t.Error("a turn was not given back")
 		}
 	})
 }

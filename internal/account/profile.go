@@ -114,14 +114,22 @@ func (s *Service) sealUser(ctx context.Context, owner, column string, value any)
 	return s.vault.Seal(ctx, owner, []byte(plain), vault.Column("users", column, owner))
 }
 
-// Preferences are the defaults of a person's next generation.
+// Preferences are the defaults of a person's next generation. Nothing remembers
+// them: what one process changed counts in all at once.
 func (s *Service) Preferences(ctx context.Context, owner string) (Preferences, error) {
 	var sealed []byte
-	if err := s.db.Get(ctx, &sealed, `SELECT preferences FROM users WHERE id = ?`, owner); err != nil {
+	err := s.db.Get(ctx, &sealed, `SELECT preferences FROM users WHERE id = ?`, owner)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Preferences{}, subject.NoAccount()
+	}
+	if err != nil {
 		return Preferences{}, away(fmt.Errorf("read preferences: %w", err))
 	}
 	var p Preferences
-	err := s.unsealUser(ctx, owner, "preferences", sealed, &p)
+	err = s.unsealUser(ctx, owner, "preferences", sealed, &p)
+	if errors.Is(err, vault.ErrDestroyed) || errors.Is(err, vault.ErrNoKey) {
+		return Preferences{}, subject.NoAccount()
+	}
 	return p, away(err)
 }
 
@@ -196,7 +204,6 @@ func (s *Service) UpdateUser(ctx context.Context, p Principal, change UserChange
 	if err != nil {
 		return User{}, away(err)
 	}
-	s.known.forgetOwner(p.Subject) // it holds the preferences
 	return u, nil
 }
 

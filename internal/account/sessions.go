@@ -69,10 +69,9 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	now := s.clock.Now()
 	var row struct {
 		sessionRow
-		Role        Role   `db:"role"`
-		Preferences []byte `db:"preferences"`
+		Role Role `db:"role"`
 	}
-	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role, u.preferences
+	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role
 		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, s.sessionLookup(token))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, notSignedIn()
@@ -83,10 +82,6 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	if err := s.open(ctx, row.sessionRow, row.Role, now); err != nil {
 		return Principal{}, err
 	}
-	var preferences Preferences
-	if err := s.unsealUser(ctx, row.Owner, "preferences", row.Preferences, &preferences); err != nil {
-		return Principal{}, away(fmt.Errorf("find a session: %w", err))
-	}
 	if now.UnixMilli()-row.LastUsedAt >= touchEvery.Milliseconds() {
 		// Of several requests at once only the first one writes.
 		if _, err := s.db.Exec(ctx, `UPDATE sessions SET last_used_at = ? WHERE id = ? AND last_used_at = ? AND ended_at IS NULL`,
@@ -95,7 +90,7 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 		}
 	}
 	return Principal{
-		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role, Preferences: preferences,
+		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role,
 		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), SignedInAt: time.UnixMilli(row.CreatedAt).UTC(),
 	}, nil
 }
@@ -315,9 +310,9 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 	return row, nil
 }
 
-// rotate gives a session that has proved again who it is a new token, at once
-// the only one.
-func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method) (SignedIn, error) {
+// rotate gives a session a new token, at once the only one: a copy of the cookie
+// opens nothing after a new proof or a change of what protects the account.
+func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method, fresh time.Time) (SignedIn, error) {
 	var row sessionRow
 	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -334,7 +329,7 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 		ID: row.ID, Method: m, CreatedAt: time.UnixMilli(row.CreatedAt).UTC(), LastUsedAt: now,
 		ExpiresAt: time.UnixMilli(row.ExpiresAt).UTC(), Current: true,
 	}}
-	return in, s.writeSession(ctx, tx, p.Subject, c, &in, false, now, sql.NullInt64{})
+	return in, s.writeSession(ctx, tx, p.Subject, c, &in, false, fresh, sql.NullInt64{})
 }
 
 // SignOut ends the session that asks, and returns the token that takes its place

@@ -239,7 +239,7 @@ func TestScopesOfASession(t *testing.T) {
 	}
 }
 
-func TestAPrincipalKnowsRoleAndPreferences(t *testing.T) {
+func TestAPrincipalKnowsTheRole(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -252,20 +252,16 @@ func TestAPrincipalKnowsRoleAndPreferences(t *testing.T) {
 		if err != nil || who.Has(ScopeAdmin) || !who.Has(ScopeAccount) || who.Role != NoRole {
 			t.Errorf("a key with the scope admin whose owner is no staff: %+v, %v", who, err)
 		}
-		want := Preferences{Model: "illustrator", Width: 64, Height: 64, N: 2, Format: "png"}
-		if _, err := h.UpdateUser(ctx, p, UserChange{Preferences: &want}); err != nil {
-			t.Fatal(err)
-		}
 		if _, err := h.db.Exec(ctx, `UPDATE users SET role = 'operator' WHERE id = ?`, p.Subject); err != nil {
 			t.Fatal(err)
 		}
 		h.clock.Advance(knownFor)
 		who, err = h.Authenticate(ctx, token)
-		if err != nil || who.Preferences != want || who.Role != RoleOperator || !who.Has(ScopeAdmin) || who.SessionID != "" {
+		if err != nil || who.Role != RoleOperator || !who.Has(ScopeAdmin) || who.SessionID != "" {
 			t.Errorf("%+v, %v", who, err)
 		}
 		who = h.principal(in.Token)
-		if who.Preferences != want || who.Role != RoleOperator || who.Has(ScopeAdmin) || who.KeyID != "" || !who.Has(ScopeGenerate) {
+		if who.Role != RoleOperator || who.Has(ScopeAdmin) || who.KeyID != "" || !who.Has(ScopeGenerate) {
 			t.Errorf("%+v", who)
 		}
 	})

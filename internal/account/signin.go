@@ -48,7 +48,7 @@ func (s *Service) SignIn(ctx context.Context, c Client, cr Credentials) (SignedI
 }
 
 func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Credentials) (in SignedIn, err error) {
-	leave, err := s.hasher.enter() // before any query: the queue bounds those too
+	leave, err := s.enterQueue(ctx, c, canonical)
 	if err != nil {
 		return SignedIn{}, err
 	}
@@ -77,6 +77,31 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 		return s.tellNewDevice(ctx, tx, who.ID, c)
 	})
 	return in, err
+}
+
+// enterQueue enters the hasher's queue before any query, since it bounds those too.
+// Only where it is full the browser is looked up: one that the account knows gets in
+// past the strangers who fill it.
+func (s *Service) enterQueue(ctx context.Context, c Client, canonical string) (leave func(), err error) {
+	leave, full := s.hasher.enter()
+	if full == nil || !sessionForm.fits(c.Device) {
+		return leave, full
+	}
+	select {
+	case s.hasher.looks <- struct{}{}:
+		defer func() { <-s.hasher.looks }()
+	default:
+		return nil, full
+	}
+	var known int
+	if err := s.db.Get(ctx, &known, `SELECT count(*) FROM sessions JOIN users ON users.id = owner WHERE token_lookup = ? AND email_lookup = ?`,
+		s.sessionLookup(c.Device), s.emailLookup(canonical)); err != nil {
+		return nil, away(fmt.Errorf("know a browser again: %w", err))
+	}
+	if known == 0 {
+		return nil, full
+	}
+	return s.hasher.enterKnown()
 }
 
 // check proves an account by its password and, where one is in force, a second
@@ -204,17 +229,14 @@ func (s *Service) secondFactorNeeded(ctx context.Context, owner string) error {
 func (s *Service) Reauthenticate(ctx context.Context, p Principal, c Client, cr Credentials) (in SignedIn, err error) {
 	err = s.proveThen(ctx, p, c, cr, func(tx *db.Tx, m Method) error {
 		var err error
-		in, err = s.rotate(ctx, tx, p, c, m)
+		in, err = s.rotate(ctx, tx, p, c, m, s.clock.Now())
 		return err
 	})
 	return in, err
 }
 
-// prove asks a session for the credentials once more, and changes nothing.
-func (s *Service) prove(ctx context.Context, p Principal, c Client, cr Credentials) error {
-	return s.proveThen(ctx, p, c, cr, func(*db.Tx, Method) error { return nil })
-}
-
+// proveThen asks a session for the credentials once more, and does what follows in
+// the transaction that uses them up.
 func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Credentials, then func(*db.Tx, Method) error) error {
 	if p.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
@@ -226,7 +248,7 @@ func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Crede
 	if err := typed(cr.Password); err != nil {
 		return err
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.hasher.enterKnown()
 	if err != nil {
 		return err
 	}

@@ -180,6 +180,8 @@ func TestAttack_UserEnumerationByTime(t *testing.T) {
 	})
 }
 
+func errorOf(_ SignedIn, err error) error { return err }
+
 // failed turns the failure that is expected into none.
 func failed(_ SignedIn, err error) error {
 	if problem.CodeOf(err) == problem.SignInFailed {

@@ -28,7 +28,7 @@ const confirmFor = 24 * time.Hour
 // not valid, and Conflict for a username that somebody has.
 func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	if !r.OldEnough {
-		return problem.New(problem.TooYoung, "This service is for people of 13 and older.")
+		return TooYoung()
 	}
 	started := time.Now()
 	email, canonical, err := normalise(r.Email)
@@ -57,6 +57,11 @@ func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	return err
 }
 
+// TooYoung is the answer to a child.
+func TooYoung() error {
+	return problem.New(problem.TooYoung, "This service is for people of 13 and older.")
+}
+
 func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonical string, consents []subject.Purpose) error {
 	leave, err := s.hasher.enter()
 	if err != nil {
@@ -73,7 +78,7 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 	if err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, mail.ConfirmSignUp, canonical)
+	may, err := s.mayWrite(ctx, c, mail.ConfirmSignUp, mailbox(canonical))
 	if err != nil || !may {
 		return err
 	}
@@ -335,10 +340,10 @@ func (s *Service) usernameFree(ctx context.Context, name string) error {
 
 func usernameTaken() error { return problem.New(problem.Conflict, "This username is taken.") }
 
-// mayWrite reports whether one more mail of a kind may go to an address. Nobody
+// mayWrite reports whether one more mail of a kind may go to a mailbox. Nobody
 // is told when not: codes that were sent before are still good.
-func (s *Service) mayWrite(ctx context.Context, t mail.Template, canonical string) (bool, error) {
-	_, err := s.take(ctx, s.letterBucket(t, canonical))
+func (s *Service) mayWrite(ctx context.Context, c Client, t mail.Template, mailbox string) (bool, error) {
+	err := s.takeLetter(ctx, t, mailbox, c.asker())
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}

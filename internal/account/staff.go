@@ -3,6 +3,7 @@ package account
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -166,6 +167,15 @@ func (s *Service) CreateKeyFor(ctx context.Context, staff Principal, owner, name
 		return "", Key{}, err
 	}
 	err = s.act(ctx, staff, owner, "key made", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+		if slices.Contains(scopes, ScopeAdmin) {
+			var role Role
+			if err := tx.Get(ctx, &role, `SELECT role FROM users WHERE id = ?`, owner); err != nil {
+				return err
+			}
+			if role == NoRole {
+				return problem.New(problem.Forbidden, "The scope admin is for staff.")
+			}
+		}
 		if err := write(tx); err != nil {
 			return err
 		}

@@ -33,9 +33,16 @@ var (
 	// a mailed code. Six digits stand up to it: at 96 guesses a day with three
 	// steps' codes right at any time, half of a chance takes years.
 	perCode = limit{10, 15 * time.Minute}
-	// perLetter counts mails of one kind to one address, so that nobody's mailbox
-	// is filled by who knows it, and nobody's reset is kept away by sign-ups.
+	// perLetter counts mails of one kind to one mailbox that one network, or one
+	// person, has sent: who uses that up keeps nobody else's letter away.
 	perLetter = limit{5, 10 * time.Minute}
+	// perMailbox counts what all of them have sent there, so that nobody's mailbox
+	// is filled by who knows it. Beyond it there is a reserve, of which one part of
+	// the net gets two letters in half a day: who asks from many networks of one
+	// provider does not use it up.
+	perMailbox       = limit{10, 10 * time.Minute}
+	perReserve       = limit{20, 30 * time.Minute}
+	perNeighbourhood = limit{2, 12 * time.Hour}
 	// perEntry counts right passwords and passkeys, which are given back everywhere
 	// else: who has an account must not have the machine hash for them all day. An
 	// hour's worth is two seconds of one processor, and more than any person or
@@ -66,8 +73,42 @@ func newDeviceBucket(owner string) bucket {
 	return bucket{key: "new-device:" + owner, limit: perNewDevice}
 }
 
-func (s *Service) letterBucket(t mail.Template, canonical string) bucket {
-	return bucket{key: string(t) + ":" + s.vault.Lookup("throttle account", mailbox(canonical)), limit: perLetter}
+// An asker is who has a mail sent: a network and the part of the net around it, or
+// a person, who is both.
+type asker struct{ who, around string }
+
+func (c Client) asker() asker {
+	return asker{who: Network(c.Addr).String(), around: neighbourhood(c.Addr).String()}
+}
+
+// takeLetter counts one more mail of a kind to a mailbox, RateLimited when it is
+// one too many.
+func (s *Service) takeLetter(ctx context.Context, t mail.Template, mailbox string, a asker) error {
+	all := string(t) + ":" + s.vault.Lookup("throttle account", mailbox)
+	of := func(who string) string { return all + ":" + s.vault.Lookup("throttle network", who) }
+	var wait time.Duration
+	err := s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		now := s.clock.Millis()
+		if wait, err = takeOne(ctx, tx, bucket{key: of(a.who), limit: perLetter}, now); err != nil || wait > 0 {
+			return err
+		}
+		full, err := takeOne(ctx, tx, bucket{key: all, limit: perMailbox}, now)
+		if err != nil || full == 0 {
+			return err
+		}
+		if wait, err = takeOne(ctx, tx, bucket{key: of("around " + a.around), limit: perNeighbourhood}, now); err != nil || wait > 0 {
+			return err
+		}
+		wait, err = takeOne(ctx, tx, bucket{key: all + ":reserve", limit: perReserve}, now)
+		return err
+	})
+	if err != nil {
+		return away(fmt.Errorf("count a mail: %w", err))
+	}
+	if wait > 0 {
+		return tooMany(wait)
+	}
+	return nil
 }
 
 // mailbox is where the mail of a canonical address most likely ends: many servers
@@ -98,6 +139,13 @@ func Network(addr netip.Addr) netip.Prefix {
 		bits = 64
 	}
 	p, _ := addr.Prefix(bits)
+	return p
+}
+
+// neighbourhood is about what one provider has: an IPv4 /16 or an IPv6 /32.
+func neighbourhood(addr netip.Addr) netip.Prefix {
+	network := Network(addr)
+	p, _ := network.Addr().Prefix(network.Bits() / 2)
 	return p
 }
 

@@ -361,8 +361,9 @@ func TestAttack_TagsFillNobodysMailbox(t *testing.T) {
 				}
 			}
 		}
-		if n := len(h.letters()); n != int(perLetter.burst) {
-			t.Errorf("%d letters to one mailbox, want %d", n, perLetter.burst)
+		// All of them ask from one part of the net.
+		if n, want := len(h.letters()), int(perMailbox.burst+perNeighbourhood.burst); n != want {
+			t.Errorf("%d letters to one mailbox, want %d", n, want)
 		}
 		if err := h.SignUp(ctx, browser("10.0.1.1", ""), SignUp{Email: "anna@example.org", Username: "anna", Password: password, OldEnough: true}); err != nil {
 			t.Fatal(err)
@@ -404,6 +405,103 @@ func TestThrottlesNameNobody(t *testing.T) {
 	})
 }
 
+// signUpLetter reports whether a sign-up of the address from there brings a letter.
+func (h *home) signUpLetter(from, email, username string) bool {
+	h.t.Helper()
+	before := len(h.letters())
+	if err := h.SignUp(context.Background(), browser(from, ""), SignUp{Email: email, Username: username, Password: password, OldEnough: true}); err != nil {
+		h.t.Fatal(err)
+	}
+	return len(h.letters()) > before
+}
+
+// Who goes on asking for letters to somebody's mailbox, also from many networks of
+// a provider, keeps that person's own away neither at first nor later.
+func TestAttack_AStrangerKeepsNobodyFromSigningUp(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		n := 0
+		attack := func(from string, times int) (sent int) {
+			for range times {
+				n++
+				if h.signUpLetter(from, fmt.Sprintf("ann+%d@example.org", n), fmt.Sprintf("user%d", n)) {
+					sent++
+				}
+			}
+			return sent
+		}
+		if sent := attack("10.6.6.6", 12); sent != int(perLetter.burst) {
+			t.Errorf("one network has %d letters sent, want %d", sent, perLetter.burst)
+		}
+		if !h.signUpLetter("192.0.2.1", "ann@example.org", "ann") {
+			t.Error("beside one network: no letter")
+		}
+		for round := range 6 {
+			h.clock.Advance(perLetter.interval)
+			for i := range 20 {
+				attack(fmt.Sprintf("10.6.%d.%d", round, i), 1)
+				attack(fmt.Sprintf("2001:db8:%x:%x::1", round, i), 1)
+			}
+			if from := fmt.Sprintf("192.%d.2.1", round+1); !h.signUpLetter(from, "ann@example.org", "ann") {
+				t.Errorf("round %d: no letter beside two providers' networks", round)
+			}
+		}
+	})
+}
+
+// However many networks ask, a mailbox gets a bounded number of letters.
+func TestAttack_AllTheWorldFillsNobodysMailbox(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		for i := range 60 {
+			h.signUpLetter(fmt.Sprintf("10.%d.0.1", i), fmt.Sprintf("ann+%d@example.org", i), fmt.Sprintf("user%d", i))
+		}
+		if n, want := len(h.letters()), int(perMailbox.burst+perReserve.burst); n != want {
+			t.Errorf("%d letters, want %d", n, want)
+		}
+	})
+}
+
+// Addresses of the same mailbox that have no account get no letter, and use up none
+// of those of the one that has.
+func TestAttack_ResetsOfNobodyKeepNoLetterAway(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		for i := range 60 {
+			if err := h.RequestReset(ctx, browser(fmt.Sprintf("10.%d.0.1", i), ""), fmt.Sprintf("ann+%d@example.org", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := h.RequestReset(ctx, browser("10.0.0.1", ""), "ann@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(h.sent("ann@example.org", mail.ResetPassword)); n != 1 || n != len(h.letters()) {
+			t.Errorf("%d resets of %d letters", n, len(h.letters()))
+		}
+	})
+}
+
+// Nor does another person who says that the address is to be theirs.
+func TestAttack_AnotherPersonKeepsNoAddressFromBeingConfirmed(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, eve := h.member("eve@example.org", "eve")
+		_, ann := h.member("ann@example.org", "ann")
+		for i := range 5 {
+			if err := h.ChangeEmail(ctx, eve, fmt.Sprintf("new+%d@example.org", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantCode(t, "one more", h.ChangeEmail(ctx, eve, "new+6@example.org"), problem.RateLimited)
+		if err := h.ChangeEmail(ctx, ann, "new@example.org"); err != nil {
+			t.Errorf("her own address: %v", err)
+		}
+	})
+}
+
 func TestOneAddressGetsABoundedNumberOfLetters(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
@@ -411,10 +509,10 @@ func TestOneAddressGetsABoundedNumberOfLetters(t *testing.T) {
 		h.user("ann@example.org")
 		for i := range 8 {
 			// Nobody is told, neither of an account nor of its letters.
-			if err := h.RequestReset(ctx, browser(fmt.Sprintf("10.0.0.%d", i), ""), "ann@example.org"); err != nil {
+			if err := h.RequestReset(ctx, browser("10.0.0.1", ""), "ann@example.org"); err != nil {
 				t.Error(err)
 			}
-			if err := h.SignUp(ctx, browser(fmt.Sprintf("10.0.1.%d", i), ""), SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true}); err != nil {
+			if err := h.SignUp(ctx, browser(fmt.Sprintf("2001:db8::%d", i+1), ""), SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true}); err != nil {
 				t.Error(err)
 			}
 		}

@@ -170,17 +170,28 @@ func (s *Service) tellFactors(ctx context.Context, tx *db.Tx, owner, what string
 	return s.tell(ctx, tx, owner, mail.SecondFactorChanged, map[string]string{"What": what})
 }
 
+// Enrolled is what a person gets with the first factor, and nothing with a further
+// one.
+type Enrolled struct {
+	Recovery []string // codes, which nobody can be shown again
+	SignedIn SignedIn // the session with its new token
+}
+
 // firstFactor is called when a factor came into force beside those that were
 // there before. With the first, whoever got in with the password alone is out,
-// and there are recovery codes, which it returns.
-func (s *Service) firstFactor(ctx context.Context, tx *db.Tx, p Principal, before factorState) ([]string, error) {
+// also with a copy of this session's cookie, and there are recovery codes.
+func (s *Service) firstFactor(ctx context.Context, tx *db.Tx, p Principal, c Client, before factorState) (got Enrolled, err error) {
 	if before.any() {
-		return nil, nil
+		return Enrolled{}, nil
 	}
 	if _, err := endSessions(ctx, tx, p.Subject, p.SessionID, s.clock.Millis()); err != nil {
-		return nil, err
+		return Enrolled{}, err
 	}
-	return s.replaceRecoveryCodes(ctx, tx, p.Subject)
+	if got.SignedIn, err = s.rotate(ctx, tx, p, c, p.Method, p.FreshAt); err != nil {
+		return Enrolled{}, err
+	}
+	got.Recovery, err = s.replaceRecoveryCodes(ctx, tx, p.Subject)
+	return got, err
 }
 
 // lastFactor is called when a factor was removed. Recovery codes stand in for a
@@ -234,10 +245,9 @@ func (s *Service) BeginTOTP(ctx context.Context, p Principal) (secret, uri strin
 
 // ConfirmTOTP puts the authenticator app into force with a code that shows that
 // it has the secret; that code signs nobody in any more. With the first factor
-// the person's other sessions end, and the recovery codes are returned, which
-// nobody can be shown again. InvalidRequest for a wrong code, Conflict when there
-// is nothing to confirm.
-func (s *Service) ConfirmTOTP(ctx context.Context, p Principal, code string) (recovery []string, err error) {
+// the person's other sessions end and this one gets a new token. InvalidRequest
+// for a wrong code, Conflict when there is nothing to confirm.
+func (s *Service) ConfirmTOTP(ctx context.Context, p Principal, c Client, code string) (got Enrolled, err error) {
 	err = s.changeFactors(ctx, p, func(tx *db.Tx, u userFactors) error {
 		switch {
 		case u.ConfirmedAt.Valid:
@@ -262,15 +272,15 @@ func (s *Service) ConfirmTOTP(ctx context.Context, p Principal, code string) (re
 		if _, err := tx.Exec(ctx, `UPDATE users SET totp_confirmed_at = ? WHERE id = ?`, s.clock.Millis(), u.ID); err != nil {
 			return err
 		}
-		if recovery, err = s.firstFactor(ctx, tx, p, before); err != nil {
+		if got, err = s.firstFactor(ctx, tx, p, c, before); err != nil {
 			return err
 		}
 		return s.tellFactors(ctx, tx, u.ID, "An authenticator app was added.")
 	})
 	if err != nil {
-		return nil, err
+		return Enrolled{}, err
 	}
-	return recovery, nil
+	return got, nil
 }
 
 // RemoveTOTP takes the authenticator app out of force, or drops one that was not

@@ -107,12 +107,12 @@ func (h *home) enrolled(p Principal) (secret string, recovery []string) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	recovery, err = h.ConfirmTOTP(ctx, p, h.shows(secret, 0))
+	got, err := h.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	h.clock.Advance(totpPeriod * time.Second)
-	return secret, recovery
+	return secret, got.Recovery
 }
 
 // stillNeeds is what a sign-in needs after the password; nil: nothing.
@@ -153,11 +153,12 @@ func TestPromise_A4_AnAuthenticatorAppComesIntoForce(t *testing.T) {
 			t.Fatalf("begun again: the same secret, %v", err)
 		}
 		checkURI(t, uri, secret, "ann+app@example.org")
-		_, err = h.ConfirmTOTP(ctx, p, h.shows(first, 0))
+		_, err = h.ConfirmTOTP(ctx, p, Client{}, h.shows(first, 0))
 		wantField(t, "the secret that was replaced", err, "body.code")
-		_, err = h.ConfirmTOTP(ctx, bobs, h.shows(secret, 0))
+		_, err = h.ConfirmTOTP(ctx, bobs, Client{}, h.shows(secret, 0))
 		wantCode(t, "somebody else, who has none", err, problem.Conflict)
-		recovery, err := h.ConfirmTOTP(ctx, p, h.shows(secret, 0))
+		got, err := h.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0))
+		recovery := got.Recovery
 		if err != nil || len(recovery) != recoveryCodes {
 			t.Fatalf("%d recovery codes, %v", len(recovery), err)
 		}
@@ -179,7 +180,7 @@ func TestPromise_A4_AnAuthenticatorAppComesIntoForce(t *testing.T) {
 
 		_, _, err = h.BeginTOTP(ctx, p)
 		wantCode(t, "a second app", err, problem.Conflict)
-		_, err = h.ConfirmTOTP(ctx, p, h.shows(secret, 1))
+		_, err = h.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 1))
 		wantCode(t, "confirmed again", err, problem.Conflict)
 		if told := h.toldFactors(ann); !slices.Equal(told, []string{"An authenticator app was added."}) {
 			t.Errorf("told %q", told)
@@ -325,7 +326,7 @@ func TestTOTPIsRemoved(t *testing.T) {
 		if err := h.RemoveTOTP(ctx, p); err != nil {
 			t.Fatal(err)
 		}
-		_, err = h.ConfirmTOTP(ctx, p, h.shows(begun, 0))
+		_, err = h.ConfirmTOTP(ctx, p, Client{}, h.shows(begun, 0))
 		wantCode(t, "confirmed after it was dropped", err, problem.Conflict)
 		if told := h.toldFactors(ann); told != nil {
 			t.Errorf("told %q of what never was in force", told)
@@ -349,8 +350,8 @@ func TestTOTPIsRemoved(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if codes, err := h.ConfirmTOTP(ctx, p, h.shows(again, 0)); err != nil || len(codes) != recoveryCodes || slices.Contains(codes, recovery[0]) {
-			t.Errorf("%d recovery codes, %v", len(codes), err)
+		if got, err := h.ConfirmTOTP(ctx, p, Client{}, h.shows(again, 0)); err != nil || len(got.Recovery) != recoveryCodes || slices.Contains(got.Recovery, recovery[0]) {
+			t.Errorf("%d recovery codes, %v", len(got.Recovery), err)
 		}
 		if told := h.toldFactors(ann); !slices.Equal(told, []string{"An authenticator app was added.", "An authenticator app was added.", "The authenticator app was removed."}) {
 			t.Errorf("told %q", told)
@@ -363,12 +364,12 @@ func (h *home) factorChanges(p Principal) map[string]func() error {
 	ctx := context.Background()
 	return map[string]func() error{
 		"begin TOTP":    func() error { _, _, err := h.BeginTOTP(ctx, p); return err },
-		"confirm TOTP":  func() error { _, err := h.ConfirmTOTP(ctx, p, "000000"); return err },
+		"confirm TOTP":  func() error { _, err := h.ConfirmTOTP(ctx, p, Client{}, "000000"); return err },
 		"remove TOTP":   func() error { return h.RemoveTOTP(ctx, p) },
 		"new codes":     func() error { _, err := h.NewRecoveryCodes(ctx, p); return err },
 		"begin passkey": func() error { _, err := h.BeginPasskey(ctx, p); return err },
 		"add passkey": func() error {
-			_, _, err := h.AddPasskey(ctx, p, "key", PasskeyAnswer{ChallengeID: "chal_none", Response: []byte("{}")})
+			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", PasskeyAnswer{ChallengeID: "chal_none", Response: []byte("{}")})
 			return err
 		},
 		"remove passkey": func() error { return h.RemovePasskey(ctx, p, "pk_none") },
@@ -538,7 +539,7 @@ func TestFactorsStayWhileSomebodyCountsOnThem(t *testing.T) {
 		}
 		if err := beside(ann,
 			func(tx *db.Tx) error { return h.enter(ctx, tx, ann) },
-			func() error { _, err := there.ConfirmTOTP(ctx, p, h.shows(secret, 0)); return err },
+			func() error { _, err := there.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0)); return err },
 			func(tx *db.Tx) error {
 				_, _, err := h.openSession(ctx, tx, ann, Client{}, ByPassword)
 				return err

@@ -2,10 +2,10 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"zimage/internal/account"
-	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
 
@@ -29,6 +29,20 @@ func sent() *sentOutput {
 	return &sentOutput{Body: sentView{Message: "If this address can be used for it, a mail with a code is on its way."}}
 }
 
+// ageFirst refuses a child before anything else of what it sent is judged, and
+// without a line in the log: not even that knows that a child asked.
+func ageFirst(c *call, body []byte) error {
+	var said struct {
+		OldEnough *bool `json:"old_enough"`
+	}
+	_ = json.Unmarshal(body, &said) // what is wrong with it is told to those who are old enough
+	if said.OldEnough == nil || *said.OldEnough {
+		return nil
+	}
+	c.quiet = true
+	return account.TooYoung()
+}
+
 func (a *API) signUp(ctx context.Context, in *signUpInput) (*sentOutput, error) {
 	b := in.Body
 	r := account.SignUp{Email: b.Email, Username: b.Username, Password: b.Password, OldEnough: b.OldEnough, Profile: account.Profile{Name: b.Name}}
@@ -36,8 +50,6 @@ func (a *API) signUp(ctx context.Context, in *signUpInput) (*sentOutput, error) 
 		r.Consents = append(r.Consents, subject.Purpose(purpose))
 	}
 	if err := a.rooms.Accounts.SignUp(ctx, callOf(ctx).client, r); err != nil {
-		// Not even the log knows that a child asked.
-		callOf(ctx).quiet = problem.CodeOf(err) == problem.TooYoung
 		return nil, err
 	}
 	return sent(), nil
@@ -158,8 +170,13 @@ type passwordInput struct {
 	Body passwordBody `contentType:"application/json"`
 }
 
-func (a *API) changePassword(ctx context.Context, in *passwordInput) (*struct{}, error) {
-	return nil, a.rooms.Accounts.ChangePassword(ctx, callOf(ctx).who, in.Body.Password)
+func (a *API) changePassword(ctx context.Context, in *passwordInput) (*clearedOutput, error) {
+	call := callOf(ctx)
+	s, err := a.rooms.Accounts.ChangePassword(ctx, call.who, call.client, in.Body.Password)
+	if err != nil {
+		return nil, err
+	}
+	return &clearedOutput{SetCookie: a.cookieOf(s)}, nil
 }
 
 func (a *API) requestReset(ctx context.Context, in *emailInput) (*sentOutput, error) {

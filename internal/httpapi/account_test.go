@@ -181,9 +181,25 @@ func TestPromise_A3_PreferencesAreTheNextDefaults(t *testing.T) {
 func TestPromise_A6_AChildLeavesNothing(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
-		a := (&browser{rig: r}).do("POST", "/v1/account", strings.Replace(eveSignUp, "true", "false", 1))
-		if a.status != 422 || a.text(t, "code") != "too_young" || len(a.Cookies()) != 0 {
-			t.Errorf("%d %s %v", a.status, a.body, a.Cookies())
+		child := strings.Replace(eveSignUp, "true", "false", 1)
+		var ids []string
+		for what, c := range map[string][2]string{
+			"a child":           {"", child},
+			"a bad address":     {"", strings.Replace(child, eveAddress, "eve", 1)},
+			"another's type":    {"", strings.Replace(child, `"Eve_7"`, "7", 1)},
+			"a field too many":  {"", strings.TrimSuffix(child, "}") + `,"born":"2020"}`},
+			"a field twice":     {"", strings.TrimSuffix(child, "}") + `,"name":"E","name":"Eve"}`},
+			"broken text":       {"", strings.Replace(child, "Eve_7", `Eve\ud800`, 1)},
+			"nothing else":      {"", `{"old_enough":false}`},
+			"an unknown query":  {"?born=2020", child},
+			"a query twice":     {"?born=2020&born=2021", child},
+			"a password to see": {"", strings.Replace(child, evePassword, "short", 1)},
+		} {
+			a := (&browser{rig: r}).do("POST", "/v1/account"+c[0], c[1])
+			if a.status != 422 || a.text(t, "code") != "too_young" || len(a.Cookies()) != 0 {
+				t.Errorf("%s: %d %s %v", what, a.status, a.body, a.Cookies())
+			}
+			ids = append(ids, a.Header.Get("X-Request-ID"))
 		}
 		for _, table := range []string{"signups", "throttles", "mails", "sessions"} {
 			var n int
@@ -193,9 +209,33 @@ func TestPromise_A6_AChildLeavesNothing(t *testing.T) {
 		}
 		// The same without a child is logged: so the log would tell.
 		r.lineOf((&browser{rig: r}).want(400, "POST", "/v1/account", `{}`))
-		id := a.Header.Get("X-Request-ID")
-		if log := r.log.String(); id == "" || strings.Contains(log, id) || strings.Contains(log, "too_young") || strings.Contains(log, eveAddress) {
-			t.Errorf("the log tells of it: %s", log)
+		for _, id := range ids {
+			if log := r.log.String(); id == "" || strings.Contains(log, id) || strings.Contains(log, "too_young") || strings.Contains(log, eveAddress) {
+				t.Errorf("the log tells of it: %s", log)
+			}
+		}
+	})
+}
+
+// What was changed at one process counts for the next generation at every other,
+// also with a key that it let in a moment ago.
+func TestPromise_A3_PreferencesChangedElsewhereCountAtOnce(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		key := b.want(201, "POST", "/v1/keys", `{"scopes":["generate","read"]}`).text(t, "token")
+		who, err := r.accounts.AuthenticateSession(t.Context(), b.token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		elsewhere := r.otherProcess()
+		for _, want := range []int{128, 192, 256} {
+			if _, err := elsewhere.UpdateUser(t.Context(), who, account.UserChange{Preferences: &account.Preferences{Width: want, Height: 64}}); err != nil {
+				t.Fatal(err)
+			}
+			if g := r.do("POST", "/v1/generations", key, `{"prompt":"p"}`); g.status != 202 || g.field(t, "width") != float64(want) {
+				t.Errorf("want %d wide: %d %s", want, g.status, g.body)
+			}
 		}
 	})
 }
@@ -462,11 +502,22 @@ func TestPromise_R7_ClosingEndsAllAccessAtOnce(t *testing.T) {
 				t.Errorf("%s: %d %s", what, a.status, a.body)
 			}
 		}
+		// Canceled, or failed for a worker that began meanwhile and asked.
+		var ends []struct {
+			Status string `db:"status"`
+			Code   string `db:"code"`
+		}
 		testenv.Eventually(t, 30*time.Second, func() bool {
-			var n int
-			err := r.db.Get(t.Context(), &n, `SELECT count(*) FROM generations WHERE status = 'canceled' AND id IN (?, ?)`, running, queued)
-			return err == nil && n == 2
+			ends = nil
+			err := r.db.Select(t.Context(), &ends, `SELECT g.status, g.error_code AS code FROM generations g
+				WHERE g.status <> '' AND g.id IN (?, ?)`, running, queued)
+			return err == nil && len(ends) == 2
 		})
+		for _, end := range ends {
+			if end.Status != "canceled" && (end.Status != "failed" || end.Code != "account_closed") {
+				t.Errorf("%+v", end)
+			}
+		}
 		// The address is free for nobody: what is being erased is not revived.
 		(&browser{rig: r}).want(202, "POST", "/v1/account", strings.Replace(eveSignUp, "Eve_7", "eve8", 1))
 		var n int

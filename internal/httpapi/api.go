@@ -65,19 +65,20 @@ const (
 
 // API serves the routes. Make it with New.
 type API struct {
-	rooms    Options
-	log      *slog.Logger
-	base     string // of URLs, without a slash at its end
-	secure   bool   // the public address is https
-	engine   *gin.Engine
-	spec     huma.API
-	meters   meters
-	keys     *keyLimiter
-	failures *failureLimiter
-	origins  *http.CrossOriginProtection
-	open     openLimiter
-	crowd    *crowd
-	probe    probe
+	rooms     Options
+	log       *slog.Logger
+	base      string // of URLs, without a slash at its end
+	secure    bool   // the public address is https
+	engine    *gin.Engine
+	spec      huma.API
+	meters    meters
+	keys      *keyLimiter
+	failures  *failureLimiter
+	origins   *http.CrossOriginProtection
+	open      openLimiter
+	crowd     *crowd
+	strangers strangers
+	probe     probe
 
 	openAPI []byte
 	docs    []byte
@@ -113,6 +114,7 @@ func New(o Options) (*API, error) {
 	}
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
 	a.crowd = newCrowd(mostAtOnce, turnTime)
+	a.strangers = strangers{most: mostStrangers, ofNetwork: mostOfNetwork}
 	a.probe = probe{ask: o.Ready}
 	var err error
 	if a.meters, err = newMeters(o.Registry); err != nil {

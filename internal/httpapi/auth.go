@@ -43,8 +43,8 @@ func (a *API) guard(need access) func(huma.Context, func(huma.Context)) {
 		c := humagin.Unwrap(hc)
 		ctx := c.Request.Context()
 		err := a.checkOrigin(c.Request)
-		// Public routes have bounds of their own: a crowd that signs in must not keep
-		// those waiting who are at work.
+		// Public routes have bounds of their own (strangers, and the queue of hashes): a
+		// crowd that signs in must not keep those waiting who are at work.
 		if err == nil && !need.public {
 			callOf(ctx).leave, err = a.crowd.enter(ctx)
 		}

@@ -31,6 +31,8 @@ type doc struct {
 	answers     []good
 	codes       []problem.Code // beside those of every route with a key or a body
 	long        bool           // no time limit of its own: it waits or streams
+	// before looks at the body before anything of it is judged; nil: nobody does.
+	before func(c *call, body []byte) error
 }
 
 // good is an answer that is no error.
@@ -242,7 +244,7 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 	if d.request != nil {
 		codes = append(codes, problem.InvalidRequest, problem.TooLarge, problem.UnsupportedMedia)
 		op.RequestBody = &huma.RequestBody{
-			Description: "At most 256 KiB of JSON in UTF-8. Unknown fields are refused.", Required: true,
+			Description: fmt.Sprintf("At most %d KiB of JSON in UTF-8. Unknown fields are refused.", need.bodyLimit()>>10), Required: true,
 			Content: map[string]*huma.MediaType{"application/json": {Example: plain(d.request)}},
 		}
 	}
@@ -367,7 +369,7 @@ func (a *API) document() *huma.OpenAPI {
 			Schemas: registry,
 			SecuritySchemes: map[string]*huma.SecurityScheme{"key": {
 				Type: "http", Scheme: "bearer", BearerFormat: "zi_…",
-				Description: "`Authorization: Bearer zi_…`. A key has some of the scopes `generate` (make, cancel, delete), `read`, `webhooks`, `account` and `admin`. Never put it into a URL.",
+				Description: "`Authorization: Bearer zi_…`. A key has some of the scopes `generate` (make, cancel, delete), `read`, `webhooks`, `account` and `admin`. `admin` is for staff and reserved: no route takes it yet, and what staff do needs a session. Never put it into a URL.",
 			}, "session": {
 				Type: "apiKey", In: "cookie", Name: sessionCookie,
 				Description: "Set by signing in: `__Host-zimage` over https, `zimage` on a loopback address. It has every scope but `admin`.",

@@ -50,6 +50,7 @@ var (
 		request: signUpBody{Email: "ada@example.com", Username: "ada", Password: sampleWords, OldEnough: true},
 		answers: []good{{status: http.StatusAccepted, description: "A mail is on its way.", body: sampleSent}},
 		codes:   []problem.Code{problem.TooYoung, problem.Conflict},
+		before:  ageFirst,
 	}
 	confirmSignUpDoc = doc{
 		id: "confirm-sign-up", tag: tagAccount, summary: "Confirm a sign-up",
@@ -93,9 +94,9 @@ var (
 	}
 	changePasswordDoc = doc{
 		id: "change-password", tag: tagAccount, summary: "Change your password",
-		description: "Ends every other session.",
+		description: "Ends every other session, and gives this one a new token.",
 		request:     passwordBody{Password: sampleWords},
-		answers:     none("Changed."),
+		answers:     none("Changed.", cookieSet...),
 		codes:       []problem.Code{problem.ReauthNeeded},
 	}
 	requestResetDoc = doc{
@@ -158,9 +159,9 @@ var (
 	}
 	confirmTOTPDoc = doc{
 		id: "confirm-totp", tag: tagSignIn, summary: "Put the authenticator app in force",
-		description: "With a code of it. The first second factor ends every other session and gives recovery codes.",
+		description: "With a code of it. The first second factor ends every other session, gives this one a new token, and gives recovery codes.",
 		request:     codeBody{Code: "123456"},
-		answers:     ok("In force.", recoveryView{RecoveryCodes: sampleRecovery}),
+		answers:     ok("In force.", recoveryView{RecoveryCodes: sampleRecovery}, cookieSet...),
 		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	removeTOTPDoc = doc{
@@ -183,9 +184,9 @@ var (
 	}
 	addPasskeyDoc = doc{
 		id: "add-passkey", tag: tagSignIn, summary: "Register a passkey",
-		description: "With what the authenticator answered. It signs in alone, or beside the password as the second factor.",
+		description: "With what the authenticator answered. It signs in alone, or beside the password as the second factor. The first one gives this session a new token.",
 		request:     addPasskeyBody{Name: "telephone", Passkey: sampleAnswer},
-		answers:     ok("Registered.", addedPasskeyView{Passkey: samplePasskey, RecoveryCodes: sampleRecovery}),
+		answers:     ok("Registered.", addedPasskeyView{Passkey: samplePasskey, RecoveryCodes: sampleRecovery}, cookieSet...),
 		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	passkeysDoc = doc{

@@ -18,7 +18,10 @@ func (a *API) beginTOTP(ctx context.Context, _ *struct{}) (*totpOutput, error) {
 	return &totpOutput{Body: totpView{Secret: secret, URI: uri}}, nil
 }
 
-type recoveryOutput struct{ Body recoveryView }
+type recoveryOutput struct {
+	SetCookie string `header:"Set-Cookie"`
+	Body      recoveryView
+}
 
 func recovery(codes []string, err error) (*recoveryOutput, error) {
 	if err != nil {
@@ -28,7 +31,12 @@ func recovery(codes []string, err error) (*recoveryOutput, error) {
 }
 
 func (a *API) confirmTOTP(ctx context.Context, in *codeInput) (*recoveryOutput, error) {
-	return recovery(a.rooms.Accounts.ConfirmTOTP(ctx, callOf(ctx).who, in.Body.Code))
+	call := callOf(ctx)
+	got, err := a.rooms.Accounts.ConfirmTOTP(ctx, call.who, call.client, in.Body.Code)
+	if err != nil {
+		return nil, err
+	}
+	return &recoveryOutput{SetCookie: a.cookieOf(got.SignedIn), Body: recoveryView{RecoveryCodes: got.Recovery}}, nil
 }
 
 func (a *API) removeTOTP(ctx context.Context, _ *struct{}) (*struct{}, error) {
@@ -65,14 +73,21 @@ type addPasskeyInput struct {
 	Body addPasskeyBody `contentType:"application/json"`
 }
 
-type addedPasskeyOutput struct{ Body addedPasskeyView }
+type addedPasskeyOutput struct {
+	SetCookie string `header:"Set-Cookie"`
+	Body      addedPasskeyView
+}
 
 func (a *API) addPasskey(ctx context.Context, in *addPasskeyInput) (*addedPasskeyOutput, error) {
-	p, codes, err := a.rooms.Accounts.AddPasskey(ctx, callOf(ctx).who, in.Body.Name, *in.Body.Passkey.answer())
+	call := callOf(ctx)
+	p, got, err := a.rooms.Accounts.AddPasskey(ctx, call.who, call.client, in.Body.Name, *in.Body.Passkey.answer())
 	if err != nil {
 		return nil, err
 	}
-	return &addedPasskeyOutput{Body: addedPasskeyView{Passkey: passkey(p), RecoveryCodes: codes}}, nil
+	return &addedPasskeyOutput{
+		SetCookie: a.cookieOf(got.SignedIn),
+		Body:      addedPasskeyView{Passkey: passkey(p), RecoveryCodes: got.Recovery},
+	}, nil
 }
 
 type passkeysOutput struct{ Body passkeysView }

@@ -63,7 +63,9 @@ func TestPromise_A4_AnAuthenticatorAppIsAskedForUntilItIsRemoved(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		b, other := r.joined(), r.signIn(eveAddress, evePassword)
+		copied := *b
 		authenticator, codes := b.withApp()
+		copied.refused("a copy of the cookie from before the first factor")
 		other.refused("a session from before the first factor")
 		b.want(200, "GET", "/v1/session", "")
 		if a := b.want(200, "GET", "/v1/account", ""); a.field(t, "factors.totp") != true || a.field(t, "factors.recovery_codes") != 10.0 {
@@ -189,7 +191,9 @@ func TestPromise_A4_PasskeysSignInAloneAndBesideThePassword(t *testing.T) {
 		b, other := r.joined(), r.signIn(eveAddress, evePassword)
 		d := newDevice(t)
 		answer := d.register(b.want(200, "POST", "/v1/account/passkeys/challenge", ""))
+		copied := *b
 		added := b.want(200, "POST", "/v1/account/passkeys", `{"name":"tele phone","passkey":`+answer+`}`)
+		copied.refused("a copy of the cookie from before the first factor")
 		added.codes(t)
 		id := added.text(t, "passkey.id")
 		other.refused("a session from before the first factor")

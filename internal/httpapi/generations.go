@@ -62,7 +62,14 @@ type getOutput struct {
 }
 
 func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOutput, error) {
-	r, err := in.request(callOf(ctx).who.Preferences)
+	owner := callOf(ctx).owner
+	submit, cancel := context.WithTimeout(ctx, ordinaryTime)
+	defer cancel()
+	preferences, err := a.rooms.Accounts.Preferences(submit, owner)
+	if err != nil {
+		return nil, err
+	}
+	r, err := in.request(preferences)
 	if err != nil {
 		return nil, err
 	}
@@ -74,9 +81,6 @@ func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOut
 		}
 		defer release()
 	}
-	submit, cancel := context.WithTimeout(ctx, ordinaryTime)
-	defer cancel()
-	owner := callOf(ctx).owner
 	g, replayed, err := a.rooms.Generate.Submit(submit, owner, r.Request, r.idempotency)
 	if err != nil {
 		return nil, err

@@ -188,12 +188,16 @@ func (c *crowd) enter(ctx context.Context) (leave func(), err error) {
 	case c.places <- struct{}{}:
 		return sync.OnceFunc(func() { <-c.places }), nil
 	case <-t.C:
-		// Not all at the same moment again.
-		again := time.Duration(2+rand.IntN(4)) * time.Second //nolint:gosec // spreads load, decides nothing
-		return nil, problem.Wrap(errCrowded, problem.Unavailable, "There are more requests than can be served now. Try again in a moment.").After(again)
+		return nil, crowded()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+func crowded() error {
+	// Not all at the same moment again.
+	again := time.Duration(2+rand.IntN(4)) * time.Second //nolint:gosec // spreads load, decides nothing
+	return problem.Wrap(errCrowded, problem.Unavailable, "There are more requests than can be served now. Try again in a moment.").After(again)
 }
 
 // openLimiter caps what one key has open at once, in this process: each stream

@@ -45,7 +45,7 @@ var answers = []answer{
 	{problem.MethodNotAllowed, http.StatusMethodNotAllowed, "Method not allowed", "`Allow` lists the methods that the address takes."},
 	{problem.Conflict, http.StatusConflict, "Conflict", "The state does not allow this any more."},
 	{problem.DataRemoved, http.StatusGone, "Data removed", "It was here and was deleted or has expired; nothing of it is left."},
-	{problem.TooLarge, http.StatusRequestEntityTooLarge, "Too large", "The body is larger than 256 KiB."},
+	{problem.TooLarge, http.StatusRequestEntityTooLarge, "Too large", "The body is larger than this route takes."},
 	{problem.UnsupportedMedia, http.StatusUnsupportedMediaType, "Unsupported media type", "Bodies are application/json, in UTF-8 and not compressed."},
 	{problem.IdempotencyMismatch, http.StatusUnprocessableEntity, "Idempotency key was used before", "The same Idempotency-Key came with another body."},
 	{problem.PromptRefused, http.StatusUnprocessableEntity, "Prompt refused", "The operator's rules refuse the prompt."},
@@ -256,7 +256,7 @@ func fromHuma(ctx context.Context, status int, errs []error) *problemView {
 	var e *problem.Error
 	switch {
 	case status == http.StatusRequestEntityTooLarge:
-		e = tooLarge()
+		e = tooLarge(maxBody)
 	case status == http.StatusUnsupportedMediaType:
 		e = unsupported()
 	case status >= 500:
@@ -370,8 +370,8 @@ func namesOf(inputs map[string][]any) map[string]bool {
 	return known
 }
 
-func tooLarge() *problem.Error {
-	return problem.New(problem.TooLarge, "The body is larger than 256 KiB.")
+func tooLarge(most int64) *problem.Error {
+	return problem.New(problem.TooLarge, fmt.Sprintf("The body is larger than %d KiB.", most>>10))
 }
 
 func unsupported() *problem.Error {

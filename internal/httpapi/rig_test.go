@@ -105,12 +105,14 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
 	})
 	t.Cleanup(rooms.Close)
-	accounts := account.New(account.Options{
+	options := account.Options{
 		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
 		Mail:     mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
 		Place:    func(addr netip.Addr) string { return "Near " + addr.String() },
-	})
+	}
+	accounts := account.New(options)
+	r.otherProcess = func() *account.Service { return account.New(options) }
 	watchers := rooms.NewWatchers()
 
 	gate := make(chan struct{})

@@ -94,11 +94,11 @@ func add[I, O any](a *API, method, path string, need access, d doc, handle func(
 	op.RejectUnknownQueryParameters = true
 	op.MaxBodyBytes = maxBody + 1 // readStrict has already counted it
 	op.BodyReadTimeout = -1       // and taken the time
-	op.Middlewares = append(op.Middlewares, a.guard(need), a.checkQuery)
+	op.Middlewares = append(op.Middlewares, a.guard(need))
 	if d.request != nil {
-		op.Middlewares = append(op.Middlewares, a.readStrict)
+		op.Middlewares = append(op.Middlewares, a.readStrict(need, d), a.checkQuery)
 	} else {
-		op.Middlewares = append(op.Middlewares, a.refuseBody)
+		op.Middlewares = append(op.Middlewares, a.checkQuery, a.refuseBody)
 	}
 	huma.Register(a.spec, op, func(ctx context.Context, in *I) (*O, error) {
 		if !d.long {

@@ -62,12 +62,18 @@ func (a *API) signedIn(s account.SignedIn, err error) (*signedInOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.failures.succeeded(s.Token) // whoever tries bad ones beside it must not keep it out
 	s.Session.Current = true
-	return &signedInOutput{
-		SetCookie: a.setCookie(s.Token, s.Session.ExpiresAt.Sub(a.rooms.Clock.Now())),
-		Body:      session(s.Session),
-	}, nil
+	return &signedInOutput{SetCookie: a.cookieOf(s), Body: session(s.Session)}, nil
+}
+
+// cookieOf is the cookie of a session that was opened, or has a new token; empty
+// for one that keeps its own.
+func (a *API) cookieOf(s account.SignedIn) string {
+	if s.Token == "" {
+		return ""
+	}
+	a.failures.succeeded(s.Token) // whoever tries bad ones beside it must not keep it out
+	return a.setCookie(s.Token, s.Session.ExpiresAt.Sub(a.rooms.Clock.Now()))
 }
 
 type signInBody struct {

@@ -14,16 +14,19 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/danielgtaylor/huma/v2/adapters/humagin"
-
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
 
 	"zimage/internal/problem"
 )
 
 const (
-	maxBody  = 256 << 10
-	maxDepth = 16
+	maxBody = 256 << 10
+	// publicBody is enough for every field at its longest, all of it escaped, and for
+	// what an authenticator answers.
+	publicBody = 16 << 10
+	maxDepth   = 16
 	// What no body of ours has more of: the validator would name every one.
 	maxElements = 1000
 	maxNames    = 64
@@ -33,25 +36,66 @@ const (
 	lateBody = time.Second
 )
 
+// bodyLimit is how many bytes a body may have.
+func (need access) bodyLimit() int64 {
+	if need.public {
+		return publicBody
+	}
+	return maxBody
+}
+
 // readStrict reads the body under its limits and refuses what encoding/json
 // would let through or mend in silence.
-func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
-	c := humagin.Unwrap(hc)
+func (a *API) readStrict(need access, d doc) func(huma.Context, func(huma.Context)) {
+	return func(hc huma.Context, next func(huma.Context)) {
+		c := humagin.Unwrap(hc)
+		var s *stranger
+		if need.public {
+			rc := http.NewResponseController(c.Writer)
+			if s = a.strangers.enter(callOf(c.Request.Context()).client, func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }); s == nil {
+				a.fail(c, crowded())
+				return
+			}
+			defer a.strangers.leave(s)
+		}
+		data, err := a.readBody(c, need.bodyLimit())
+		if s != nil && a.strangers.arrived(s) {
+			err = crowded()
+		}
+		if err == nil && d.before != nil {
+			err = d.before(callOf(c.Request.Context()), data)
+		}
+		if err == nil {
+			if f := checkJSON(data); f != nil {
+				err = problem.Invalid(*f)
+			}
+		}
+		if err != nil {
+			a.fail(c, err)
+			return
+		}
+		c.Request.Body = io.NopCloser(bytes.NewReader(data))
+		c.Request.Header.Set("Content-Type", "application/json")
+		next(hc)
+	}
+}
+
+// readBody takes a body as it comes: what was promised and did not come takes no
+// memory.
+func (a *API) readBody(c *gin.Context, most int64) ([]byte, error) {
 	r := c.Request
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	charset, named := params["charset"]
 	if err != nil || kind != "application/json" || named && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
-		a.fail(c, unsupported())
-		return
+		return nil, unsupported()
 	}
-	if r.ContentLength > maxBody {
-		a.fail(c, tooLarge())
-		return
+	if r.ContentLength > most {
+		return nil, tooLarge(most)
 	}
 	started := time.Now()
 	rc := http.NewResponseController(c.Writer)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
-	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, maxBody))
+	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, most))
 	if err == nil {
 		// It is whole: the connection can go on, and a read deadline that passes
 		// later would end the request's context in the middle of a long poll. While
@@ -63,26 +107,17 @@ func (a *API) readStrict(hc huma.Context, next func(huma.Context)) {
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
-		a.fail(c, tooLarge())
-		return
+		return nil, tooLarge(most)
 	case err != nil:
-		a.fail(c, problem.Invalid(problem.Field{Location: "body", Message: "did not arrive whole or in time"}))
-		return
+		return nil, problem.Invalid(problem.Field{Location: "body", Message: "did not arrive whole or in time"})
 	}
 	if call := callOf(r.Context()); call.token != "" && time.Since(started) > lateBody {
 		// Whoever holds a body back must not act after their key or session ended.
 		if err := a.stillHolds(r.Context()); err != nil {
-			a.fail(c, err)
-			return
+			return nil, err
 		}
 	}
-	if f := checkJSON(data); f != nil {
-		a.fail(c, problem.Invalid(*f))
-		return
-	}
-	r.Body = io.NopCloser(bytes.NewReader(data))
-	r.Header.Set("Content-Type", "application/json")
-	next(hc)
+	return data, nil
 }
 
 // refuseBody refuses what a route without a body would overlook, and would have

@@ -54,6 +54,7 @@ const (
 	KeyCreated          Template = "key-created"           // [Name], [Reason]: of the operator, who made it
 	KeyRevoked          Template = "key-revoked"           // by the operator: [Name], Reason
 	RestrictionLifted   Template = "restriction-lifted"    //
+	AccountMade         Template = "account-made"          // by the operator
 	AccountSuspended    Template = "account-suspended"     // Reason
 	AccountUnsuspended  Template = "account-unsuspended"   //
 	AccountClosed       Template = "account-closed"        //

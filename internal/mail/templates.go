@@ -51,6 +51,7 @@ var letters = parsed(map[Template]*letter{
 	KeyCreated:          {subject: "An API key was made", may: []string{"Name", "Reason"}},
 	KeyRevoked:          {subject: "An API key was revoked", needs: []string{"Reason"}, may: []string{"Name"}},
 	RestrictionLifted:   {subject: "A restriction is lifted"},
+	AccountMade:         {subject: "An account was made for you"},
 	AccountSuspended:    {subject: "Your account is suspended", needs: []string{"Reason"}},
 	AccountUnsuspended:  {subject: "Your account is no longer suspended"},
 	AccountClosed:       {subject: "Your account is closed", always: true},

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/html"
 )
 
-var all = []Template{ConfirmSignUp, SignUpAttempt, ConfirmEmail, EmailChangeAsked, EmailChanged, ResetPassword, PasswordChanged, NewDevice,
+var all = []Template{ConfirmSignUp, SignUpAttempt, ConfirmEmail, EmailChangeAsked, EmailChanged, ResetPassword, PasswordChanged, NewDevice, AccountMade,
 	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed}
 
 func filled(l *letter, value string) map[string]string {
