@@ -635,10 +635,10 @@ func TestAHeldAccountsCredentialsGoOnChanging(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.ChangePassword(ctx, who, "another correct horse"); err != nil {
+		c := browser("192.0.2.1", "")
+		if _, err := h.ChangePassword(ctx, who, c, "another correct horse"); err != nil {
 			t.Errorf("the password: %v", err)
 		}
-		c := browser("192.0.2.1", "")
 		if err := h.Close(ctx, who, c, Credentials{Password: "another correct horse"}); err != nil {
 			t.Errorf("closing: %v", err)
 		}
