@@ -18,6 +18,7 @@ import (
 	"zimage/internal/account"
 	"zimage/internal/db"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -40,6 +41,7 @@ type rig struct {
 	ownerOf  func(email string) string // their subject id
 	accounts *account.Service
 	vault    *vault.Vault
+	ledger   *privacy.Ledger
 	options  Options // of the API, to serve it once more with others
 }
 

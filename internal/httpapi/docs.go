@@ -49,6 +49,7 @@ const (
 	tagSignIn      = "Sign-in"
 	tagKeys        = "Keys"
 	tagStaff       = "Staff"
+	tagPrivacy     = "Privacy"
 	tagOperations  = "Operations"
 )
 
@@ -344,6 +345,7 @@ func (a *API) document() *huma.OpenAPI {
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
 			{Name: tagKeys, Description: "By which programs act for you."},
 			{Name: tagStaff, Description: "For those who run the service: with a role, two factors and a reason that is kept."},
+			{Name: tagPrivacy, Description: "What everybody may see of how promises are kept."},
 			{Name: tagOperations, Description: "For whoever runs it."},
 		},
 		Components: &huma.Components{
