@@ -11,11 +11,11 @@ import (
 
 // ledger is what a person reads about themselves, newest first.
 func (b *browser) ledger() []map[string]any {
-	b.rig.t.Helper()
+	b.t.Helper()
 	var page struct{ Data []map[string]any }
 	a := b.want(200, "GET", "/v1/account/ledger?limit=100", "")
 	if err := json.Unmarshal([]byte(a.body), &page); err != nil {
-		b.rig.t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	return page.Data
 }
