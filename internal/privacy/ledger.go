@@ -70,7 +70,7 @@ func (l *Ledger) Kind() jobs.Kind {
 
 // LedgerSchedules are the ledger's recurring work.
 func LedgerSchedules() []jobs.Schedule {
-	return []jobs.Schedule{{Name: "ledger-seal", Every: ledgerEvery, Kind: KindLedgerSeal}}
+	return []jobs.Schedule{{Name: "ledger-seal", Every: ledgerEvery, Kind: KindLedgerSeal, Party: "ledger"}}
 }
 
 // ledgerDetails are what an entry is a commitment to.

@@ -640,6 +640,41 @@ func TestSchedulersSealWithinAMinute(t *testing.T) {
 	})
 }
 
+// A long list of other housekeeping does not delay the sealing.
+func TestSealingDoesNotQueueBehindSweeps(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b *book) {
+		ctx := context.Background()
+		o, err := redis.ParseURL(testenv.Redis(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
+		bell := jobs.NewBell(client, metrics)
+		t.Cleanup(func() { bell.Close(); _ = client.Close() })
+		queue := jobs.New(b.db, b.clock, bell, metrics, slog.New(slog.DiscardHandler))
+		queue.Register(b.Kind())
+		queue.Register(jobs.Kind{Name: "sweep", Run: func(context.Context, *jobs.Run) error { return nil }})
+		if err := b.db.Tx(ctx, func(tx *db.Tx) error {
+			for range 50 {
+				if _, err := queue.Add(ctx, tx, jobs.NewJob{Kind: "sweep"}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := queue.NewScheduler(LedgerSchedules()...).Tick(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var next []string
+		if err := b.db.Select(ctx, &next, `SELECT kind FROM jobs WHERE state = 'queued' ORDER BY vstart, id LIMIT 2`); err != nil || !slices.Contains(next, KindLedgerSeal) {
+			t.Errorf("next are %v (%v)", next, err)
+		}
+	})
+}
+
 const writeVariable = "ZIMAGE_TEST_LEDGER_WRITER"
 
 // TestLedgerWriter is the process that the next test kills.
