@@ -12,12 +12,12 @@ import (
 )
 
 // Records are the tables whose rows can be evidence: what a person made, said,
-// agreed to and was told, and what staff did with it. Sessions, mailed links,
+// agreed to and was told, and what the ledger tells of it. Sessions, mailed links,
 // passkeys, challenges, recovery codes, keys, throttles and sign-ups are none:
 // they are credentials and counters, which must end when their time is over or
 // their owner says so, and prove nothing that these do not.
 func Records() []string {
-	return []string{"consents", "generations", "images", "mails", "objections", "staff_actions", "users"}
+	return []string{"consents", "generations", "images", "ledger_details", "mails", "objections", "users"}
 }
 
 // ObjectionRecord is what an objection, which has no id of its own, is held by.
