@@ -25,6 +25,7 @@ type cli struct {
 		Close    userClose        `cmd:"" help:"Close a user's account, for good: access ends within 5 seconds."`
 		Reset2FA userResetFactors `cmd:"" name:"reset-2fa" help:"Remove the second factors of a user who has lost them, and end all sessions."`
 		Role     userRole         `cmd:"" help:"Make a user with a second factor a member of staff, or no longer one."`
+		Disclose userDisclose     `cmd:"" help:"Record that a user's data was disclosed under law. It hands nothing out."`
 	} `cmd:"" help:"Manage users."`
 	Key struct {
 		Create keyCreate `cmd:"" help:"Create an API key for a user and print it, once. The user is told."`
@@ -41,6 +42,13 @@ type cli struct {
 		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
 		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
 	} `cmd:"" help:"Look after the privacy policy."`
+	Ledger struct {
+		Verify     ledgerVerify     `cmd:"" help:"Check the whole ledger, and name the first entry or batch that was changed."`
+		Checkpoint ledgerCheckpoint `cmd:"" help:"Print the newest checkpoint, to be kept somewhere else."`
+	} `cmd:"" help:"Look after the ledger of what was done with people's data."`
+	Root struct {
+		Rotate rootRotate `cmd:"" help:"Wrap every key with the current root, and make a new one when it is due: call it every day."`
+	} `cmd:"" help:"Look after the root keys."`
 	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
 	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
 

@@ -158,6 +158,21 @@ func (u userRole) Run(ctx context.Context) error {
 	})
 }
 
+type userDisclose struct {
+	someone
+	Case      string `required:"" help:"Reference of the case at the authority."`
+	Authority string `required:"" help:"To whom."`
+	Scope     string `required:"" help:"Which data."`
+	MayBeTold string `required:"" enum:"yes,no" help:"Whether the user may learn of it: ${enum}."`
+}
+
+func (u userDisclose) Run(ctx context.Context) error {
+	return u.act(ctx, func(a *app.App, id string) error {
+		d := account.Disclosure{Case: u.Case, Authority: u.Authority, Scope: u.Scope, MayBeTold: u.MayBeTold == "yes"}
+		return a.Accounts.Disclose(ctx, account.AtTheMachine(), id, d, u.Reason)
+	})
+}
+
 // readPassword reads one line, until a signal says that nobody wants to type it.
 func readPassword(ctx context.Context, r io.Reader) (string, error) {
 	if f, ok := r.(*os.File); ok {

@@ -38,6 +38,7 @@ type home struct {
 	url, keys string
 	clock     *clock.Clock
 	log       bytes.Buffer // of its first process
+	happened  chronicle    // what all its processes told
 	*Service
 }
 
@@ -95,12 +96,39 @@ func (h *home) process() *Service {
 	h.t.Cleanup(func() { bell.Close(); _ = client.Close() })
 	queue := jobs.New(d, h.clock, bell, metrics, log)
 	s := New(Options{
-		DB: d, Vault: v, Clock: h.clock, Log: log, Events: events.New(), PublicURL: "https://images.example", PolicyVersion: "2026-01-01",
+		DB: d, Vault: v, Clock: h.clock, Log: log, Events: events.New(h.happened.hear), PublicURL: "https://images.example", PolicyVersion: "2026-01-01",
 		Mail: mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: h.clock, Log: log}),
 	})
 	// Hashes that cost nothing, but where the cost is what is tested.
 	s.hasher.params = &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32}
 	return s
+}
+
+// A chronicle keeps the events of committed transactions.
+type chronicle struct {
+	mu  sync.Mutex
+	all []events.Event
+}
+
+func (c *chronicle) hear(_ context.Context, tx *db.Tx, e events.Event) error {
+	tx.AfterCommit(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.all = append(c.all, e)
+	})
+	return nil
+}
+
+// of are those whose type begins so, in the order in which they happened.
+func (c *chronicle) of(prefix string) (list []events.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.all {
+		if strings.HasPrefix(string(e.Type), prefix) {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 const password = "correct horse"

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -81,9 +83,8 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		if _, err := h.db.Exec(ctx, `UPDATE subjects SET suspended_at = NULL WHERE id = ?`, eve); err != nil {
 			t.Fatal(err)
 		}
-		var n int
-		if err := h.db.Get(ctx, &n, `SELECT count(*) FROM staff_actions`); err != nil || n != 0 {
-			t.Errorf("%d acts were kept that were refused (%v)", n, err)
+		if told := h.happened.of("staff."); len(told) != 0 {
+			t.Errorf("acts are told of that were refused: %+v", told)
 		}
 
 		u, err := h.FindAccount(ctx, staff(RoleSupport, ByPasskey), "ann@example.org", why)
@@ -109,24 +110,120 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		wantCode(t, "nobody", err, problem.NotFound)
 		wantCode(t, "nobody's id", h.Suspend(ctx, AtTheMachine(), "sub_none", why), problem.NotFound)
 
-		// Each is kept with who and why, readable with the person's key alone.
-		var rows []struct {
-			ID     string `db:"id"`
-			Staff  string `db:"staff"`
-			Action string `db:"action"`
-			Reason []byte `db:"reason"`
+		// Each is told with who and why.
+		told := h.happened.of("staff.")
+		want := []events.Event{
+			{Type: events.StaffOpened, Facts: map[events.Fact]string{events.Staff: eve, events.Role: "support"}},
+			{Type: events.StaffSuspended, Facts: map[events.Fact]string{events.Staff: eve, events.Role: "operator"}},
+			{Type: events.StaffUnsuspended, Facts: map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator"}},
 		}
-		if err := h.db.Select(ctx, &rows, `SELECT id, staff, action, reason FROM staff_actions WHERE subject = ? ORDER BY id`, ann); err != nil || len(rows) != 3 {
-			t.Fatalf("%d acts (%v)", len(rows), err)
+		if len(told) != len(want) {
+			t.Fatalf("told %+v", told)
 		}
-		for i, r := range rows {
-			if bytes.Contains(r.Reason, []byte("telephone")) {
-				t.Error("the reason is readable")
+		for i, w := range want {
+			w.Facts[events.Reason] = why
+			if got := told[i]; got.Type != w.Type || got.Subject != ann || got.Hidden || got.At.IsZero() || !maps.Equal(got.Facts, w.Facts) {
+				t.Errorf("told %+v, want %+v", got, w)
 			}
-			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Column("staff_actions", "reason", r.ID))
-			if err != nil || string(plain) != why || r.Staff != []string{eve, eve, cliStaff}[i] {
-				t.Errorf("%s by %s: %q, %v", r.Action, r.Staff, plain, err)
+		}
+	})
+}
+
+func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, eve := h.user("ann@example.org"), h.user("eve@example.org")
+		in, err := h.SignIn(ctx, browser("192.0.2.9", ""), Credentials{Email: "eve@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		staff := func(r Role) Principal {
+			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
+				t.Fatal(err)
 			}
+			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+		}
+		whole := Disclosure{Case: "17 Js 204/26", Authority: "prosecutor", Scope: "mail address"}
+		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
+			wantCode(t, string(r), h.Disclose(ctx, staff(r), ann, whole, why), problem.Forbidden)
+		}
+		for what, change := range map[string]func(d *Disclosure){
+			"no case": func(d *Disclosure) { d.Case = " " }, "no authority": func(d *Disclosure) { d.Authority = "" },
+			"no scope": func(d *Disclosure) { d.Scope = "" }, "a long one": func(d *Disclosure) { d.Scope = strings.Repeat("x", 301) },
+			"two lines": func(d *Disclosure) { d.Case = "a\nb" },
+		} {
+			d := whole
+			change(&d)
+			wantCode(t, what, h.Disclose(ctx, staff(RolePrivacy), ann, d, why), problem.InvalidRequest)
+		}
+		wantCode(t, "no reason", h.Disclose(ctx, staff(RolePrivacy), ann, whole, "because"), problem.InvalidRequest)
+		wantCode(t, "nobody", h.Disclose(ctx, staff(RolePrivacy), "sub_none", whole, why), problem.NotFound)
+		if told := h.happened.of("staff."); len(told) != 0 {
+			t.Errorf("refused, and told of: %+v", told)
+		}
+		if err := h.Disclose(ctx, staff(RolePrivacy), ann, whole, why); err != nil {
+			t.Fatal(err)
+		}
+		whole.MayBeTold = true
+		if err := h.Disclose(ctx, AtTheMachine(), ann, whole, why); err != nil {
+			t.Fatal(err)
+		}
+		told := h.happened.of("staff.disclosed")
+		if len(told) != 2 || !told[0].Hidden || told[1].Hidden {
+			t.Fatalf("told %+v", told)
+		}
+		want := map[events.Fact]string{events.Staff: eve, events.Role: "privacy", events.Reason: why,
+			events.Case: whole.Case, events.Authority: whole.Authority, events.Scope: whole.Scope}
+		if !maps.Equal(told[0].Facts, want) || told[0].Subject != ann {
+			t.Errorf("told %+v", told[0])
+		}
+	})
+}
+
+// What a person says about their data is told once each time that it changes.
+func TestWordsOfAPersonAreToldWhenTheyChangeSomething(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		in, _ := h.member("ann@example.org", "ann")
+		who, err := h.AuthenticateSession(ctx, in.Token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := len(h.happened.of(""))
+		for range 2 {
+			for _, say := range []error{
+				h.Object(ctx, who, subject.Statistics), h.Restrict(ctx, who), h.SetConsent(ctx, who, subject.Training, true),
+			} {
+				if say != nil {
+					t.Fatal(say)
+				}
+			}
+		}
+		for range 2 {
+			for _, say := range []error{
+				h.WithdrawObjection(ctx, who, subject.Statistics), h.Unrestrict(ctx, who), h.SetConsent(ctx, who, subject.Training, false),
+			} {
+				if say != nil {
+					t.Fatal(say)
+				}
+			}
+		}
+		counts := map[events.Type]int{}
+		for _, e := range h.happened.of("")[before:] {
+			counts[e.Type]++
+			if e.Subject != who.Subject || e.Facts[events.Staff] != "" {
+				t.Errorf("%+v", e)
+			}
+			if (e.Type == events.ConsentGiven || e.Type == events.ConsentWithdrawn) && (e.Facts[events.Purpose] != "training" || e.Facts[events.Policy] != "2026-01-01") {
+				t.Errorf("%+v", e)
+			}
+		}
+		want := map[events.Type]int{events.ObjectionMade: 1, events.ObjectionWithdrawn: 1, events.AccountRestricted: 1, events.AccountUnrestricted: 1,
+			events.ConsentGiven: 2, events.ConsentWithdrawn: 2} // each word of consent is kept, as the proof of it
+		if !maps.Equal(counts, want) {
+			t.Errorf("told %v, want %v", counts, want)
 		}
 	})
 }
@@ -189,26 +286,19 @@ func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
 				t.Errorf("%s: told %+v", template, told)
 			}
 		}
-		var rows []struct {
-			ID      string `db:"id"`
-			Staff   string `db:"staff"`
-			Subject string `db:"subject"`
-			Action  string `db:"action"`
-			Reason  []byte `db:"reason"`
+		told := h.happened.of("staff.")
+		want := []events.Event{
+			{Type: events.StaffMadeKey, Ref: made.ID}, {Type: events.StaffListedKeys},
+			{Type: events.StaffRevokedKey, Ref: made.ID}, {Type: events.StaffRevokedKey, Ref: made.ID},
 		}
-		if err := h.db.Select(ctx, &rows, `SELECT id, staff, subject, action, reason FROM staff_actions ORDER BY id`); err != nil {
-			t.Fatal(err)
+		if len(told) != len(want) {
+			t.Fatalf("told %+v", told)
 		}
-		var actions []string
-		for _, r := range rows {
-			actions = append(actions, r.Action)
-			plain, err := h.vault.Unseal(ctx, ann, r.Reason, vault.Column("staff_actions", "reason", r.ID))
-			if err != nil || string(plain) != why || r.Staff != cliStaff || r.Subject != ann {
-				t.Errorf("%s of %s by %s: %q, %v", r.Action, r.Subject, r.Staff, plain, err)
+		facts := map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator", events.Reason: why}
+		for i, w := range want {
+			if got := told[i]; got.Type != w.Type || got.Ref != w.Ref || got.Subject != ann || got.Hidden || !maps.Equal(got.Facts, facts) {
+				t.Errorf("told %+v, want %+v", got, w)
 			}
-		}
-		if got := strings.Join(actions, ", "); got != "key made, keys listed, key revoked, key revoked" {
-			t.Errorf("kept: %s", got)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -238,8 +239,20 @@ func (s *Service) Consents(ctx context.Context, owner string) ([]subject.Consent
 // SetConsent keeps what a person agrees to or takes back, in force at once.
 func (s *Service) SetConsent(ctx context.Context, p Principal, purpose subject.Purpose, granted bool) error {
 	return s.change(ctx, p, func(tx *db.Tx) error {
-		return subject.SetConsent(ctx, tx, p.Subject, purpose, granted, s.o.PolicyVersion, s.clock.Now())
+		return s.setConsent(ctx, tx, p.Subject, purpose, granted, s.o.PolicyVersion, s.clock.Now())
 	})
+}
+
+func (s *Service) setConsent(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose, granted bool, version string, at time.Time) error {
+	if err := subject.SetConsent(ctx, tx, owner, purpose, granted, version, at); err != nil {
+		return err
+	}
+	word := events.ConsentWithdrawn
+	if granted {
+		word = events.ConsentGiven
+	}
+	return s.o.Events.Append(ctx, tx, events.Event{Type: word, Subject: owner, At: at,
+		Facts: map[events.Fact]string{events.Purpose: string(purpose), events.Policy: version}})
 }
 
 // Objections are the uses that a person can object to, and whether they do.
@@ -250,20 +263,42 @@ func (s *Service) Objections(ctx context.Context, owner string) ([]subject.Objec
 
 // Object ends a use that rests on a legitimate interest, at once.
 func (s *Service) Object(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.change(ctx, p, func(tx *db.Tx) error {
+	return s.changeObjection(ctx, p, purpose, events.ObjectionMade, func(tx *db.Tx) error {
 		return subject.Object(ctx, tx, p.Subject, purpose, s.clock.Now())
 	})
 }
 
 // WithdrawObjection allows the use again.
 func (s *Service) WithdrawObjection(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.change(ctx, p, func(tx *db.Tx) error { return subject.WithdrawObjection(ctx, tx, p.Subject, purpose) })
+	return s.changeObjection(ctx, p, purpose, events.ObjectionWithdrawn, func(tx *db.Tx) error {
+		return subject.WithdrawObjection(ctx, tx, p.Subject, purpose)
+	})
+}
+
+// changeObjection tells of it only when something changes.
+func (s *Service) changeObjection(ctx context.Context, p Principal, purpose subject.Purpose, what events.Type, f func(tx *db.Tx) error) error {
+	return s.change(ctx, p, func(tx *db.Tx) error {
+		list, err := subject.Objections(ctx, tx, p.Subject)
+		if err != nil {
+			return err
+		}
+		stands := slices.ContainsFunc(list, func(o subject.Objection) bool { return o.Purpose == purpose && !o.At.IsZero() })
+		if err := f(tx); err != nil || stands == (what == events.ObjectionMade) {
+			return err
+		}
+		return s.o.Events.Append(ctx, tx, events.Event{Type: what, Subject: p.Subject, At: s.clock.Now(),
+			Facts: map[events.Fact]string{events.Purpose: string(purpose)}})
+	})
 }
 
 // Restrict stops every use of the person's data but storing it and what the
 // person does with the account, at once.
 func (s *Service) Restrict(ctx context.Context, p Principal) error {
 	return s.change(ctx, p, func(tx *db.Tx) error {
+		person, err := subject.Find(ctx, tx, p.Subject)
+		if err != nil || !person.RestrictedAt.IsZero() {
+			return err
+		}
 		if err := subject.Restrict(ctx, tx, p.Subject, s.clock.Now()); err != nil {
 			return err
 		}
@@ -293,7 +328,10 @@ func (s *Service) Unrestrict(ctx context.Context, p Principal) error {
 		if err := s.tell(ctx, tx, p.Subject, mail.RestrictionLifted, nil); err != nil {
 			return err
 		}
-		return subject.Unrestrict(ctx, tx, p.Subject)
+		if err := subject.Unrestrict(ctx, tx, p.Subject); err != nil {
+			return err
+		}
+		return s.o.Events.Append(ctx, tx, events.Event{Type: events.AccountUnrestricted, Subject: p.Subject, Ref: p.Subject, At: s.clock.Now()})
 	})
 }
 

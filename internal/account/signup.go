@@ -267,7 +267,7 @@ func (s *Service) confirm(ctx context.Context, tx *db.Tx, p pending) (others []s
 	}
 	for _, purpose := range strings.Fields(p.Consents) {
 		// At the time and to the words at which the person agreed.
-		if err := subject.SetConsent(ctx, tx, p.ID, subject.Purpose(purpose), true, p.PolicyVersion, time.UnixMilli(p.CreatedAt).UTC()); err != nil {
+		if err := s.setConsent(ctx, tx, p.ID, subject.Purpose(purpose), true, p.PolicyVersion, time.UnixMilli(p.CreatedAt).UTC()); err != nil {
 			return nil, err
 		}
 	}

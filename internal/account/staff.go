@@ -3,6 +3,7 @@ package account
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
-	"zimage/internal/vault"
 )
 
 // AtTheMachine is the principal of the command line: whoever can run it holds
@@ -23,10 +23,10 @@ func AtTheMachine() Principal {
 	return Principal{Subject: cliStaff, Role: RoleOperator, Method: ByPasskey}
 }
 
-// act runs what a member of staff does with somebody's account and keeps that it
-// was done, by whom and why, in the same transaction. The reason is sealed with
-// the key of the person, so that it goes with them.
-func (s *Service) act(ctx context.Context, staff Principal, owner, action, reason string, roles []Role, f func(tx *db.Tx) error) error {
+// act runs what a member of staff does with somebody's account and tells that it
+// was done, by whom and why, in the same transaction: the ledger keeps it. What
+// the event says of itself stays.
+func (s *Service) act(ctx context.Context, staff Principal, owner string, what events.Event, reason string, roles []Role, f func(tx *db.Tx) error) error {
 	if err := staff.may(roles...); err != nil {
 		return err
 	}
@@ -37,8 +37,10 @@ func (s *Service) act(ctx context.Context, staff Principal, owner, action, reaso
 	if err != nil {
 		return err
 	}
-	now := s.clock.Now()
-	id := db.NewID("act", now)
+	what.Subject, what.At = owner, s.clock.Now()
+	facts := map[events.Fact]string{events.Staff: staff.Subject, events.Role: string(staff.Role), events.Reason: reason}
+	maps.Copy(facts, what.Facts)
+	what.Facts = facts
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if err := s.stillStaff(ctx, tx, staff); err != nil {
 			return err
@@ -48,12 +50,7 @@ func (s *Service) act(ctx context.Context, staff Principal, owner, action, reaso
 		} else if err != nil {
 			return err
 		}
-		sealed, err := s.vault.Seal(ctx, owner, []byte(reason), vault.Column("staff_actions", "reason", id))
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `INSERT INTO staff_actions (id, staff, subject, action, reason, at) VALUES (?, ?, ?, ?, ?, ?)`,
-			id, staff.Subject, owner, action, sealed, now.UnixMilli()); err != nil {
+		if err := s.o.Events.Append(ctx, tx, what); err != nil {
 			return err
 		}
 		return f(tx)
@@ -134,7 +131,7 @@ func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reaso
 		return User{}, err
 	}
 	var u User
-	err = s.act(ctx, staff, owner, "account opened", reason, roles, func(tx *db.Tx) error {
+	err = s.act(ctx, staff, owner, events.Event{Type: events.StaffOpened}, reason, roles, func(tx *db.Tx) error {
 		var err error
 		u, err = s.user(ctx, tx, owner)
 		return err
@@ -149,7 +146,7 @@ func (s *Service) KeysFor(ctx context.Context, staff Principal, owner, reason st
 		return nil, err
 	}
 	var keys []Key
-	err := s.act(ctx, staff, owner, "keys listed", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	err := s.act(ctx, staff, owner, events.Event{Type: events.StaffListedKeys}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		var err error
 		keys, err = s.keys(ctx, tx, owner)
 		return err
@@ -166,7 +163,7 @@ func (s *Service) CreateKeyFor(ctx context.Context, staff Principal, owner, name
 	if err != nil {
 		return "", Key{}, err
 	}
-	err = s.act(ctx, staff, owner, "key made", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	err = s.act(ctx, staff, owner, events.Event{Type: events.StaffMadeKey, Ref: k.ID}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if slices.Contains(scopes, ScopeAdmin) {
 			var role Role
 			if err := tx.Get(ctx, &role, `SELECT role FROM users WHERE id = ?`, owner); err != nil {
@@ -194,7 +191,7 @@ func (s *Service) RevokeKeyFor(ctx context.Context, staff Principal, owner, id, 
 	}
 	s.known.forget(id)
 	defer s.known.forget(id)
-	return s.act(ctx, staff, owner, "key revoked", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	return s.act(ctx, staff, owner, events.Event{Type: events.StaffRevokedKey, Ref: id}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		revoked, err := s.revokeKey(ctx, tx, owner, id)
 		if err != nil || !revoked {
 			return err
@@ -213,7 +210,7 @@ func (s *Service) RevokeKeyFor(ctx context.Context, staff Principal, owner, id, 
 
 // Suspend refuses new work of somebody's and tells them why.
 func (s *Service) Suspend(ctx context.Context, staff Principal, owner, reason string) error {
-	return s.act(ctx, staff, owner, "suspended", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	return s.act(ctx, staff, owner, events.Event{Type: events.StaffSuspended}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if err := subject.Suspend(ctx, tx, owner, s.clock.Now()); err != nil {
 			return err
 		}
@@ -226,7 +223,7 @@ func (s *Service) Suspend(ctx context.Context, staff Principal, owner, reason st
 
 // Unsuspend lets a suspended account work again and tells its owner.
 func (s *Service) Unsuspend(ctx context.Context, staff Principal, owner, reason string) error {
-	return s.act(ctx, staff, owner, "suspension lifted", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	return s.act(ctx, staff, owner, events.Event{Type: events.StaffUnsuspended}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if err := subject.Unsuspend(ctx, tx, owner); err != nil {
 			return err
 		}
@@ -242,16 +239,16 @@ func (s *Service) CloseChild(ctx context.Context, staff Principal, owner, reason
 			return err
 		}
 	}
-	return s.closeFor(ctx, staff, owner, "closed: under 13", reason)
+	return s.closeFor(ctx, staff, owner, events.StaffClosedChild, reason)
 }
 
 // CloseFor closes an account for its owner, who asked for it in another way.
 func (s *Service) CloseFor(ctx context.Context, staff Principal, owner, reason string) error {
-	return s.closeFor(ctx, staff, owner, "closed", reason)
+	return s.closeFor(ctx, staff, owner, events.StaffClosed, reason)
 }
 
-func (s *Service) closeFor(ctx context.Context, staff Principal, owner, action, reason string) error {
-	err := s.act(ctx, staff, owner, action, reason, []Role{RoleOperator}, func(tx *db.Tx) error { return s.close(ctx, tx, owner) })
+func (s *Service) closeFor(ctx context.Context, staff Principal, owner string, action events.Type, reason string) error {
+	err := s.act(ctx, staff, owner, events.Event{Type: action}, reason, []Role{RoleOperator}, func(tx *db.Tx) error { return s.close(ctx, tx, owner) })
 	s.known.forgetOwner(owner)
 	return err
 }
@@ -262,12 +259,49 @@ func (s *Service) ResetFactors(ctx context.Context, staff Principal, owner, reas
 	if err := staff.atTheMachine("Second factors are reset"); err != nil {
 		return err
 	}
-	return s.act(ctx, staff, owner, "second factors reset", reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+	return s.act(ctx, staff, owner, events.Event{Type: events.StaffResetFactors}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if err := s.resetFactors(ctx, tx, owner); err != nil {
 			return err
 		}
 		return s.tell(ctx, tx, owner, mail.SecondFactorChanged, map[string]string{"What": "All second factors were removed by the operator, and all sessions were ended."})
 	})
+}
+
+// A Disclosure is personal data that was handed out because a law asked for it.
+type Disclosure struct {
+	Case      string // its reference at the authority
+	Authority string
+	Scope     string // which data
+	MayBeTold bool   // false: the case forbids that the person learns of it
+}
+
+// Disclose keeps that a person's data was disclosed, for privacy officers and at
+// the machine. It hands nothing out.
+func (s *Service) Disclose(ctx context.Context, staff Principal, owner string, d Disclosure, reason string) error {
+	var fields []problem.Field
+	for _, f := range []struct {
+		name  string
+		value *string
+	}{{"case", &d.Case}, {"authority", &d.Authority}, {"scope", &d.Scope}} {
+		*f.value = strings.TrimSpace(*f.value)
+		if n := utf8.RuneCountInString(*f.value); n == 0 || n > disclosureMost || !utf8.ValidString(*f.value) || strings.ContainsFunc(*f.value, unicode.IsControl) {
+			fields = append(fields, problem.Field{Location: "body." + f.name, Message: fmt.Sprintf("must be there, with at most %d characters in one line", disclosureMost)})
+		}
+	}
+	roles := []Role{RolePrivacy}
+	if staff.Subject == cliStaff {
+		roles = append(roles, staff.Role)
+	}
+	if err := staff.may(roles...); err != nil {
+		return err
+	}
+	if len(fields) > 0 {
+		return problem.Invalid(fields...)
+	}
+	what := events.Event{Type: events.StaffDisclosed, Hidden: !d.MayBeTold, Facts: map[events.Fact]string{
+		events.Case: d.Case, events.Authority: d.Authority, events.Scope: d.Scope,
+	}}
+	return s.act(ctx, staff, owner, what, reason, roles, func(*db.Tx) error { return nil })
 }
 
 // SetRole makes somebody a member of staff, or no longer one. It returns
@@ -281,9 +315,9 @@ func (s *Service) SetRole(ctx context.Context, staff Principal, owner string, ro
 	default:
 		return problem.Invalid(problem.Field{Location: "role", Message: "must be support, privacy, operator or none"})
 	}
-	action := "role given: " + string(role)
+	action := events.Event{Type: events.StaffGaveRole, Ref: string(role)}
 	if role == NoRole {
-		action = "role taken"
+		action.Type = events.StaffTookRole
 	}
 	err := s.act(ctx, staff, owner, action, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
 		if role != NoRole {

@@ -63,15 +63,16 @@ type Role string
 
 // The roles.
 const (
-	NoRole        Role = ""
-	RoleSupport   Role = "support"  // look up an account, with a reason
-	RolePrivacy   Role = "privacy"  // the privacy officer: today what support may
-	RoleOperator  Role = "operator" // also suspend, and close the account of a child
-	cliStaff           = "cli"      // who acts at the machine itself
-	reasonMost         = 500        // characters of a reason
-	reasonLeast        = 10
-	usernameLeast      = 3
-	usernameMost       = 30
+	NoRole         Role = ""
+	RoleSupport    Role = "support"  // look up an account, with a reason
+	RolePrivacy    Role = "privacy"  // the privacy officer: what support may, and keeps disclosures
+	RoleOperator   Role = "operator" // also suspend, and close the account of a child
+	cliStaff            = "cli"      // who acts at the machine itself
+	reasonMost          = 500        // characters of a reason
+	reasonLeast         = 10
+	disclosureMost      = 300 // characters of each field of a disclosure
+	usernameLeast       = 3
+	usernameMost        = 30
 )
 
 // A Method is how a session was opened.

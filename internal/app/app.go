@@ -38,6 +38,7 @@ import (
 // App is one process with its parts open. Close it.
 type App struct {
 	config   config.Config
+	name     string
 	version  string
 	log      *slog.Logger
 	clock    *clock.Clock
@@ -57,6 +58,7 @@ type App struct {
 
 	Accounts *account.Service
 	Generate *generate.Service
+	Ledger   *privacy.Ledger
 
 	closers []func() error
 }
@@ -64,7 +66,7 @@ type App struct {
 // Open opens every part that a role needs and brings the schemas forward. name
 // is the process in logs and in the database's list of clients.
 func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (opened *App, err error) {
-	a := &App{config: c, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
+	a := &App{config: c, name: name, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -114,7 +116,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.bell = jobs.NewBell(a.redis, metrics)
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
-	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
+	a.Ledger = privacy.NewLedger(privacy.LedgerOptions{DB: a.db, Vault: v, Clock: a.clock})
+	a.queue.Register(a.Ledger.Kind())
+	happened := events.New(a.Ledger.Happened, func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
 	transport, err := mailTransport(c, a.clock)
 	if err != nil {
 		return nil, err
@@ -355,6 +359,11 @@ func CheckData(c config.Config) error {
 		return fmt.Errorf("%sDATA: other accounts may write to %s; mend that with chmod go-w", config.Prefix, c.Data)
 	}
 	return nil
+}
+
+// RotateRoots wraps every key anew, with a new root when one is due.
+func (a *App) RotateRoots(ctx context.Context, o vault.RotateOptions) (vault.Rotation, error) {
+	return a.vault.Rotate(ctx, o)
 }
 
 // CreateRoots makes the key ring of a new installation, unless there is one.

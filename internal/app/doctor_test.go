@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -294,6 +295,12 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 			"root keys", true, "lacks root", "belongs to this key store", fails},
 		{"roots that others can read", func(p *patient) { p.must(os.Chmod(p.path("data-roots/roots.yaml"), 0o644)) }, //nolint:gosec // that is the test
 			"root keys", true, "chmod 600", "offline copy", fails},
+
+		{"a root that nobody has rotated", func(p *patient) {
+			text, err := os.ReadFile(p.path("data-roots/roots.yaml"))
+			p.must(err)
+			p.file("data-roots/roots.yaml", regexp.MustCompile(`created: .*`).ReplaceAllString(string(text), `created: "2020-01-31T08:00:00Z"`))
+		}, "root keys", false, "days old", "zimage root rotate", starts},
 
 		{"Redis away", func(p *patient) { p.environ["ZIMAGE_REDIS_URL"] = "redis://127.0.0.1:1" },
 			"redis", false, "does not answer", "without it work goes on", starts},

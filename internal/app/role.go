@@ -109,6 +109,10 @@ func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), ro
 		a.clock.Keep(ctx, 10*time.Second, a.db.Now, func(err error) { a.log.Debug("could not measure the clock", "error", err) })
 		return nil
 	})
+	g.Go(func() error {
+		a.vault.Keep(ctx, a.name, func(err error) { a.log.Warn("could not follow the key ring", "error", err) })
+		return nil
+	})
 	for _, f := range begin {
 		g.Go(f)
 	}

@@ -10,6 +10,7 @@ import (
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
+	"zimage/internal/privacy"
 )
 
 // housekeepingSlots is how many jobs of the housekeeping lane a worker runs at
@@ -75,7 +76,7 @@ func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 
 // runScheduler keeps queue and schedules in order until ctx ends.
 func (a *App) runScheduler(ctx context.Context) error {
-	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), []jobs.Schedule{
+	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)
 }

@@ -93,7 +93,7 @@ func TestTwoOfEverything(t *testing.T) {
 	until(t, 30*time.Second, "the jobs of all ticks have run", func() bool {
 		return c.Count(`SELECT count(*) FROM jobs WHERE ref = 'generation-sweep' AND state <> 'succeeded'`) == 0
 	})
-	if n := c.Count(`SELECT count(*) FROM jobs WHERE attempt <> 1`); n > 0 {
+	if n := c.Count(`SELECT count(*) FROM jobs WHERE attempt > 1`); n > 0 {
 		t.Errorf("%d jobs took more than one attempt", n)
 	}
 	ticked()

@@ -2,7 +2,8 @@
 // to the subscribers that app registered. An event that its subscribers cannot
 // take rolls the transaction back with it: either both are true or none.
 //
-// Nobody tails a table of events, and an event carries ids and times only.
+// Nobody tails a table of events. An event carries ids and times, and beside them
+// facts, which may be words of people: whoever keeps them seals them.
 package events
 
 import (
@@ -23,18 +24,68 @@ const (
 	GenerationCanceled  Type = "generation.canceled"
 	GenerationDeleted   Type = "generation.deleted"
 	ImageDeleted        Type = "image.deleted"
-	AccountClosing      Type = "account.closing"    // access has ended; its work is to stop
-	AccountRestricted   Type = "account.restricted" // as its owner asked; its work is to stop
-	AccountSuspended    Type = "account.suspended"  // by the operator; its work is to stop
+
+	AccountClosing      Type = "account.closing"      // access has ended; its work is to stop
+	AccountRestricted   Type = "account.restricted"   // as its owner asked; its work is to stop
+	AccountUnrestricted Type = "account.unrestricted" // as its owner asked
+	AccountSuspended    Type = "account.suspended"    // by the operator; its work is to stop
+
+	ConsentGiven       Type = "consent.given"
+	ConsentWithdrawn   Type = "consent.withdrawn"
+	ObjectionMade      Type = "objection.made"
+	ObjectionWithdrawn Type = "objection.withdrawn"
+
+	// What staff did with somebody's account, with staff, role and reason.
+	StaffOpened       Type = "staff.opened"
+	StaffSuspended    Type = "staff.suspended"
+	StaffUnsuspended  Type = "staff.unsuspended"
+	StaffClosed       Type = "staff.closed"
+	StaffClosedChild  Type = "staff.closed_child" // the person turned out to be under 13
+	StaffResetFactors Type = "staff.reset_factors"
+	StaffGaveRole     Type = "staff.gave_role" // the ref is the role
+	StaffTookRole     Type = "staff.took_role"
+	StaffListedKeys   Type = "staff.listed_keys"
+	StaffMadeKey      Type = "staff.made_key" // the ref is the key
+	StaffRevokedKey   Type = "staff.revoked_key"
+	StaffDisclosed    Type = "staff.disclosed" // personal data was handed out under law
+
+	// The ref is the record.
+	HoldPlaced   Type = "hold.placed"
+	HoldReleased Type = "hold.released"
+
+	// The ref is the request.
+	RequestOpened  Type = "request.opened"
+	RequestChanged Type = "request.changed"
+	RequestClosed  Type = "request.closed"
+
+	PolicyPublished Type = "policy.published" // nobody's; the ref is the version
+)
+
+// A Fact names what is told of an event beside its ids.
+type Fact string
+
+// The facts.
+const (
+	Staff     Fact = "staff"     // who acted: a subject id, or cli for the machine; never shown to the person
+	Role      Fact = "role"      // of the staff
+	Reason    Fact = "reason"    // why, in the staff's words
+	Purpose   Fact = "purpose"   // of a consent or objection
+	Policy    Fact = "policy"    // version of the words that were agreed to
+	Case      Fact = "case"      // reference of a disclosure or hold
+	Authority Fact = "authority" // to whom was disclosed
+	Scope     Fact = "scope"     // what was disclosed or held
+	State     Fact = "state"     // of a request
 )
 
 // An Event says what happened to what.
 type Event struct {
 	Type    Type
-	Subject string // whose it is
-	Ref     string // the generation or image
+	Subject string // whose it is; empty: nobody's
+	Ref     string // the generation, image, record
 	Reason  string // of a deletion: user or expired
 	At      time.Time
+	Facts   map[Fact]string
+	Hidden  bool // the person must not be told
 }
 
 // A Subscriber writes what follows from an event, in its transaction.

@@ -33,6 +33,7 @@ type Options struct {
 	Generate *generate.Service
 	Watchers *generate.Watchers // runs beside, for those who wait and stream
 	Accounts *account.Service
+	Ledger   *privacy.Ledger
 	// Redis shares the rate limits between processes. Nil, or away: each process
 	// counts for itself.
 	Redis    redis.UniversalClient

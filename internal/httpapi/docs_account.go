@@ -275,7 +275,7 @@ var (
 
 	findAccountDoc = doc{
 		id: "find-account", tag: tagStaff, summary: "Open somebody's account",
-		description: "By mail address, for any role, with a reason. Who opened it and why is kept.",
+		description: "By mail address, for any role, with a reason. Who opened it and why is kept, and the person sees the role and the reason.",
 		request:     findBody{Email: "ada@example.com", Reason: "Asked for help with a failed payment, ticket 17."},
 		answers:     ok("The account.", sampleAccount),
 		codes:       []problem.Code{problem.NotFound},

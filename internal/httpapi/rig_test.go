@@ -24,6 +24,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -99,7 +100,8 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	second.ID = secondModel
 	cfg.Models = append(cfg.Models, second)
 	var rooms *generate.Service
-	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
+	ledger := privacy.NewLedger(privacy.LedgerOptions{DB: d, Vault: v, Clock: c})
+	happened := events.New(ledger.Happened, func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
 	rooms = generate.New(generate.Options{
 		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
@@ -168,7 +170,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	}
 	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
-	r.accounts, r.vault = accounts, v
-	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
+	r.accounts, r.vault, r.ledger = accounts, v, ledger
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Redis: client, Log: log, Clock: c})
 	return r
 }

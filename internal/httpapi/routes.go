@@ -46,6 +46,8 @@ func (a *API) routes() {
 	add(a, http.MethodPut, "/v1/account/restriction", inSession, restrictDoc, a.restrict)
 	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
 
+	add(a, http.MethodGet, "/v1/account/ledger", with(account.ScopeAccount), ledgerDoc, a.listLedger)
+
 	add(a, http.MethodPost, "/v1/account/totp", inSession, beginTOTPDoc, a.beginTOTP)
 	add(a, http.MethodPost, "/v1/account/totp/confirm", inSession, confirmTOTPDoc, a.confirmTOTP)
 	add(a, http.MethodDelete, "/v1/account/totp", inSession, removeTOTPDoc, a.removeTOTP)
@@ -73,6 +75,9 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/suspend", inSession, suspendDoc, a.suspendAccount)
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/unsuspend", inSession, unsuspendDoc, a.unsuspendAccount)
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/close-child", inSession, closeChildDoc, a.closeChild)
+	add(a, http.MethodPost, "/v1/admin/accounts/{id}/disclosures", inSession, discloseDoc, a.disclose)
+
+	add(a, http.MethodGet, "/v1/privacy/ledger/checkpoint", public, checkpointDoc, a.getCheckpoint)
 
 	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)
 

@@ -4,7 +4,7 @@ import "context"
 
 type findBody struct {
 	Email  string `json:"email" minLength:"3" maxLength:"254" doc:"The person's mail address."`
-	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why you open personal data. It is kept."`
+	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why you open personal data. It is kept, and the person sees it."`
 }
 
 type findInput struct {
@@ -16,7 +16,7 @@ func (a *API) findAccount(ctx context.Context, in *findInput) (*accountOutput, e
 }
 
 type reasonBody struct {
-	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why. It is kept."`
+	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why. It is kept, and the person sees it."`
 }
 
 type reasonInput struct {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"zimage/internal/account"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 )
 
@@ -30,10 +31,10 @@ func (r *rig) staff(email string, role account.Role) *browser {
 	return b
 }
 
-// actions are what was kept of a kind of action of staff.
-func (r *rig) actions(action string) (n int) {
+// actions are what the ledger keeps of a kind.
+func (r *rig) actions(kind events.Type) (n int) {
 	r.t.Helper()
-	if err := r.db.Get(r.t.Context(), &n, `SELECT count(*) FROM staff_actions WHERE action = ?`, action); err != nil {
+	if err := r.db.Get(r.t.Context(), &n, `SELECT count(*) FROM ledger_entries WHERE kind = ?`, kind); err != nil {
 		r.t.Fatal(err)
 	}
 	return n
@@ -56,7 +57,7 @@ func TestPromise_X3_StaffActWithARoleAReasonAndTwoFactors(t *testing.T) {
 			"no reason": `{"email":"` + eveAddress + `"}`, "a short one": `{"email":"` + eveAddress + `","reason":"why not"}`,
 			"a blank one": `{"email":"` + eveAddress + `","reason":"               "}`,
 		} {
-			if a := support.do("POST", "/v1/admin/accounts/find", body); a.status != 400 || r.actions("account opened") != 0 {
+			if a := support.do("POST", "/v1/admin/accounts/find", body); a.status != 400 || r.actions(events.StaffOpened) != 0 {
 				t.Errorf("%s: %d %s", what, a.status, a.body)
 			}
 		}
@@ -65,7 +66,7 @@ func TestPromise_X3_StaffActWithARoleAReasonAndTwoFactors(t *testing.T) {
 				t.Errorf("%s", a.body)
 			}
 		}
-		if n := r.actions("account opened"); n != 2 {
+		if n := r.actions(events.StaffOpened); n != 2 {
 			t.Errorf("%d openings are kept, want 2", n)
 		}
 		operator.want(404, "POST", "/v1/admin/accounts/find", strings.Replace(find, eveAddress, "nobody@example.org", 1))
@@ -99,7 +100,7 @@ func TestPromise_X3_StaffActWithARoleAReasonAndTwoFactors(t *testing.T) {
 		if err := r.db.Get(t.Context(), &state, `SELECT state FROM subjects WHERE id = ?`, id); err != nil || state != "closing" {
 			t.Errorf("the account is %s (%v)", state, err)
 		}
-		for _, action := range []string{"suspended", "suspension lifted", "closed: under 13"} {
+		for _, action := range []events.Type{events.StaffSuspended, events.StaffUnsuspended, events.StaffClosedChild, events.AccountClosing} {
 			if n := r.actions(action); n != 1 {
 				t.Errorf("%q is kept %d times", action, n)
 			}
@@ -142,7 +143,7 @@ func TestAttack_StaffWithoutASecondFactor(t *testing.T) {
 		operator := r.staff("op@example.org", account.RoleOperator)
 		operator.want(409, "DELETE", "/v1/account/totp", "")
 		eve.want(200, "GET", "/v1/session", "")
-		if n := r.actions("account opened"); n != 0 {
+		if n := r.actions(events.StaffOpened); n != 0 {
 			t.Errorf("%d openings", n)
 		}
 	})

@@ -41,6 +41,7 @@ type Schedule struct {
 	Name  string
 	Every time.Duration
 	Kind  string
+	Party string // default System; one of its own does not queue behind other schedules' work
 }
 
 // NewScheduler makes a scheduler with its schedules.
@@ -282,7 +283,7 @@ func (s *Scheduler) Tick(ctx context.Context) error {
 			if err != nil || n == 0 {
 				return err
 			}
-			_, err = q.Add(ctx, tx, NewJob{Kind: schedule.Kind, Ref: schedule.Name})
+			_, err = q.Add(ctx, tx, NewJob{Kind: schedule.Kind, Party: schedule.Party, Ref: schedule.Name})
 			return err
 		})
 		if err != nil {

@@ -16,17 +16,17 @@ import (
 
 // records are the tables whose rows can be evidence, with how their rows tell.
 var records = map[string]struct{ key, owner, removed string }{
-	"consents":      {"id", "subject", "0"},
-	"generations":   {"id", "owner", "removed_at"},
-	"images":        {"id", "owner", "removed_at"},
-	"mails":         {"id", "subject", "0"},
-	"objections":    {"subject, purpose", "subject", "0"},
-	"staff_actions": {"id", "subject", "0"},
-	"users":         {"id", "id", "0"},
+	"consents":       {"id", "subject", "0"},
+	"generations":    {"id", "owner", "removed_at"},
+	"images":         {"id", "owner", "removed_at"},
+	"ledger_details": {"entry_id", "subject", "0"},
+	"mails":          {"id", "subject", "0"},
+	"objections":     {"subject, purpose", "subject", "0"},
+	"users":          {"id", "id", "0"},
 }
 
 // Records are the tables whose rows can be evidence: what a person made, said,
-// agreed to and was told, and what staff did with it. Sessions, mailed links,
+// agreed to and was told, and what the ledger tells of it. Sessions, mailed links,
 // passkeys, challenges, recovery codes, keys, throttles and sign-ups are none:
 // they are credentials and counters, which must end when their time is over or
 // their owner says so, and prove nothing that these do not.

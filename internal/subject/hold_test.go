@@ -19,11 +19,11 @@ func evidence(t *testing.T, d *db.DB, owner string) map[string]string {
 	add(t, d, owner)
 	ids := map[string]string{"users": owner, "objections": subject.ObjectionRecord(owner, subject.Statistics)}
 	for table, values := range map[string]string{
-		"users":         `(id, email_lookup, email, password, created_at) VALUES (?, '` + owner + `', 'x', 'x', 1)`,
-		"objections":    `(subject, purpose, at) VALUES (?, 'statistics', 1)`,
-		"consents":      `(subject, id, purpose, granted, policy_version, at) VALUES (?, 'con_` + owner + `', 'training', 1, 'v1', 1)`,
-		"mails":         `(subject, id, template, created_at) VALUES (?, 'mail_` + owner + `', 'x', 1)`,
-		"staff_actions": `(subject, id, staff, action, reason, at) VALUES (?, 'act_` + owner + `', 'cli', 'x', 'x', 1)`,
+		"users":          `(id, email_lookup, email, password, created_at) VALUES (?, '` + owner + `', 'x', 'x', 1)`,
+		"objections":     `(subject, purpose, at) VALUES (?, 'statistics', 1)`,
+		"consents":       `(subject, id, purpose, granted, policy_version, at) VALUES (?, 'con_` + owner + `', 'training', 1, 'v1', 1)`,
+		"mails":          `(subject, id, template, created_at) VALUES (?, 'mail_` + owner + `', 'x', 1)`,
+		"ledger_details": `(subject, entry_id, hidden, details) VALUES (?, 'led_` + owner + `', 0, 'x')`,
 		"generations": `(owner, id, job_id, model, seed, status, error_code, attempts, created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)
 			VALUES (?, 'gen_` + owner + `', '', 'm', 1, 'succeeded', '', 1, 1, 1, 1, 1, 0, '', 0)`,
 		"images": `(owner, id, generation_id, n, attempt, width, height, format, bytes, seed, created_at, expires_at, removed_at, removed_reason)

@@ -17,8 +17,9 @@ const batch = 200 // rows a transaction, so that SQLite's one writer is soon fre
 // sum after each batch. Keysets that do not open are left as they are; the error
 // then says how many, and the previous root must not be retired.
 func (v *Vault) Rewrap(ctx context.Context, progress func(done int)) (int, error) {
-	if err := v.rewrapLookup(ctx); err != nil {
-		return 0, fmt.Errorf("rewrap the lookup key: %w", err)
+	current := v.roots.newest().current
+	if err := v.rewrapInstallation(ctx, current); err != nil {
+		return 0, fmt.Errorf("rewrap the installation's keys: %w", err)
 	}
 	var done, failed int
 	var first error
@@ -26,14 +27,14 @@ func (v *Vault) Rewrap(ctx context.Context, progress func(done int)) (int, error
 		var rows []keysetRow
 		if err := v.keys.Select(ctx, &rows, `SELECT subject, field, object, root_id, destroyed_at FROM keysets
 			WHERE root_id <> ? AND destroyed_at IS NULL AND subject > ? ORDER BY subject LIMIT ?`,
-			v.roots.Current(), after, batch); err != nil {
+			current.id, after, batch); err != nil {
 			return done, fmt.Errorf("rewrap: %w", err)
 		}
 		if len(rows) == 0 {
 			break
 		}
 		after = rows[len(rows)-1].Subject
-		n, bad, err := v.rewrapBatch(ctx, rows)
+		n, bad, err := v.rewrapBatch(ctx, current, rows)
 		if err != nil {
 			return done, fmt.Errorf("rewrap: %w", err)
 		}
@@ -52,7 +53,7 @@ func (v *Vault) Rewrap(ctx context.Context, progress func(done int)) (int, error
 	return done, nil
 }
 
-func (v *Vault) rewrapBatch(ctx context.Context, rows []keysetRow) (done int, bad []error, err error) {
+func (v *Vault) rewrapBatch(ctx context.Context, current *root, rows []keysetRow) (done int, bad []error, err error) {
 	type wrapped struct {
 		row           keysetRow
 		field, object []byte
@@ -65,10 +66,10 @@ func (v *Vault) rewrapBatch(ctx context.Context, rows []keysetRow) (done int, ba
 			bad = append(bad, err)
 			continue
 		}
-		if w.field, err = wrap(v.roots.current, field, row.Subject, forFields); err != nil {
+		if w.field, err = wrap(current, field, row.Subject, forFields); err != nil {
 			return 0, nil, err
 		}
-		if w.object, err = wrap(v.roots.current, object, row.Subject, forObjects); err != nil {
+		if w.object, err = wrap(current, object, row.Subject, forObjects); err != nil {
 			return 0, nil, err
 		}
 		list = append(list, w)
@@ -79,7 +80,7 @@ func (v *Vault) rewrapBatch(ctx context.Context, rows []keysetRow) (done int, ba
 			// Somebody may have destroyed or rewrapped it since it was read.
 			n, err := tx.Exec(ctx, `UPDATE keysets SET field = ?, object = ?, root_id = ?
 				WHERE subject = ? AND root_id = ? AND destroyed_at IS NULL`,
-				w.field, w.object, v.roots.Current(), w.row.Subject, w.row.RootID)
+				w.field, w.object, current.id, w.row.Subject, w.row.RootID)
 			if err != nil {
 				return err
 			}
@@ -90,22 +91,26 @@ func (v *Vault) rewrapBatch(ctx context.Context, rows []keysetRow) (done int, ba
 	return done, bad, err
 }
 
-func (v *Vault) rewrapLookup(ctx context.Context) error {
-	row, err := v.readInstallation(ctx)
-	if err != nil || row.RootID == v.roots.Current() {
+func (v *Vault) rewrapInstallation(ctx context.Context, current *root) error {
+	var rows []installationRow
+	if err := v.keys.Select(ctx, &rows, selectInstallation+`WHERE root_id <> ?`, current.id); err != nil {
 		return err
 	}
-	key, err := v.unwrapInstallation(row)
-	if err != nil {
-		return err
+	for _, row := range rows {
+		key, err := v.unwrapInstallation(row)
+		if err != nil {
+			return err
+		}
+		wrapped, err := current.aead.Encrypt(key, installationData(row.Name))
+		if err != nil {
+			return errors.New("the key cannot be wrapped")
+		}
+		if _, err := v.keys.Exec(ctx, `UPDATE installation_keys SET wrapped = ?, root_id = ? WHERE name = ? AND root_id = ?`,
+			wrapped, current.id, row.Name, row.RootID); err != nil {
+			return err
+		}
 	}
-	wrapped, err := v.roots.current.aead.Encrypt(key, installationData(lookupKey))
-	if err != nil {
-		return errors.New("the key cannot be wrapped")
-	}
-	_, err = v.keys.Exec(ctx, `UPDATE installation_keys SET wrapped = ?, root_id = ? WHERE name = ? AND root_id = ?`,
-		wrapped, v.roots.Current(), lookupKey, row.RootID)
-	return err
+	return nil
 }
 
 const (

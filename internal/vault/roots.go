@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/aead/subtle"
@@ -28,14 +30,26 @@ const (
 // Roots is the key ring: the root that wraps new keysets, and the one before
 // it, which still opens what has not been wrapped again. Losing both loses
 // everything that the vault ever sealed.
+//
+// One that was read from a file follows it: a rotation replaces the file, and
+// every process that has it open takes the new ring over.
 type Roots struct {
+	path string // empty: from a text, which never changes
+	pair atomic.Pointer[pair]
+
+	mu   sync.Mutex  // one reads the file at a time
+	seen fs.FileInfo // the file as it was read
+}
+
+type pair struct {
 	current  *root
 	previous *root // nil: none
 }
 
 type root struct {
-	id   string
-	aead tink.AEAD
+	id      string
+	created time.Time
+	aead    tink.AEAD
 }
 
 // ring is the file. JSON of the same shape is YAML too.
@@ -59,24 +73,34 @@ const ringHead = `# The root keys of this installation. They wrap every person's
 // can read. A file that is already there is never touched: the error is
 // fs.ErrExist.
 func CreateRoots(path string) (*Roots, error) {
-	now := time.Now().UTC()
+	fresh, err := newRingKey(time.Now().UTC())
+	if err != nil {
+		return nil, err
+	}
+	content, err := ring{Current: fresh}.text()
+	if err != nil {
+		return nil, err
+	}
+	if err := writeNew(path, content); err != nil {
+		return nil, fmt.Errorf("write the key ring: %w", err)
+	}
+	return ReadRoots(path)
+}
+
+func newRingKey(now time.Time) (*ringKey, error) {
 	key := make([]byte, rootBytes)
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("make a root key: %w", err)
 	}
-	text, err := yaml.Marshal(ring{Current: &ringKey{
-		ID:      db.NewID("root", now),
-		Created: now.Format(time.RFC3339),
-		Key:     base64.StdEncoding.EncodeToString(key),
-	}})
+	return &ringKey{ID: db.NewID("root", now), Created: now.Format(time.RFC3339), Key: base64.StdEncoding.EncodeToString(key)}, nil
+}
+
+func (r ring) text() (string, error) {
+	text, err := yaml.Marshal(r)
 	if err != nil {
-		return nil, fmt.Errorf("write the key ring: %w", err)
+		return "", errors.New("the key ring cannot be written")
 	}
-	content := ringHead + string(text)
-	if err := writeNew(path, content); err != nil {
-		return nil, fmt.Errorf("write the key ring: %w", err)
-	}
-	return ParseRoots(content)
+	return ringHead + string(text), nil
 }
 
 // writeNew leaves either the whole file or none, also when the process is killed
@@ -125,30 +149,76 @@ func syncFolder(path string) error {
 // ReadRoots reads a key ring from a file, which it refuses when anybody but its
 // owner may read or write it.
 func ReadRoots(path string) (*Roots, error) {
+	text, info, err := readRing(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := ParseRoots(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	r.path, r.seen = path, info
+	return r, nil
+}
+
+func readRing(path string) (string, fs.FileInfo, error) {
 	f, err := os.Open(path) //nolint:gosec // the operator names it
 	if err != nil {
-		return nil, fmt.Errorf("read the key ring: %w", err)
+		return "", nil, fmt.Errorf("read the key ring: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("read the key ring: %w", err)
+		return "", nil, fmt.Errorf("read the key ring: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("the key ring %s is not a file", path)
+		return "", nil, fmt.Errorf("the key ring %s is not a file", path)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("the key ring %s may be used by others (mode %04o): run chmod 600 %s", path, mode, path)
+		return "", nil, fmt.Errorf("the key ring %s may be used by others (mode %04o): run chmod 600 %s", path, mode, path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxRootsText+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the key ring: %w", err)
+		return "", nil, fmt.Errorf("read the key ring: %w", err)
 	}
-	roots, err := ParseRoots(string(text))
+	return string(text), info, nil
+}
+
+// Refresh takes over the file's key ring if it is another one by now. A file that
+// cannot be read, or that lacks the root which wraps here, changes nothing.
+func (r *Roots) Refresh() error {
+	if r.path == "" {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	info, err := os.Stat(r.path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("read the key ring: %w", err)
 	}
-	return roots, nil
+	if os.SameFile(info, r.seen) && info.Size() == r.seen.Size() && info.ModTime().Equal(r.seen.ModTime()) {
+		return nil
+	}
+	read, err := ReadRoots(r.path)
+	if err != nil {
+		return err
+	}
+	before, after := r.now(), read.now()
+	if !after.current.is(before.current) && (after.previous == nil || !after.previous.is(before.current)) {
+		return fmt.Errorf("the key ring %s was replaced by one without root %s: put the right one there", r.path, before.current.id)
+	}
+	r.pair.Store(after)
+	r.seen = read.seen
+	return nil
+}
+
+// is reports whether both are the same key under the same id.
+func (r *root) is(other *root) bool {
+	sealed, err := other.aead.Encrypt(nil, nil)
+	if err == nil {
+		_, err = r.aead.Decrypt(sealed, nil)
+	}
+	return err == nil && r.id == other.id
 }
 
 var (
@@ -159,48 +229,56 @@ var (
 // ParseRoots reads a key ring from its text, YAML or JSON. Its errors name what
 // is wrong and never quote the text, which is all secrets.
 func ParseRoots(text string) (*Roots, error) {
+	parsed, err := parseRing(text)
+	if err != nil {
+		return nil, err
+	}
+	if parsed.Current == nil {
+		return nil, errors.New("key ring: current is missing")
+	}
+	p := &pair{}
+	var key, older []byte
+	if p.current, key, err = parsed.Current.open("current"); err != nil {
+		return nil, err
+	}
+	if parsed.Previous != nil {
+		if p.previous, older, err = parsed.Previous.open("previous"); err != nil {
+			return nil, err
+		}
+		if p.current.id == p.previous.id {
+			return nil, fmt.Errorf("key ring: current and previous have the same id %s", p.current.id)
+		}
+		if bytes.Equal(key, older) {
+			return nil, errors.New("key ring: current and previous have the same key")
+		}
+	}
+	r := &Roots{}
+	r.pair.Store(p)
+	return r, nil
+}
+
+func parseRing(text string) (parsed ring, err error) {
 	if len(text) > maxRootsText {
-		return nil, errors.New("key ring: larger than 64 KiB, so it is something else")
+		return ring{}, errors.New("key ring: larger than 64 KiB, so it is something else")
 	}
 	d := yaml.NewDecoder(bytes.NewReader([]byte(text)))
 	d.KnownFields(true)
-	var parsed ring
 	if err := d.Decode(&parsed); err != nil && !errors.Is(err, io.EOF) {
 		where := ""
 		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 			where = " line " + m[1]
 		}
-		return nil, fmt.Errorf("key ring%s: needs current and perhaps previous, each with id, created and key, and nothing else", where)
+		return ring{}, fmt.Errorf("key ring%s: needs current and perhaps previous, each with id, created and key, and nothing else", where)
 	}
-	if parsed.Current == nil {
-		return nil, errors.New("key ring: current is missing")
-	}
-	r := &Roots{}
-	var err error
-	var key, older []byte
-	if r.current, key, err = parsed.Current.open("current"); err != nil {
-		return nil, err
-	}
-	if parsed.Previous == nil {
-		return r, nil
-	}
-	if r.previous, older, err = parsed.Previous.open("previous"); err != nil {
-		return nil, err
-	}
-	if r.current.id == r.previous.id {
-		return nil, fmt.Errorf("key ring: current and previous have the same id %s", r.current.id)
-	}
-	if bytes.Equal(key, older) {
-		return nil, errors.New("key ring: current and previous have the same key")
-	}
-	return r, nil
+	return parsed, nil
 }
 
 func (k *ringKey) open(which string) (*root, []byte, error) {
 	if !rootID.MatchString(k.ID) {
 		return nil, nil, fmt.Errorf("key ring: %s.id must be 1 to 64 letters, digits, dots, dashes or underscores", which)
 	}
-	if _, err := time.Parse(time.RFC3339, k.Created); err != nil {
+	created, err := time.Parse(time.RFC3339, k.Created)
+	if err != nil {
 		return nil, nil, fmt.Errorf("key ring: %s.created must be a time such as 2026-01-31T08:00:00Z", which)
 	}
 	key, err := base64.StdEncoding.Strict().DecodeString(k.Key)
@@ -217,18 +295,32 @@ func (k *ringKey) open(which string) (*root, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("key ring: %s.key is not usable", which)
 	}
-	return &root{id: k.ID, aead: a}, key, nil
+	return &root{id: k.ID, created: created.UTC(), aead: a}, key, nil
+}
+
+func (r *Roots) now() *pair { return r.pair.Load() }
+
+// newest is the ring to wrap with: that of the file as it is now.
+func (r *Roots) newest() *pair {
+	_ = r.Refresh() // Keep tells why not
+	return r.now()
 }
 
 // Current is the id of the root that wraps new keysets.
-func (r *Roots) Current() string { return r.current.id }
+func (r *Roots) Current() string { return r.now().current.id }
+
+// Created is when the current root was made.
+func (r *Roots) Created() time.Time { return r.now().current.created }
 
 // Previous is the id of the root before it, empty when there is none.
-func (r *Roots) Previous() string {
-	if r.previous == nil {
+func (r *Roots) Previous() string { return r.now().before() }
+
+// before is the previous root's id, empty when there is none.
+func (p *pair) before() string {
+	if p.previous == nil {
 		return ""
 	}
-	return r.previous.id
+	return p.previous.id
 }
 
 // Format prints ids alone under every verb, so that no log line or dump of a
@@ -237,15 +329,26 @@ func (r *Roots) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "roots(current %s, previous %s)", r.Current(), r.Previous())
 }
 
-// find returns the root with this id.
+// find returns the root with this id, also when the file has it only since a
+// moment ago.
 func (r *Roots) find(id string) (*root, error) {
-	switch {
-	case id == r.current.id:
-		return r.current, nil
-	case r.previous != nil && id == r.previous.id:
-		return r.previous, nil
+	if found := r.now().find(id); found != nil {
+		return found, nil
+	}
+	if found := r.newest().find(id); found != nil {
+		return found, nil
 	}
 	return nil, &RootError{ID: id}
+}
+
+func (p *pair) find(id string) *root {
+	switch id {
+	case p.current.id:
+		return p.current
+	case p.before(): // the empty id is no root's
+		return p.previous
+	}
+	return nil
 }
 
 // A RootError tells the operator that the key ring is not the one that this key

@@ -109,11 +109,11 @@ func TestCreateRootsMakesAFileForItsOwnerAlone(t *testing.T) {
 	if read.Current() != made.Current() {
 		t.Errorf("read %s, made %s", read.Current(), made.Current())
 	}
-	sealed, err := made.current.aead.Encrypt([]byte("x"), nil)
+	sealed, err := made.now().current.aead.Encrypt([]byte("x"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := read.current.aead.Decrypt(sealed, nil); err != nil {
+	if _, err := read.now().current.aead.Decrypt(sealed, nil); err != nil {
 		t.Error("the file's root is another one")
 	}
 

@@ -11,6 +11,7 @@ package vault
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -59,19 +60,34 @@ type Vault struct {
 	clock  *clock.Clock
 	cache  *cache
 	lookup func(message []byte) []byte // HMAC-SHA256; a closure, so that printing a Vault shows no key
+	sign   func(message []byte) []byte // Ed25519, likewise
+	public ed25519.PublicKey
 }
 
-// Open takes a migrated key store. It makes the installation's lookup key when
-// there is none, and refuses a key ring that lacks a root which the store needs
+// Open takes a migrated key store. It makes the installation's own keys when
+// there are none, and refuses a key ring that lacks a root which the store needs
 // with a *RootError.
 func Open(ctx context.Context, keys *db.DB, roots *Roots, c *clock.Clock) (*Vault, error) {
 	v := &Vault{keys: keys, roots: roots, clock: c, cache: newCache()}
-	if err := v.openLookup(ctx); err != nil {
+	lookup, err := v.installationKey(ctx, lookupKey)
+	if err != nil {
+		return nil, fmt.Errorf("open the vault: %w", err)
+	}
+	seed, err := v.installationKey(ctx, signingKey)
+	if err != nil {
 		return nil, fmt.Errorf("open the vault: %w", err)
 	}
 	if err := v.findRoots(ctx); err != nil {
 		return nil, fmt.Errorf("open the vault: %w", err)
 	}
+	v.lookup = func(message []byte) []byte {
+		m := hmac.New(sha256.New, lookup)
+		m.Write(message) // never fails
+		return m.Sum(nil)
+	}
+	private := ed25519.NewKeyFromSeed(seed)
+	v.sign = func(message []byte) []byte { return ed25519.Sign(private, message) }
+	v.public = private.Public().(ed25519.PublicKey)
 	return v, nil
 }
 
@@ -80,14 +96,14 @@ func Open(ctx context.Context, keys *db.DB, roots *Roots, c *clock.Clock) (*Vaul
 // none, which is fine with such a store alone.
 func Verify(ctx context.Context, keys *db.DB, roots *Roots) error {
 	v := &Vault{keys: keys, roots: roots}
-	switch row, err := v.readInstallation(ctx); {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
-	case err != nil:
+	var rows []installationRow
+	if err := keys.Select(ctx, &rows, selectInstallation+`ORDER BY name`); err != nil || len(rows) == 0 {
 		return err
-	case roots == nil:
-		return &RootError{ID: row.RootID}
-	default:
+	}
+	for _, row := range rows {
+		if roots == nil {
+			return &RootError{ID: row.RootID}
+		}
 		if _, err := v.unwrapInstallation(row); err != nil {
 			return err
 		}
@@ -97,16 +113,21 @@ func Verify(ctx context.Context, keys *db.DB, roots *Roots) error {
 
 // findRoots refuses a key ring that lacks a root.
 func (v *Vault) findRoots(ctx context.Context) error {
-	var missing string
-	err := v.keys.Get(ctx, &missing, `SELECT root_id FROM keysets WHERE root_id NOT IN (?, ?, '') LIMIT 1`,
-		v.roots.Current(), v.roots.Previous())
-	switch {
-	case err == nil:
-		return &RootError{ID: missing}
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
+	for {
+		var other string
+		p := v.roots.now()
+		err := v.keys.Get(ctx, &other, `SELECT root_id FROM keysets WHERE root_id NOT IN (?, ?, '') LIMIT 1`, p.current.id, p.before())
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := v.roots.find(other); err != nil {
+			return err
+		}
+		// A rotation has replaced the ring meanwhile.
 	}
-	return err
 }
 
 // Check reports whether the key store answers.
@@ -133,52 +154,51 @@ func Data(parts ...string) []byte {
 // stands can open it with its owner's key, and nobody who moved it elsewhere.
 func Column(table, column, id string) []byte { return Data(table, column, id) }
 
-const lookupKey = "lookup"
+// The installation's own keys, 32 random bytes each.
+const (
+	lookupKey  = "lookup"  // of Lookup
+	signingKey = "signing" // the seed of Sign's key
+)
 
-// openLookup reads the key for Lookup, which the first process to open the store
-// makes.
-func (v *Vault) openLookup(ctx context.Context) error {
-	row, err := v.readInstallation(ctx)
+// installationKey reads one of the installation's own keys, which the first
+// process to open the store makes.
+func (v *Vault) installationKey(ctx context.Context, name string) ([]byte, error) {
+	row, err := v.readInstallation(ctx, name)
 	if errors.Is(err, sql.ErrNoRows) {
-		fresh := make([]byte, sha256.Size)
+		fresh := make([]byte, 32)
 		if _, err := rand.Read(fresh); err != nil {
-			return err
+			return nil, err
 		}
-		wrapped, err := v.roots.current.aead.Encrypt(fresh, installationData(lookupKey))
+		current := v.roots.newest().current
+		wrapped, err := current.aead.Encrypt(fresh, installationData(name))
 		if err != nil {
-			return err
+			return nil, errors.New("the key cannot be wrapped")
 		}
 		if _, err := v.keys.Exec(ctx, `INSERT INTO installation_keys (name, wrapped, root_id) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING`,
-			lookupKey, wrapped, v.roots.Current()); err != nil {
-			return err
+			name, wrapped, current.id); err != nil {
+			return nil, err
 		}
-		row, err = v.readInstallation(ctx) // another process may have been first
+		row, err = v.readInstallation(ctx, name) // another process may have been first
 		if err != nil {
-			return err
+			return nil, err
 		}
 	} else if err != nil {
-		return err
+		return nil, err
 	}
-	key, err := v.unwrapInstallation(row)
-	if err != nil {
-		return err
-	}
-	v.lookup = func(message []byte) []byte {
-		m := hmac.New(sha256.New, key)
-		m.Write(message) // never fails
-		return m.Sum(nil)
-	}
-	return nil
+	return v.unwrapInstallation(row)
 }
 
 type installationRow struct {
+	Name    string `db:"name"`
 	Wrapped []byte `db:"wrapped"`
 	RootID  string `db:"root_id"`
 }
 
-func (v *Vault) readInstallation(ctx context.Context) (installationRow, error) {
+const selectInstallation = `SELECT name, wrapped, root_id FROM installation_keys `
+
+func (v *Vault) readInstallation(ctx context.Context, name string) (installationRow, error) {
 	var row installationRow
-	err := v.keys.Get(ctx, &row, `SELECT wrapped, root_id FROM installation_keys WHERE name = ?`, lookupKey)
+	err := v.keys.Get(ctx, &row, selectInstallation+`WHERE name = ?`, name)
 	return row, err
 }
 
@@ -187,7 +207,7 @@ func (v *Vault) unwrapInstallation(row installationRow) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := root.aead.Decrypt(row.Wrapped, installationData(lookupKey))
+	key, err := root.aead.Decrypt(row.Wrapped, installationData(row.Name))
 	if err != nil {
 		return nil, &RootError{ID: root.id, Wrong: true}
 	}
@@ -202,6 +222,13 @@ func installationData(name string) []byte { return Data("installation key", name
 func (v *Vault) Lookup(purpose, value string) string {
 	return hex.EncodeToString(v.lookup(Data("lookup", purpose, value)))
 }
+
+// Sign signs a message with the installation's Ed25519 key, which stays the same
+// when roots are rotated.
+func (v *Vault) Sign(message []byte) []byte { return v.sign(message) }
+
+// PublicKey verifies what Sign signed.
+func (v *Vault) PublicKey() ed25519.PublicKey { return v.public }
 
 // A keyset's purpose is part of what its wrapping is bound to.
 const (
@@ -233,17 +260,18 @@ func (v *Vault) Create(ctx context.Context, subject string) error {
 	if subject == "" {
 		return errors.New("vault: a key needs a subject")
 	}
-	field, err := v.newKeyset(aead.AES256GCMKeyTemplate(), subject, forFields)
+	current := v.roots.newest().current
+	field, err := newKeyset(current, aead.AES256GCMKeyTemplate(), subject, forFields)
 	if err != nil {
 		return err
 	}
-	object, err := v.newKeyset(streamingaead.AES256GCMHKDF4KBKeyTemplate(), subject, forObjects)
+	object, err := newKeyset(current, streamingaead.AES256GCMHKDF4KBKeyTemplate(), subject, forObjects)
 	if err != nil {
 		return err
 	}
 	n, err := v.keys.Exec(ctx, `INSERT INTO keysets (subject, field, object, root_id, created_at)
 		VALUES (?, ?, ?, ?, ?) ON CONFLICT (subject) DO NOTHING`,
-		subject, field, object, v.roots.Current(), v.clock.Millis())
+		subject, field, object, current.id, v.clock.Millis())
 	if err != nil {
 		return fmt.Errorf("create a key: %w", err)
 	}
@@ -260,12 +288,12 @@ func (v *Vault) Create(ctx context.Context, subject string) error {
 	return ErrExists
 }
 
-func (v *Vault) newKeyset(t *tinkpb.KeyTemplate, subject, purpose string) ([]byte, error) {
+func newKeyset(r *root, t *tinkpb.KeyTemplate, subject, purpose string) ([]byte, error) {
 	h, err := keyset.NewHandle(t)
 	if err != nil {
 		return nil, errors.New("vault: the keyset cannot be made")
 	}
-	return wrap(v.roots.current, h, subject, purpose)
+	return wrap(r, h, subject, purpose)
 }
 
 // Destroy removes both keysets and leaves a tombstone, so that none is ever made

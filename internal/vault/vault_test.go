@@ -374,11 +374,11 @@ func TestTheStoreHoldsNoKey(t *testing.T) {
 		gcm, hkdf := &gcmpb.AesGcmKey{}, &hkdfpb.AesGcmHkdfStreamingKey{}
 		rawKey(t, field, gcm)
 		rawKey(t, object, hkdf)
-		installation, err := v.readInstallation(ctx)
+		installation, err := v.readInstallation(ctx, lookupKey)
 		if err != nil {
 			t.Fatal(err)
 		}
-		lookup, err := v.roots.current.aead.Decrypt(installation.Wrapped, installationData(lookupKey))
+		lookup, err := v.roots.now().current.aead.Decrypt(installation.Wrapped, installationData(lookupKey))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -458,9 +458,9 @@ func TestAMissingRootIsNamed(t *testing.T) {
 			t.Errorf("with another key under its id: %v", err)
 		}
 
-		// The lookup key has moved on; a person's keyset has not.
+		// The installation's keys have moved on; a person's keyset has not.
 		v := mustProcess(t, url, bothRing(t), c)
-		if err := v.rewrapLookup(context.Background()); err != nil {
+		if err := v.rewrapInstallation(context.Background(), v.roots.now().current); err != nil {
 			t.Fatal(err)
 		}
 		if _, err = process(t, url, newRing(t), c); !errors.As(err, &missing) || missing.ID != "old" {
