@@ -84,7 +84,7 @@ func find(table string, ids ...string) (string, []any) {
 	for _, id := range ids {
 		args = append(args, id)
 	}
-	return `id IN (` + db.Marks(len(ids)) + `)`, args
+	return records[table].key + ` IN (` + db.Marks(len(ids)) + `)`, args
 }
 
 // Release ends a hold; NotFound when there is none that holds.
