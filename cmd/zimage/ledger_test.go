@@ -34,7 +34,7 @@ func TestPromise_X3_LedgerCommands(t *testing.T) {
 		list = i.ask("/v1/account/ledger", key, http.StatusOK)
 		return !strings.Contains(list, `"sealed":false`)
 	})
-	for _, want := range []string{"staff.suspended", "staff.disclosed", "17 Js", reason, `"role":"operator"`} {
+	for _, want := range []string{"staff.made_key", "at the machine", "staff.suspended", "staff.disclosed", "17 Js", reason, `"role":"operator"`} {
 		if !strings.Contains(list, want) {
 			t.Errorf("%s lacks %q", list, want)
 		}
