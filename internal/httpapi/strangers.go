@@ -50,9 +50,9 @@ func (l *strangers) enter(from account.Client, cut func()) *stranger {
 	switch {
 	case s.from.IsValid() && all[s.from] >= l.ofNetwork: // those without an address are nobody's network
 	case len(l.in) >= l.most:
-		for network, n := range reading {
-			if n > reading[crowded] {
-				crowded = network
+		for _, one := range l.in { // of those that have as many, the one that came first
+			if reading[one.from] > reading[crowded] {
+				crowded = one.from
 			}
 		}
 	default:
