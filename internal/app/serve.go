@@ -21,7 +21,7 @@ import (
 func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Listener) error {
 	watchers := a.Generate.NewWatchers()
 	api, err := httpapi.New(httpapi.Options{
-		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Redis: a.redis, Log: a.log, Clock: a.clock,
+		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Privacy: a.Privacy, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
 		RequestsPerMinute: a.config.RequestsPerMinute, Ready: a.Ready,
 	})

@@ -26,6 +26,7 @@ const (
 	AccountClosing      Type = "account.closing"    // access has ended; its work is to stop
 	AccountRestricted   Type = "account.restricted" // as its owner asked; its work is to stop
 	AccountSuspended    Type = "account.suspended"  // by the operator; its work is to stop
+	AccountRecovered    Type = "account.recovered"  // entered anew without what it was locked with: what was made ready for who was in it before is void
 )
 
 // An Event says what happened to what.

@@ -72,6 +72,7 @@ var (
 	ErrExists   = errors.New("an object with other bytes is already there")
 	ErrFull     = errors.New("no room left")
 	ErrBadKey   = errors.New("not a valid object key")
+	ErrTooLarge = errors.New("larger than an object may be")
 )
 
 // An Error is a failure of the store in words that may be logged. The cause,

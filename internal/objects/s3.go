@@ -287,7 +287,7 @@ func (s *S3) sendParts(ctx context.Context, key, upload string, body io.Reader, 
 	var sent []minio.CompletePart
 	for n := len(part); n > 0; {
 		if len(sent) == mostParts {
-			return 0, fail("put", errors.New("the stream is too long for an object"))
+			return 0, fail("put", ErrTooLarge)
 		}
 		sum := sha256.Sum256(part[:n])
 		p, err := s.core.PutObjectPart(ctx, s.bucket, key, upload, len(sent)+1, bytes.NewReader(part[:n]), int64(n),
