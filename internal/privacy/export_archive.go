@@ -290,6 +290,9 @@ func (a *archive) show(l *list, r row) (shownRecord, error) {
 	if !hasContent(l.table, r) {
 		return record, nil
 	}
+	if record.Above, err = a.above(l, r); err != nil {
+		return shownRecord{}, err
+	}
 	for _, o := range l.objects {
 		path, err := a.object(l, o, r)
 		switch {
@@ -302,6 +305,30 @@ func (a *archive) show(l *list, r row) (shownRecord, error) {
 		}
 	}
 	return record, nil
+}
+
+// above is what its person wrote in the row that a row with files belongs to: the
+// prompt stands beside its pictures.
+func (a *archive) above(l *list, r row) ([]shownField, error) {
+	for _, o := range l.objects {
+		t, parent, err := l.walk.parent(a.ctx, o, r)
+		if err != nil || parent == nil {
+			return nil, err
+		}
+		var fields []field
+		for _, c := range t.Columns {
+			if c.Sealed == "" || c.Export == "" {
+				continue
+			}
+			v, err := a.s.value(a.ctx, t, &c, a.owner, parent)
+			if err != nil {
+				return nil, err
+			}
+			fields = append(fields, field{c.Export, v})
+		}
+		return show(fields), nil
+	}
+	return nil, nil
 }
 
 // object unseals the object of a row into a file. One that is missing is an error,

@@ -27,7 +27,8 @@ var (
 // A shownRecord is one record of a page.
 type shownRecord struct {
 	Fields []shownField
-	Files  []string // paths in the archive
+	Above  []shownField // of the record that it belongs to
+	Files  []string     // paths in the archive
 }
 
 // Pictures are the record's files as a page links to them.

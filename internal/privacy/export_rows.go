@@ -31,6 +31,7 @@ type walk struct {
 	columns []string
 	last    []any // key of the row before; nil: none
 	until   []any // key of the last row that counts; nil: all do
+	over    row   // the parent of the row before; nil: none
 }
 
 func (s *Service) walk(t *Table, owner string) *walk {
@@ -109,6 +110,28 @@ func (w *walk) again(ctx context.Context, r row) (row, error) {
 		return nil, err
 	}
 	return rows[0], nil
+}
+
+// parent finds the row that a row with objects belongs to: a part x of the
+// object's key that stands in the column x_id names a row of the table xs. The
+// newest is remembered, since those that belong together follow one another.
+func (w *walk) parent(ctx context.Context, o *StoredObject, r row) (*Table, row, error) {
+	for part, column := range o.columns(w.table) {
+		t := w.s.Map.Table(w.table.Store, part+"s")
+		if column != part+"_id" || t == nil || t.Export == "" || len(t.Key) != 1 {
+			continue
+		}
+		if w.over == nil || w.over[t.Key[0]] != r[column] {
+			above := w.s.walk(t, w.owner)
+			found, err := above.again(ctx, row{t.Key[0]: r[column]})
+			if err != nil || found == nil || !w.s.settle(t, found) {
+				return nil, nil, err
+			}
+			w.over = found
+		}
+		return t, w.over, nil
+	}
+	return nil, nil, nil
 }
 
 // count of a person's rows.
