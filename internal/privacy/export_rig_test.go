@@ -315,15 +315,24 @@ func pictureOf(owner string, n int) []byte {
 // picture stores an object of an image as generations do.
 func (r *rig) picture(owner, generation string, attempt, n int, data []byte) {
 	r.t.Helper()
+	r.must(r.putPicture(owner, generation, attempt, n, data))
+}
+
+func (r *rig) putPicture(owner, generation string, attempt, n int, data []byte) error {
 	var sealed bytes.Buffer
 	w, err := r.vault.SealWriter(context.Background(), owner, &sealed,
 		vault.Data("object", owner, generation, fmt.Sprint(attempt), fmt.Sprint(n), "image"))
-	r.must(err)
-	_, err = w.Write(data)
-	r.must(err)
-	r.must(w.Close())
-	r.must(r.store.Put(context.Background(), fmt.Sprintf("images/%s/%s/%d/%d.img", owner, generation, attempt, n),
-		bytes.NewReader(sealed.Bytes()), int64(sealed.Len())))
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return r.store.Put(context.Background(), fmt.Sprintf("images/%s/%s/%d/%d.img", owner, generation, attempt, n),
+		bytes.NewReader(sealed.Bytes()), int64(sealed.Len()))
 }
 
 // generated gives a person a generation with images, and returns their ids.
