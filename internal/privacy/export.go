@@ -575,10 +575,10 @@ func (s *Service) needsArchive(ctx context.Context, id, owner, attempt string) (
 	if err != nil {
 		return false, err
 	}
-	n, err := strconv.Atoi(attempt)
+	n, strange := strconv.Atoi(attempt)
 	switch {
-	case err != nil:
-		return true, nil
+	case strange != nil:
+		return true, nil // not ours
 	case r.RemovedAt > 0 || r.ExpiresAt > 0 && r.ExpiresAt <= s.Clock.Millis():
 		return subject.Held(ctx, s.DB, "exports", id)
 	case r.Status == "":

@@ -367,7 +367,7 @@ func (r *rig) ask(owner string) privacy.Export {
 // ended waits for an export's end.
 func (r *rig) ended(e privacy.Export, owner string, want privacy.ExportStatus) privacy.Export {
 	r.t.Helper()
-	testenv.Eventually(r.t, 60*time.Second, func() bool {
+	testenv.Eventually(r.t, 10*time.Minute, func() bool {
 		now, err := r.service.Export(context.Background(), owner, e.ID)
 		r.must(err)
 		e = now

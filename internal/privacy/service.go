@@ -1,3 +1,7 @@
+// Package privacy is what people are owed for their data: the map of everything
+// that is stored, and what follows it, such as a copy of all that is a person's.
+//
+// It walks everybody's tables by the map alone and imports no other room.
 package privacy
 
 import (
