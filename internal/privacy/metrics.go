@@ -25,6 +25,9 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_export_seconds", Help: "From the request for an export until it is ready.",
 			Buckets: prometheus.ExponentialBuckets(1, 4, 10)}), // 1 s to 3 days
 	}
+	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
+		m.exports.WithLabelValues(outcome) // an alert must see the first
+	}
 	if r != nil {
 		r.MustRegister(m.exports, m.exportTime)
 	}
