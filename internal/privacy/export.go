@@ -546,10 +546,11 @@ func (s *Service) sweepArchives(ctx context.Context, prefix string) error {
 		for _, o := range page {
 			after = o.Key
 			parts, ok := kind.Key.Match(o.Key)
-			if !ok {
+			attempt, strange := strconv.Atoi(parts["attempt"])
+			if !ok || strange != nil {
 				continue // not ours: never deleted
 			}
-			needed, err := s.needsArchive(ctx, parts["export"], parts["subject"], parts["attempt"])
+			needed, err := s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
 			if err != nil {
 				return err
 			}
@@ -566,7 +567,7 @@ func (s *Service) sweepArchives(ctx context.Context, prefix string) error {
 	}
 }
 
-func (s *Service) needsArchive(ctx context.Context, id, owner, attempt string) (bool, error) {
+func (s *Service) needsArchive(ctx context.Context, id, owner string, attempt int) (bool, error) {
 	var r exportRow
 	err := s.DB.Get(ctx, &r, selectExport+`WHERE e.id = ? AND e.owner = ?`, id, owner)
 	if isNone(err) {
@@ -575,14 +576,11 @@ func (s *Service) needsArchive(ctx context.Context, id, owner, attempt string) (
 	if err != nil {
 		return false, err
 	}
-	n, strange := strconv.Atoi(attempt)
 	switch {
-	case strange != nil:
-		return true, nil // not ours
 	case r.RemovedAt > 0 || r.ExpiresAt > 0 && r.ExpiresAt <= s.Clock.Millis():
 		return subject.Held(ctx, s.DB, "exports", id)
 	case r.Status == "":
-		return n >= r.JobAttempt, nil
+		return attempt >= r.JobAttempt, nil
 	}
-	return r.Status == string(ExportReady) && n == r.Attempts, nil
+	return r.Status == string(ExportReady) && attempt == r.Attempts, nil
 }
