@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -178,6 +179,9 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 			return err
 		}
 		if device, err = s.knowDevice(ctx, tx, l.Owner, c); err != nil {
+			return err
+		}
+		if err := s.stopWork(ctx, tx, l.Owner, events.AccountRecovered); err != nil {
 			return err
 		}
 		return giveBack(ctx, tx, network)

@@ -161,6 +161,10 @@ func (p Principal) Fresh(now time.Time) bool {
 	return p.SessionID != "" && now.Sub(p.FreshAt) < freshFor
 }
 
+// Proved refuses a session that did not prove lately who it is, ReauthNeeded, and
+// every key, Forbidden.
+func (s *Service) Proved(p Principal) error { return s.fresh(p) }
+
 // fresh is what every sensitive change asks for (OWASP ASVS 5.0, 7.5.1).
 func (s *Service) fresh(p Principal) error {
 	switch {

@@ -263,6 +263,9 @@ func (s *Service) ResetFactors(ctx context.Context, staff Principal, owner, reas
 		if err := s.resetFactors(ctx, tx, owner); err != nil {
 			return err
 		}
+		if err := s.stopWork(ctx, tx, owner, events.AccountRecovered); err != nil {
+			return err
+		}
 		return s.tell(ctx, tx, owner, mail.SecondFactorChanged, map[string]string{"What": "All second factors were removed by the operator, and all sessions were ended."})
 	})
 }

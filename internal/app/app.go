@@ -59,6 +59,7 @@ type App struct {
 	Accounts *account.Service
 	Generate *generate.Service
 	Ledger   *privacy.Ledger
+	Privacy  *privacy.Service
 
 	closers []func() error
 }
@@ -92,7 +93,8 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	if a.keys, err = a.openDatabase(ctx, "KEYS_DATABASE_URL", c.KeysDatabaseURL, name, vault.Migrations()); err != nil {
 		return nil, err
 	}
-	if err := checkMap(ctx, a.db, a.keys); err != nil {
+	described, err := checkMap(ctx, a.db, a.keys)
+	if err != nil {
 		return nil, err
 	}
 	if _, err := a.clock.Sync(ctx, a.db.Now); err != nil {
@@ -118,7 +120,11 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
 	a.Ledger = privacy.NewLedger(privacy.LedgerOptions{DB: a.db, Vault: v, Clock: a.clock})
 	a.queue.Register(a.Ledger.Kind())
-	happened := events.New(a.Ledger.Happened, func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
+	happened := events.New(
+		a.Ledger.Happened,
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Privacy.Happened(ctx, tx, e) },
+	)
 	transport, err := mailTransport(c, a.clock)
 	if err != nil {
 		return nil, err
@@ -142,6 +148,13 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		RetentionDays: retentionDays, QueuedLimit: c.QueuedPerOwner, DailyLimit: c.DailyPerOwner,
 	})
 	a.closing(func() error { a.Generate.Close(); return nil })
+	a.Privacy, err = privacy.New(privacy.Options{
+		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
+		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy,
+	})
+	if err != nil {
+		return nil, err
+	}
 	a.vault = v
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
@@ -182,12 +195,12 @@ func (a *App) openDatabase(ctx context.Context, variable, address, name string, 
 }
 
 // checkMap refuses databases that hold what the data map does not describe.
-func checkMap(ctx context.Context, main, keys *db.DB) error {
+func checkMap(ctx context.Context, main, keys *db.DB) (*privacy.Map, error) {
 	m, err := privacy.DataMap()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(m.Check(ctx, main, privacy.StoreMain), m.Check(ctx, keys, privacy.StoreKeys))
+	return m, errors.Join(m.Check(ctx, main, privacy.StoreMain), m.Check(ctx, keys, privacy.StoreKeys))
 }
 
 func (a *App) openObjects(ctx context.Context) error {
@@ -277,7 +290,7 @@ func readEngines(c config.Config) (engine.Config, error) {
 	if err != nil {
 		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
 	}
-	for _, own := range []string{jobs.Housekeeping, mail.Lane} {
+	for _, own := range []string{jobs.Housekeeping, mail.Lane, privacy.ExportLane} {
 		if slices.Contains(e.Lanes(), own) {
 			return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, own)
 		}

@@ -17,6 +17,10 @@ import (
 // once.
 const housekeepingSlots = 4
 
+// exportSlots is how many exports a worker makes at once: each keeps the database,
+// the object store and a core busy.
+const exportSlots = 1
+
 // mailSlots is how many mails a worker hands over at once.
 const mailSlots = 4
 
@@ -31,7 +35,8 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 	for _, name := range a.lanes() {
 		if name == jobs.Housekeeping {
 			lanes = append(lanes, jobs.Lane{Name: name, Slots: jobs.NewFixed(housekeepingSlots)},
-				jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(mailSlots)})
+				jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(mailSlots)},
+				jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(exportSlots)})
 			continue
 		}
 		lane := jobs.Lane{Name: name, Slots: generate.LaneSlots{Fleet: fleet, Lane: name}, CheckInterval: 10 * time.Millisecond}
@@ -76,7 +81,7 @@ func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 
 // runScheduler keeps queue and schedules in order until ctx ends.
 func (a *App) runScheduler(ctx context.Context) error {
-	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), []jobs.Schedule{
+	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)
 }

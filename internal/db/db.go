@@ -290,6 +290,27 @@ func (d *DB) Select(ctx context.Context, dest any, query string, args ...any) er
 	return d.seen(d.read.SelectContext(ctx, dest, d.bind(query), args...))
 }
 
+// Maps reads many rows outside of a transaction, for who knows the columns only by
+// their names. Numbers come as int64, text as string, bytes as []byte.
+func (d *DB) Maps(ctx context.Context, query string, args ...any) ([]map[string]any, error) {
+	ctx, cancel := d.bounded(ctx)
+	defer cancel()
+	rows, err := d.read.QueryxContext(ctx, d.bind(query), args...)
+	if err != nil {
+		return nil, d.seen(err)
+	}
+	defer func() { _ = rows.Close() }()
+	var all []map[string]any
+	for rows.Next() {
+		row := map[string]any{}
+		if err := rows.MapScan(row); err != nil {
+			return nil, d.seen(err)
+		}
+		all = append(all, row)
+	}
+	return all, d.seen(rows.Err())
+}
+
 // Exec runs one statement in a transaction of its own and says how many rows it
 // changed.
 func (d *DB) Exec(ctx context.Context, query string, args ...any) (int64, error) {

@@ -29,6 +29,7 @@ const (
 	AccountRestricted   Type = "account.restricted"   // as its owner asked; its work is to stop
 	AccountUnrestricted Type = "account.unrestricted" // as its owner asked
 	AccountSuspended    Type = "account.suspended"    // by the operator; its work is to stop
+	AccountRecovered    Type = "account.recovered"    // entered anew without what it was locked with: what was made ready for who was in it before is void
 
 	ConsentGiven       Type = "consent.given"
 	ConsentWithdrawn   Type = "consent.withdrawn"

@@ -34,6 +34,7 @@ type Options struct {
 	Watchers *generate.Watchers // runs beside, for those who wait and stream
 	Accounts *account.Service
 	Ledger   *privacy.Ledger
+	Privacy  *privacy.Service
 	// Redis shares the rate limits between processes. Nil, or away: each process
 	// counts for itself.
 	Redis    redis.UniversalClient

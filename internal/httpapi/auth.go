@@ -27,11 +27,13 @@ type access struct {
 	public  bool   // anybody
 	scope   string // a key or session that has it
 	session bool   // a session alone: no key reaches what protects the account
+	fresh   bool   // one that proved lately who it is, before anything else is looked at
 }
 
 var (
-	public    = access{public: true}
-	inSession = access{session: true}
+	public         = access{public: true}
+	inSession      = access{session: true}
+	inFreshSession = access{session: true, fresh: true}
 )
 
 func with(scope string) access { return access{scope: scope} }
@@ -92,6 +94,11 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 	}
 	if need.session && who.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	}
+	if need.fresh {
+		if err := a.rooms.Accounts.Proved(who); err != nil {
+			return err
+		}
 	}
 	if need.scope != "" && !who.Has(need.scope) {
 		return problem.New(problem.Forbidden, "The scope "+need.scope+" is needed here.")

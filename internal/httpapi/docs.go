@@ -234,6 +234,10 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 		case need.session:
 			op.Security = []map[string][]string{{"session": {}}}
 			op.Description += " A session is needed: no key may do this."
+			if need.fresh {
+				op.Description += " It must have proved within ten minutes who it is."
+				codes = append(codes, problem.ReauthNeeded)
+			}
 		default:
 			op.Security = []map[string][]string{{"key": {need.scope}}, {"session": {}}}
 			op.Description += " A key needs the scope `" + need.scope + "`."

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
 
@@ -138,6 +139,37 @@ var (
 		description: "The use is allowed again.",
 		answers:     none("Allowed."),
 		codes:       []problem.Code{problem.Conflict},
+	}
+	askExportDoc = doc{
+		id: "ask-export", tag: tagAccount, summary: "Ask for a copy of your data",
+		description: "Has an archive made of everything that is kept of you: a ZIP with JSON, JSON Schema, your images, and pages to read it by. " +
+			"One is made at a time, and three within 24 hours. Mails tell that it was asked for and that it is ready; a new password that is set by mail voids it.",
+		answers: []good{{status: http.StatusAccepted, description: "It will be made.", body: sampleExport(privacy.ExportQueued), headers: []string{"Location"}}},
+		codes:   []problem.Code{problem.Conflict, problem.DailyLimit},
+	}
+	exportsDoc = doc{
+		id: "list-exports", tag: tagAccount, summary: "List your exports",
+		description: "Those that are being made, and those that are ready or have failed within 7 days.",
+		answers:     ok("Newest first.", exportsView{Data: []exportView{sampleExport(privacy.ExportReady)}}),
+	}
+	exportDoc = doc{
+		id: "get-export", tag: tagAccount, summary: "Look at an export",
+		description: "How far it is, and once it is ready its size and checksums.",
+		answers:     ok("As it is now.", sampleExport(privacy.ExportRunning)),
+		codes:       []problem.Code{problem.NotFound},
+	}
+	deleteExportDoc = doc{
+		id: "delete-export", tag: tagAccount, summary: "Delete an export",
+		description: "It is out of sight at once; one that is being made is stopped. It still counts for its day.",
+		answers:     none("Deleted."),
+		codes:       []problem.Code{problem.NotFound},
+	}
+	exportContentDoc = doc{
+		id: "get-export-content", tag: tagAccount, summary: "Download an export", long: true,
+		description: "The ZIP, decrypted for you as it is sent; not to be kept by caches. It is cut when the session ends meanwhile.",
+		answers: []good{{status: http.StatusOK, description: "The archive.", kind: "application/zip", body: "(the bytes of the archive)",
+			headers: []string{"Content-Disposition"}}},
+		codes: []problem.Code{problem.NotFound, problem.Conflict},
 	}
 	restrictDoc = doc{
 		id: "restrict-processing", tag: tagAccount, summary: "Restrict processing",

@@ -100,8 +100,14 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	second.ID = secondModel
 	cfg.Models = append(cfg.Models, second)
 	var rooms *generate.Service
+	var rights *privacy.Service
 	ledger := privacy.NewLedger(privacy.LedgerOptions{DB: d, Vault: v, Clock: c})
-	happened := events.New(ledger.Happened, func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
+	happened := events.New(
+		ledger.Happened,
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rights.Happened(ctx, tx, e) },
+	)
+	letters := mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log})
 	rooms = generate.New(generate.Options{
 		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
@@ -110,11 +116,17 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	options := account.Options{
 		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
-		Mail:     mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
+		Mail:     letters,
 		Place:    func(addr netip.Addr) string { return "Near " + addr.String() },
 	}
 	accounts := account.New(options)
 	r.otherProcess = func() *account.Service { return account.New(options) }
+	described, err := privacy.DataMap()
+	must(err)
+	rights, err = privacy.New(privacy.Options{
+		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(),
+	})
+	must(err)
 	watchers := rooms.NewWatchers()
 
 	gate := make(chan struct{})
@@ -124,6 +136,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	worker := queue.NewWorker([]jobs.Lane{
 		{Name: "generation", Slots: generate.LaneSlots{Fleet: fleet, Lane: "generation"}, CheckInterval: 10 * time.Millisecond},
 		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
+		{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)},
 	}, time.Second)
 	running, stop := context.WithCancel(ctx)
 	var work sync.WaitGroup
@@ -171,6 +184,6 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
 	r.accounts, r.vault, r.ledger = accounts, v, ledger
-	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Redis: client, Log: log, Clock: c})
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Privacy: rights, Redis: client, Log: log, Clock: c})
 	return r
 }

@@ -47,6 +47,11 @@ func (a *API) routes() {
 	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
 
 	add(a, http.MethodGet, "/v1/account/ledger", with(account.ScopeAccount), ledgerDoc, a.listLedger)
+	add(a, http.MethodPost, "/v1/account/exports", inFreshSession, askExportDoc, a.askExport)
+	add(a, http.MethodGet, "/v1/account/exports", inSession, exportsDoc, a.listExports)
+	add(a, http.MethodGet, "/v1/account/exports/{id}", inSession, exportDoc, a.getExport)
+	add(a, http.MethodDelete, "/v1/account/exports/{id}", inSession, deleteExportDoc, a.deleteExport)
+	add(a, http.MethodGet, "/v1/account/exports/{id}/content", inFreshSession, exportContentDoc, a.exportContent)
 
 	add(a, http.MethodPost, "/v1/account/totp", inSession, beginTOTPDoc, a.beginTOTP)
 	add(a, http.MethodPost, "/v1/account/totp/confirm", inSession, confirmTOTPDoc, a.confirmTOTP)

@@ -58,6 +58,8 @@ const (
 	AccountSuspended    Template = "account-suspended"     // Reason
 	AccountUnsuspended  Template = "account-unsuspended"   //
 	AccountClosed       Template = "account-closed"        //
+	ExportAsked         Template = "export-asked"          //
+	ExportReady         Template = "export-ready"          //
 )
 
 // A Message is one mail to be.

@@ -55,6 +55,8 @@ var letters = parsed(map[Template]*letter{
 	AccountSuspended:    {subject: "Your account is suspended", needs: []string{"Reason"}},
 	AccountUnsuspended:  {subject: "Your account is no longer suspended"},
 	AccountClosed:       {subject: "Your account is closed", always: true},
+	ExportAsked:         {subject: "A copy of your data was asked for"},
+	ExportReady:         {subject: "The copy of your data is ready"},
 })
 
 //go:embed templates

@@ -10,7 +10,7 @@ import (
 )
 
 var all = []Template{ConfirmSignUp, SignUpAttempt, ConfirmEmail, EmailChangeAsked, EmailChanged, ResetPassword, PasswordChanged, NewDevice, AccountMade,
-	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed}
+	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed, ExportAsked, ExportReady}
 
 func filled(l *letter, value string) map[string]string {
 	data := map[string]string{urlKey: publicURL}

@@ -154,21 +154,62 @@ func (d *Directory) Put(ctx context.Context, key string, r io.ReadSeeker, size i
 	return fileError("put", err)
 }
 
+// PutStream is described at Store.
+func (d *Directory) PutStream(ctx context.Context, key string, r io.Reader) (size int64, err error) {
+	if err := checkKeys("put", key); err != nil {
+		return 0, err
+	}
+	d.sweepInTurn()
+	draft, err := d.write(func(w io.Writer) (err error) {
+		size, err = io.Copy(w, &source{ctx, r})
+		return err
+	})
+	if err != nil {
+		return 0, fileError("put", err)
+	}
+	defer func() { _ = d.root.Remove(draft) }() // what stays is swept
+	err = d.publish(draft, key)
+	if errors.Is(err, fs.ErrExist) {
+		return 0, fail("put", ErrExists)
+	}
+	if err == nil {
+		err = d.sync(path.Dir(key))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return size, nil // written, and deleted meanwhile
+	}
+	return size, fileError("put", err)
+}
+
+// Abandon is described at Store. Drafts bear no keys: they are swept by their
+// age.
+func (d *Directory) Abandon(_ context.Context, keys ...string) error {
+	return checkKeys("delete", keys...)
+}
+
 // draft writes r into a temporary file, down to the disk.
 func (d *Directory) draft(ctx context.Context, r io.Reader, size int64) (name, sum string, err error) {
+	name, err = d.write(func(w io.Writer) (err error) {
+		sum, err = copyDigest(ctx, w, r, size)
+		return err
+	})
+	return name, sum, err
+}
+
+// write makes a temporary file and has it filled, down to the disk.
+func (d *Directory) write(fill func(io.Writer) error) (name string, err error) {
 	name = path.Join(drafts, rand.Text())
 	f, err := d.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	sum, err = copyDigest(ctx, f, r, size)
-	if err == nil {
+	if err = fill(f); err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return "", "", errors.Join(err, d.root.Remove(name))
+		return "", errors.Join(err, d.root.Remove(name))
 	}
-	return name, sum, nil
+	return name, nil
 }
 
 // publish links the draft to its key, which fails when the key is taken.

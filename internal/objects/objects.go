@@ -29,6 +29,15 @@ type Store interface {
 	// bytes it is ErrExists. Whatever fails, no part of an object is ever seen.
 	// r is read from its start, twice or more.
 	Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error
+	// PutStream writes r to its end under key, in memory that does not grow with
+	// it, and returns how many bytes that were. A key that is taken is ErrExists.
+	// A stream cannot be read again: whoever repeats one takes another key, since
+	// the first may be there in spite of an error. Whatever fails, r too, no part
+	// of an object is ever seen.
+	PutStream(ctx context.Context, key string, r io.Reader) (int64, error)
+	// Abandon removes the parts that streams to these keys have left whose process
+	// died. An object that is whole stays.
+	Abandon(ctx context.Context, keys ...string) error
 	// Get returns an object and its size, or ErrNotExist.
 	Get(ctx context.Context, key string) (io.ReadCloser, int64, error)
 	// Delete removes every version of the objects. A missing one is fine. The
@@ -63,6 +72,7 @@ var (
 	ErrExists   = errors.New("an object with other bytes is already there")
 	ErrFull     = errors.New("no room left")
 	ErrBadKey   = errors.New("not a valid object key")
+	ErrTooLarge = errors.New("larger than an object may be")
 )
 
 // An Error is a failure of the store in words that may be logged. The cause,

@@ -1,10 +1,13 @@
 package objects
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -53,6 +56,12 @@ const (
 	// maxObject is what S3 takes in one PUT, which appears whole or not at all
 	// and leaves no parts behind.
 	maxObject = 5 << 30
+	// partSize of a stream, which is also the memory that it takes. S3 counts to
+	// 10,000 parts.
+	partSize  = 16 << 20
+	mostParts = 10_000
+	// dropTime is for one small request that nobody waits for gladly.
+	dropTime = 15 * time.Second
 	// sumKey names the metadata that holds the SHA-256 of the stored bytes. The
 	// ETag is not it: encrypting servers make it otherwise.
 	sumKey = "Sha256"
@@ -233,6 +242,91 @@ func (s *S3) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) e
 			return s3Error("put", err)
 		}
 	}
+}
+
+// PutStream is described at Store. What is longer than 156 GiB is refused. The
+// parts are dropped when it fails; those of a process that died stay until
+// Abandon, or the bucket's own rule.
+func (s *S3) PutStream(ctx context.Context, key string, r io.Reader) (int64, error) {
+	if err := checkKeys("put", key); err != nil {
+		return 0, err
+	}
+	body := &source{ctx, r}
+	part := make([]byte, partSize)
+	n, err := fill(body, part)
+	if err != nil {
+		return 0, s3Error("put", err)
+	}
+	if n < partSize {
+		return int64(n), s.Put(ctx, key, bytes.NewReader(part[:n]), int64(n))
+	}
+	if err := s.prove(ctx, "put"); err != nil {
+		return 0, err
+	}
+	upload, err := s.core.NewMultipartUpload(ctx, s.bucket, key, minio.PutObjectOptions{})
+	if err != nil {
+		return 0, s3Error("put", err)
+	}
+	size, err := s.sendParts(ctx, key, upload, body, part)
+	if err == nil {
+		return size, nil
+	}
+	// Also when ctx has ended: parts cost room, and nobody looks for them.
+	drop, stop := context.WithTimeout(context.WithoutCancel(ctx), dropTime)
+	defer stop()
+	_ = s.core.AbortMultipartUpload(drop, s.bucket, key, upload)
+	if isTaken(err) {
+		return 0, fail("put", ErrExists)
+	}
+	return 0, s3Error("put", err)
+}
+
+// sendParts sends the full first part, then the rest of body, and has the server
+// put them together, unless the key is taken.
+func (s *S3) sendParts(ctx context.Context, key, upload string, body io.Reader, part []byte) (size int64, err error) {
+	var sent []minio.CompletePart
+	for n := len(part); n > 0; {
+		if len(sent) == mostParts {
+			return 0, fail("put", ErrTooLarge)
+		}
+		sum := sha256.Sum256(part[:n])
+		p, err := s.core.PutObjectPart(ctx, s.bucket, key, upload, len(sent)+1, bytes.NewReader(part[:n]), int64(n),
+			minio.PutObjectPartOptions{Sha256Hex: hex.EncodeToString(sum[:])})
+		if err != nil {
+			return 0, err
+		}
+		sent = append(sent, minio.CompletePart{PartNumber: p.PartNumber, ETag: p.ETag})
+		size += int64(n)
+		if n, err = fill(body, part); err != nil {
+			return 0, err
+		}
+	}
+	var once minio.PutObjectOptions
+	once.SetMatchETagExcept("*")
+	_, err = s.core.CompleteMultipartUpload(ctx, s.bucket, key, upload, sent, once)
+	return size, err
+}
+
+// fill reads as much as there is and fits.
+func fill(r io.Reader, p []byte) (int, error) {
+	n, err := io.ReadFull(r, p)
+	if err == io.EOF || err == io.ErrUnexpectedEOF { // only the end of r itself: source marks other errors
+		err = nil
+	}
+	return n, err
+}
+
+// Abandon is described at Store.
+func (s *S3) Abandon(ctx context.Context, keys ...string) error {
+	if err := checkKeys("delete", keys...); err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := s.core.RemoveIncompleteUpload(ctx, s.bucket, key); err != nil && codeOf(err) != minio.NoSuchUpload {
+			return s3Error("delete", err)
+		}
+	}
+	return nil
 }
 
 // send is one PUT. The server refuses bytes that are not those of sum, and, when

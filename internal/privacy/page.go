@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Service is what the service is called.
-const Service = "Z Image Generator"
+// ServiceName is what the service is called.
+const ServiceName = "Z Image Generator"
 
 // An Installation is what the page tells of the place where a policy is in force.
 type Installation struct {

@@ -80,7 +80,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		privacy.Statement
 		Service string
 		Kept    kept
-	}{s, privacy.Service, kept{
+	}{s, privacy.ServiceName, kept{
 		Device: account.DeviceKept, SignUp: account.SignUpKept,
 		Tombstone: generate.TombstoneKept, Idempotency: generate.IdempotentKept, Mail: mail.RowKept,
 	}})

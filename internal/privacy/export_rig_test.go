@@ -1,0 +1,491 @@
+package privacy_test
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
+	"zimage/internal/objects"
+	"zimage/internal/privacy"
+	"zimage/internal/testenv"
+	"zimage/internal/vault"
+)
+
+// start is when the rigs' clock stands.
+var start = time.Date(2031, 3, 3, 12, 0, 0, 0, time.UTC)
+
+// place is where a rig's parts are: a worker in another process finds them by it.
+type place struct {
+	Database, Keys, Roots, Redis string
+	Objects                      string // a folder; or
+	Bucket                       *testenv.S3Bucket
+	Now                          time.Time
+}
+
+// parts are what is at a place.
+type parts struct {
+	db, keys *db.DB
+	vault    *vault.Vault
+	store    objects.Store
+	clock    *clock.Clock
+	queue    *jobs.Queue
+	service  *privacy.Service
+	log      *lines
+	closers  []func()
+}
+
+func (p *parts) close() {
+	for _, c := range slices.Backward(p.closers) {
+		c()
+	}
+}
+
+// open opens the parts. wrap stands before object storage; nil: nothing.
+func (at place) open(ctx context.Context, wrap func(objects.Store) objects.Store) (p *parts, err error) {
+	p = &parts{clock: clock.Manual(at.Now), log: &lines{}}
+	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	open := func(address string) (d *db.DB) {
+		if err == nil {
+			if d, err = db.Open(ctx, address, db.Options{}); err == nil {
+				p.closers = append(p.closers, func() { _ = d.Close() })
+			}
+		}
+		return d
+	}
+	p.db, p.keys = open(at.Database), open(at.Keys)
+	if err != nil {
+		return p, err
+	}
+	roots, err := vault.ReadRoots(at.Roots)
+	if err != nil {
+		return p, err
+	}
+	if p.vault, err = vault.Open(ctx, p.keys, roots, p.clock); err != nil {
+		return p, err
+	}
+	if at.Bucket == nil {
+		d, err := objects.OpenDirectory(at.Objects)
+		if err != nil {
+			return p, err
+		}
+		p.closers = append(p.closers, func() { _ = d.Close() })
+		p.store = d
+	} else {
+		p.store, err = objects.OpenS3(ctx, objects.S3Options{Endpoint: at.Bucket.Endpoint, Bucket: at.Bucket.Bucket,
+			AccessKey: at.Bucket.AccessKey, SecretKey: at.Bucket.SecretKey})
+		if err != nil {
+			return p, err
+		}
+	}
+	address, err := redis.ParseURL(at.Redis)
+	if err != nil {
+		return p, err
+	}
+	client := redis.NewClient(address)
+	measured := jobs.NewMetrics(nil)
+	bell := jobs.NewBell(client, measured)
+	p.closers = append(p.closers, func() { _ = client.Close() }, bell.Close)
+	p.queue = jobs.New(p.db, p.clock, bell, measured, log)
+	m, err := privacy.DataMap()
+	if err != nil {
+		return p, err
+	}
+	store := p.store
+	if wrap != nil {
+		store = wrap(store)
+	}
+	p.service, err = privacy.New(privacy.Options{
+		DB: p.db, Keys: p.keys, Vault: p.vault, Objects: store, Queue: p.queue, Clock: p.clock, Log: log,
+		Mail:    mail.New(mail.Options{DB: p.db, Vault: p.vault, Queue: p.queue, Clock: p.clock, Log: log, PublicURL: "http://service"}),
+		Metrics: privacy.NewMetrics(nil), Map: m, Policy: privacy.DefaultPolicy(),
+	})
+	return p, err
+}
+
+// work runs a worker until stop is called.
+func (p *parts) work(fail func(...any)) (stop func()) {
+	w := p.queue.NewWorker([]jobs.Lane{
+		{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, {Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
+	}, 10*time.Millisecond)
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() {
+		if err := w.Run(ctx, nil); err != nil {
+			fail(err)
+		}
+	})
+	return sync.OnceFunc(func() { cancel(); work.Wait() })
+}
+
+// rig is the room on real parts. Its clock stands still.
+type rig struct {
+	*parts
+	t     testing.TB
+	place place
+	m     *privacy.Map
+}
+
+type setup struct {
+	idle bool                              // no worker
+	wrap func(objects.Store) objects.Store // what stands before object storage
+}
+
+// stacks runs test on SQLite with a directory and on PostgreSQL with S3.
+func stacks(t *testing.T, s setup, test func(t *testing.T, r *rig)) {
+	t.Helper()
+	t.Parallel()
+	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
+		t.Run(string(dialect), func(t *testing.T) {
+			t.Parallel()
+			test(t, newRig(t, dialect, s))
+		})
+	}
+}
+
+func newRig(t testing.TB, dialect db.Dialect, s setup) *rig {
+	t.Helper()
+	r := &rig{t: t, m: dataMap(t)}
+	dir := t.TempDir()
+	_, address := testenv.Database(t, dialect)
+	r.place = place{Database: address, Keys: "sqlite:" + filepath.Join(dir, "keys.db"), Roots: filepath.Join(dir, "roots"),
+		Redis: testenv.Redis(t), Objects: filepath.Join(dir, "objects"), Now: start}
+	if dialect == db.Postgres {
+		b := testenv.S3(t)
+		r.place.Bucket = &b
+	}
+	keys, err := db.Open(t.Context(), r.place.Keys, db.Options{})
+	r.must(err)
+	_, err = keys.Migrate(t.Context(), vault.Migrations())
+	r.must(err)
+	r.must(keys.Close())
+	_, err = vault.CreateRoots(r.place.Roots)
+	r.must(err)
+	r.parts, err = r.place.open(t.Context(), s.wrap)
+	t.Cleanup(func() { r.close() })
+	r.must(err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(r.log.String())
+		}
+	})
+	if !s.idle {
+		stop := r.work(t.Error)
+		t.Cleanup(stop)
+	}
+	return r
+}
+
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// exec writes a row.
+func (r *rig) insert(table string, values map[string]any) {
+	r.t.Helper()
+	var names []string
+	var args []any
+	for name, v := range values {
+		names, args = append(names, name), append(args, v)
+	}
+	_, err := r.db.Exec(context.Background(), `INSERT INTO `+table+` (`+strings.Join(names, ", ")+`) VALUES (`+db.Marks(len(args))+`)`, args...)
+	if err != nil {
+		r.t.Fatalf("%s: %v", table, err)
+	}
+}
+
+func (r *rig) seal(owner, table, column, id, plain string) []byte {
+	r.t.Helper()
+	sealed, err := r.vault.Seal(context.Background(), owner, []byte(plain), vault.Column(table, column, id))
+	r.must(err)
+	return sealed
+}
+
+// planted is what a person got by plant: the values of every column, as they were
+// before they were sealed.
+type planted struct {
+	owner  string
+	tables map[string]map[string]any // by table and column
+}
+
+// A canary is a value that can stand nowhere else.
+func canary(owner, table, column string) string {
+	return strings.ReplaceAll(fmt.Sprintf("canary %s %s %s", owner, table, column), "_", "-")
+}
+
+// plant gives a person a row in every table that the map says is a person's, with
+// a canary in every column.
+func (r *rig) plant(name string) planted {
+	r.t.Helper()
+	owner := "sub_" + name
+	r.must(r.vault.Create(context.Background(), owner))
+	p := planted{owner, map[string]map[string]any{}}
+	now := r.clock.Now()
+	generation := db.NewID("gen", now)
+	given := map[string]any{
+		"users.email": name + "@example.org", "subjects.state": "active",
+		"images.format": "png", "images.n": int64(0), "images.attempt": int64(1), "images.generation_id": generation, "generations.id": generation,
+		"mails.accepted_at": nil, "mails.failed_at": nil,
+		"jobs.party": owner, "jobs.state": "succeeded", "exports.status": "failed", "exports.attempts": int64(1),
+		// What is over would not be there.
+		"generations.removed_at": int64(0), "images.removed_at": int64(0), "exports.removed_at": int64(0),
+	}
+	number := int64(7_000_000) + int64(len(name))*1000
+	for _, t := range r.m.Tables {
+		if t.Store != privacy.StoreMain || t.Subject == "" {
+			continue
+		}
+		if t.Through != "" {
+			r.t.Fatalf("the test plants no rows of other rows: %s", t.Name)
+		}
+		plain, stored := map[string]any{}, map[string]any{}
+		id := owner
+		if t.Key[0] != t.Subject {
+			id = db.NewID("x", now)
+		}
+		if v, ok := given[t.Name+"."+t.Key[0]].(string); ok {
+			id = v
+		}
+		for _, c := range t.Columns {
+			number++
+			var v any
+			switch text := canary(owner, t.Name, c.Name); {
+			case c.Name == t.Subject:
+				v = owner
+			case c.Name == t.Key[0]:
+				v = id
+			case c.Sealed == "json":
+				v = `{"said":"` + text + `"}`
+			case c.Type == "text", c.Sealed == "text":
+				v = text
+			case c.Type == "words":
+				v = "first-" + strings.ReplaceAll(text, " ", "-") + " second"
+			case c.Type == "flag":
+				v = int64(1)
+			case c.Type == "number":
+				v = number
+			case c.Type == "time":
+				v = now.Add(-time.Duration(number%1000) * time.Second).UnixMilli()
+				if slices.ContainsFunc(t.Keep, func(k privacy.Keep) bool { return k.Until == c.Name }) {
+					v = now.Add(time.Hour + time.Duration(number%1000)*time.Second).UnixMilli()
+				}
+			default:
+				r.t.Fatalf("%s.%s: the test does not know what to plant", t.Name, c.Name)
+			}
+			if g, ok := given[t.Name+"."+c.Name]; ok {
+				v = g
+			}
+			plain[c.Name], stored[c.Name] = v, v
+			if c.Sealed != "" && v != nil {
+				stored[c.Name] = r.seal(owner, t.Name, c.Name, id, v.(string))
+			}
+		}
+		p.tables[t.Name] = plain
+		r.insert(t.Name, stored)
+	}
+	r.picture(owner, generation, 1, 0, pictureOf(owner, 0))
+	return p
+}
+
+// pictureOf is what stands for a picture.
+func pictureOf(owner string, n int) []byte {
+	return []byte(fmt.Sprintf("\x89PNG\r\n\x1a\npicture canary %s %d ", strings.ReplaceAll(owner, "_", "-"), n))
+}
+
+// picture stores an object of an image as generations do.
+func (r *rig) picture(owner, generation string, attempt, n int, data []byte) {
+	r.t.Helper()
+	r.must(r.putPicture(owner, generation, attempt, n, data))
+}
+
+func (r *rig) putPicture(owner, generation string, attempt, n int, data []byte) error {
+	var sealed bytes.Buffer
+	w, err := r.vault.SealWriter(context.Background(), owner, &sealed,
+		vault.Data("object", owner, generation, fmt.Sprint(attempt), fmt.Sprint(n), "image"))
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return r.store.Put(context.Background(), fmt.Sprintf("images/%s/%s/%d/%d.img", owner, generation, attempt, n),
+		bytes.NewReader(sealed.Bytes()), int64(sealed.Len()))
+}
+
+// generated gives a person a generation with images, and returns their ids.
+func (r *rig) generated(owner, request string, images ...[]byte) (generation string, ids []string) {
+	r.t.Helper()
+	r.clock.Advance(time.Millisecond) // ids of one millisecond have no order
+	now := r.clock.Now()
+	at, later := now.UnixMilli(), now.Add(90*24*time.Hour).UnixMilli()
+	generation = db.NewID("gen", now)
+	r.insert("generations", map[string]any{"id": generation, "owner": owner, "job_id": "job_x", "model": "m", "seed": 1,
+		"request": r.seal(owner, "generations", "request", generation, request), "status": "succeeded", "error_code": "", "attempts": 1,
+		"created_at": at, "started_at": at, "finished_at": at, "expires_at": later, "removed_at": 0, "removed_reason": "", "unswept": 0})
+	for n, data := range images {
+		id := db.NewID("img", now)
+		sum := sha256.Sum256(data)
+		r.insert("images", map[string]any{"id": id, "generation_id": generation, "owner": owner, "n": n, "attempt": 1, "width": 8, "height": 8,
+			"format": []string{"png", "jpeg"}[n%2], "bytes": len(data), "seed": 1, "created_at": at, "expires_at": later, "removed_at": 0, "removed_reason": "",
+			"sha256": r.seal(owner, "images", "sha256", id, hex.EncodeToString(sum[:]))})
+		r.picture(owner, generation, 1, n, data)
+		ids = append(ids, id)
+	}
+	return generation, ids
+}
+
+func (r *rig) ask(owner string) privacy.Export {
+	r.t.Helper()
+	e, err := r.service.AskExport(context.Background(), owner)
+	r.must(err)
+	return e
+}
+
+// ended waits for an export's end.
+func (r *rig) ended(e privacy.Export, owner string, want privacy.ExportStatus) privacy.Export {
+	r.t.Helper()
+	testenv.Eventually(r.t, 10*time.Minute, func() bool {
+		now, err := r.service.Export(context.Background(), owner, e.ID)
+		r.must(err)
+		e = now
+		return e.Status == privacy.ExportReady || e.Status == privacy.ExportFailed
+	})
+	if e.Status != want {
+		r.t.Fatalf("the export is %s (%s), want %s", e.Status, e.Code, want)
+	}
+	return e
+}
+
+func (r *rig) fetch(e privacy.Export, owner string) []byte {
+	r.t.Helper()
+	a, err := r.service.ExportArchive(context.Background(), owner, e.ID)
+	r.must(err)
+	data, err := io.ReadAll(a)
+	r.must(err)
+	r.must(a.Close())
+	if int64(len(data)) != e.Bytes {
+		r.t.Errorf("%d bytes, announced %d", len(data), e.Bytes)
+	}
+	return data
+}
+
+// exported asks, waits and fetches.
+func (r *rig) exported(owner string) (privacy.Export, []byte) {
+	r.t.Helper()
+	e := r.ended(r.ask(owner), owner, privacy.ExportReady)
+	return e, r.fetch(e, owner)
+}
+
+// unpack reads every file of an archive, which checks it, and refuses two of one
+// name.
+func unpack(t testing.TB, archive []byte) map[string][]byte {
+	t.Helper()
+	z, err := zip.NewReader(bytes.NewReader(archive), int64(len(archive)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]byte{}
+	for _, f := range z.File {
+		in, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(in)
+		if err != nil {
+			t.Fatalf("%s: %v", f.Name, err)
+		}
+		if _, twice := all[f.Name]; twice {
+			t.Errorf("%s is there twice", f.Name)
+		}
+		all[f.Name] = data
+	}
+	return all
+}
+
+func listOf(t testing.TB, files map[string][]byte, path string) []map[string]any {
+	t.Helper()
+	var records []map[string]any
+	d := json.NewDecoder(bytes.NewReader(files[path]))
+	d.UseNumber()
+	if err := d.Decode(&records); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return records
+}
+
+// archives are the keys of all exports in object storage.
+func (r *rig) archives() (keys []string) {
+	r.t.Helper()
+	page, err := r.store.List(context.Background(), "exports/", "", 1000)
+	r.must(err)
+	for _, o := range page {
+		keys = append(keys, o.Key)
+	}
+	return keys
+}
+
+func (r *rig) count(query string, args ...any) (n int) {
+	r.t.Helper()
+	r.must(r.db.Get(context.Background(), &n, query, args...))
+	return n
+}
+
+// mend moves the clock and lets a scheduler pass.
+func (r *rig) mend(d time.Duration) {
+	r.t.Helper()
+	r.clock.Advance(d)
+	r.must(r.queue.NewScheduler().Reconcile(context.Background()))
+}
+
+// swept runs the schedule's sweep, and all that are due.
+func (r *rig) swept() {
+	r.t.Helper()
+	r.must(r.db.Tx(context.Background(), func(tx *db.Tx) error {
+		_, err := r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: privacy.Schedules()[0].Kind, Ref: privacy.Schedules()[0].Name})
+		return err
+	}))
+	testenv.Eventually(r.t, 30*time.Second, func() bool {
+		return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('queued', 'running')`, privacy.KindExportSweep) == 0
+	})
+}
+
+// lines is a log that several write and one reads.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

@@ -1,0 +1,86 @@
+package privacy
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
+	"zimage/internal/objects"
+	"zimage/internal/problem"
+	"zimage/internal/vault"
+)
+
+// Options of a Service. All are needed unless they say otherwise.
+type Options struct {
+	DB      *db.DB
+	Keys    *db.DB // the key store
+	Vault   *vault.Vault
+	Objects objects.Store
+	Queue   *jobs.Queue
+	Clock   *clock.Clock
+	Mail    *mail.Mailer
+	Log     *slog.Logger
+	Metrics *Metrics
+	Map     *Map
+	Policy  Policy // whose windows the map names
+}
+
+// Service is the room. Its methods are safe for concurrent use.
+type Service struct {
+	Options
+}
+
+// New makes the room and registers its kinds of job.
+func New(o Options) (*Service, error) {
+	s := &Service{Options: o}
+	return s, s.initExports()
+}
+
+// Schedules are the room's recurring work.
+func Schedules() []jobs.Schedule {
+	return []jobs.Schedule{{Name: "export-sweep", Every: time.Hour, Kind: KindExportSweep}}
+}
+
+// Happened is told of every event, in its transaction.
+func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error {
+	switch e.Type {
+	case events.AccountClosing, events.AccountRecovered:
+		return s.voidExports(ctx, tx, e.Subject)
+	}
+	return nil
+}
+
+// tell mails a person at the address of their account.
+func (s *Service) tell(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error {
+	var sealed []byte
+	if err := tx.Get(ctx, &sealed, `SELECT email FROM users WHERE id = ?`, owner); err != nil {
+		return fmt.Errorf("read an address: %w", err)
+	}
+	address, err := s.Vault.Unseal(ctx, owner, sealed, vault.Column("users", "email", owner))
+	if err != nil {
+		return fmt.Errorf("read an address: %w", err)
+	}
+	return s.Mail.Send(ctx, tx, mail.Message{Subject: owner, To: string(address), Template: template, Data: data})
+}
+
+// away turns an error of a part that is away into one the caller can act on.
+func away(err error) error {
+	var p *problem.Error
+	if err == nil || errors.As(err, &p) {
+		return err
+	}
+	if db.IsAway(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
+	}
+	return err
+}
+
+func isNone(err error) bool { return errors.Is(err, sql.ErrNoRows) }
