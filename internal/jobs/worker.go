@@ -179,13 +179,12 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 }
 
 // succeed marks a job that has nothing more to write. Those that end at the same
-// time share one statement, which is its own transaction. It passes over a row that
-// somebody else is at, so that none waits for another's: who was not marked, for
-// that or because its attempt no longer counts, asks by itself.
+// time share one statement, which is its own transaction and soon gives up: a row
+// that somebody else is at must not cost the others their lease. Who was not marked,
+// for that or because its attempt no longer counts, asks by itself.
 func (w *Worker) succeed(ctx context.Context, j Job) error {
-	marked, err := w.ends.ask(j, w.succeedAll)
-	if err != nil || marked {
-		return err
+	if marked, err := w.ends.ask(j, w.succeedAll); err == nil && marked {
+		return nil
 	}
 	return w.queue.mark(ctx, w.queue.db, j, Succeeded, "")
 }
@@ -198,11 +197,9 @@ func (w *Worker) succeedAll(ended []*wish[Job, bool]) error {
 		args = append(args, e.in.ID, e.in.Attempt)
 	}
 	pairs := strings.Repeat("(?, CAST(? AS integer)), ", len(ended))
-	counts := `SELECT id FROM jobs WHERE (id, attempt) IN (VALUES ` + strings.TrimSuffix(pairs, ", ") + `)
-		AND state = 'running'` + db.SkipLocked(w.queue.db)
 	var marked []Job
 	err := w.queue.db.SelectWrite(ctx, &marked, `UPDATE jobs SET state = 'succeeded', error_code = '', finished_at = ?, lease_until = 0
-		WHERE id `+db.InOnce(w.queue.db, counts)+` AND state = 'running' RETURNING id, attempt`, args...)
+		WHERE (id, attempt) IN (VALUES `+strings.TrimSuffix(pairs, ", ")+`) AND state = 'running' RETURNING id, attempt`, args...)
 	if err != nil {
 		return err
 	}

@@ -165,7 +165,8 @@ func TestEndsThatAreSharedAreEachAnswered(t *testing.T) {
 	})
 }
 
-// Somebody keeps the row of one of them: the others do not wait for that.
+// Somebody keeps the row of one of them: the others do not wait for as long as that
+// lasts.
 func TestAnEndWaitsForNobodyElsesRow(t *testing.T) {
 	t.Parallel()
 	_, url := testenv.Database(t, db.Postgres)
