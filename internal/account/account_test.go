@@ -220,7 +220,11 @@ func (h *home) code(to string, template mail.Template) string {
 
 // browser is a client of one network; it knows what its cookie was set to.
 func browser(network, device string) Client {
-	return Client{Addr: netip.MustParseAddr(network), Agent: "Browser of " + network, Device: device}
+	c := Client{Agent: "Browser of " + network, Device: device}
+	if network != "" { // else it is behind a socket
+		c.Addr = netip.MustParseAddr(network)
+	}
+	return c
 }
 
 // member signs up, confirms, and is signed in.

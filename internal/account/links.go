@@ -199,6 +199,9 @@ func (s *Service) ChangePassword(ctx context.Context, p Principal, c Client, pas
 	if err := s.fresh(p); err != nil {
 		return SignedIn{}, err
 	}
+	if _, err := s.take(ctx, entryBucket(p.SessionID)); err != nil { // it costs a hash and a mail
+		return SignedIn{}, err
+	}
 	leave, err := s.hasher.enterKnown()
 	if err != nil {
 		return SignedIn{}, err

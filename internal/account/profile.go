@@ -244,7 +244,8 @@ func (s *Service) SetConsent(ctx context.Context, p Principal, purpose subject.P
 }
 
 func (s *Service) setConsent(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose, granted bool, version string, at time.Time) error {
-	if err := subject.SetConsent(ctx, tx, owner, purpose, granted, version, at); err != nil {
+	kept, err := subject.SetConsent(ctx, tx, owner, purpose, granted, version, at)
+	if err != nil || !kept {
 		return err
 	}
 	word := events.ConsentWithdrawn

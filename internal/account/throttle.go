@@ -74,10 +74,14 @@ func newDeviceBucket(owner string) bucket {
 }
 
 // An asker is who has a mail sent: a network and the part of the net around it, or
-// a person, who is both.
+// a person, who is both. Behind a socket nobody knows, and all of those together
+// would be one.
 type asker struct{ who, around string }
 
 func (c Client) asker() asker {
+	if !c.Addr.IsValid() {
+		return asker{}
+	}
 	return asker{who: Network(c.Addr).String(), around: neighbourhood(c.Addr).String()}
 }
 
@@ -89,15 +93,19 @@ func (s *Service) takeLetter(ctx context.Context, t mail.Template, mailbox strin
 	var wait time.Duration
 	err := s.db.Tx(ctx, func(tx *db.Tx) (err error) {
 		now := s.clock.Millis()
-		if wait, err = takeOne(ctx, tx, bucket{key: of(a.who), limit: perLetter}, now); err != nil || wait > 0 {
-			return err
+		if a.who != "" {
+			if wait, err = takeOne(ctx, tx, bucket{key: of(a.who), limit: perLetter}, now); err != nil || wait > 0 {
+				return err
+			}
 		}
 		full, err := takeOne(ctx, tx, bucket{key: all, limit: perMailbox}, now)
 		if err != nil || full == 0 {
 			return err
 		}
-		if wait, err = takeOne(ctx, tx, bucket{key: of("around " + a.around), limit: perNeighbourhood}, now); err != nil || wait > 0 {
-			return err
+		if a.around != "" {
+			if wait, err = takeOne(ctx, tx, bucket{key: of("around " + a.around), limit: perNeighbourhood}, now); err != nil || wait > 0 {
+				return err
+			}
 		}
 		wait, err = takeOne(ctx, tx, bucket{key: all + ":reserve", limit: perReserve}, now)
 		return err

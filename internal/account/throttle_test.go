@@ -449,6 +449,46 @@ func TestAttack_AStrangerKeepsNobodyFromSigningUp(t *testing.T) {
 	})
 }
 
+// Nobody knows who asks over a socket: all of those together are not one asker.
+func TestAskersBehindASocketAreCountedByTheMailboxAlone(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		sent := 0
+		for i := range 60 {
+			if h.signUpLetter("", fmt.Sprintf("ann+%d@example.org", i), fmt.Sprintf("user%d", i)) {
+				sent++
+			}
+		}
+		if want := int(perMailbox.burst + perReserve.burst); sent != want {
+			t.Errorf("%d letters, want %d", sent, want)
+		}
+	})
+}
+
+// A hash and a mail each time: a session has them made so often and no more.
+func TestAttack_PasswordsAreNotChangedWithoutEnd(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		_, p := h.member("ann@example.org", "ann")
+		c := browser("192.0.2.1", "")
+		for i := range int(perEntry.burst) + 1 {
+			hashes := 0
+			h.hasher.counted = func() { hashes++ }
+			_, err := h.ChangePassword(context.Background(), p, c, fmt.Sprintf("another correct horse %d", i))
+			if problem.CodeOf(err) == problem.RateLimited && err != nil {
+				if hashes != 0 || i < int(perEntry.burst)-1 {
+					t.Errorf("change %d is refused after %d hashes", i, hashes)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Error("no change is refused")
+	})
+}
+
 // However many networks ask, a mailbox gets a bounded number of letters.
 func TestAttack_AllTheWorldFillsNobodysMailbox(t *testing.T) {
 	t.Parallel()

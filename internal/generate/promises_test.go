@@ -66,6 +66,7 @@ func TestPromise_C1_APromptBecomesMarkedImages(t *testing.T) {
 							t.Errorf("Image = %+v, %v", one, err)
 						}
 					}
+					testenv.Eventually(t, 10*time.Second, func() bool { return r.told.of(events.GenerationSucceeded, g.ID) > 0 })
 					if n := r.told.of(events.GenerationSucceeded, g.ID); n != 1 {
 						t.Errorf("told %d times", n)
 					}

@@ -344,9 +344,9 @@ func locate(location string) string {
 var knownNames = namesOf(map[string][]any{
 	"body": {
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
-		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{},
+		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{}, disclosureBody{},
 	},
-	"query":  {listInput{}, contentInput{}},
+	"query":  {listInput{}, contentInput{}, ledgerInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},
 	"path":   {getInput{}},
 })

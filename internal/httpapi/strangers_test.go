@@ -306,8 +306,10 @@ func TestAttack_TenThousandSignInsAtOnce(t *testing.T) {
 			if n != people || answers[200] == 0 || answers[401] == 0 || answers[503] == 0 {
 				t.Errorf("%v", answers)
 			}
-			// The connections and those who wait at their other ends included.
-			if most > people*32<<10 {
+			// The connections and those who wait at their other ends included: 16 to 29 KiB
+			// for each, by how late the collector comes on a crowded machine. Bodies
+			// without a bound would be 256 KiB.
+			if most > people*64<<10 {
 				t.Errorf("%d MiB", most>>20)
 			}
 		})

@@ -19,8 +19,8 @@ const (
 	// left.
 	ringTask = 240 * time.Hour
 	// maxPending rings in a lane are enough to wake every worker; with a backlog
-	// more of them would only fill Redis. A process asks how many there are when it
-	// has rung all that were missing, so each process may add as many.
+	// more of them would only fill Redis. A process asks how many there are, and
+	// asks again once it has rung all that there was room for: so each may add as many.
 	maxPending = 256
 	// pendingFor is how long a lane found full is not asked again. In that time
 	// no fleet of workers answers so many rings with no job left over.
@@ -77,18 +77,18 @@ func (b *Bell) Close() {
 
 func (b *Bell) run() {
 	defer b.done.Done()
-	missing := map[string]int64{}  // rings that a lane had room for
+	left := map[string]int64{}     // rings to go before a lane is asked again
 	full := map[string]time.Time{} // lanes with rings enough, until then
 	for {
 		select {
 		case <-b.quit:
 			return
 		case r := <-b.rings:
-			if missing[r.lane] == 0 {
+			if left[r.lane] == 0 {
 				if time.Now().Before(full[r.lane]) {
 					continue
 				}
-				n, err := b.missing(r.lane)
+				n, err := b.room(r.lane)
 				if err != nil {
 					b.metrics.doorbellFailures.Inc()
 					continue
@@ -97,9 +97,9 @@ func (b *Bell) run() {
 					full[r.lane] = time.Now().Add(pendingFor)
 					continue
 				}
-				missing[r.lane] = n
+				left[r.lane] = n
 			}
-			missing[r.lane]--
+			left[r.lane]--
 			if err := b.ring(r); err != nil {
 				b.metrics.doorbellFailures.Inc()
 			}
@@ -107,8 +107,8 @@ func (b *Bell) run() {
 	}
 }
 
-// missing is how many rings a lane has room for.
-func (b *Bell) missing(lane string) (int64, error) {
+// room is how many rings a lane takes before it has enough.
+func (b *Bell) room(lane string) (int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), ringTimeout)
 	defer cancel()
 	// asynq keeps a queue's pending tasks in this list; there is no cheaper way

@@ -2,6 +2,8 @@ package jobs
 
 import (
 	"context"
+	"runtime"
+	"sync"
 	"time"
 )
 
@@ -49,4 +51,35 @@ func (s *Shared) Ask(in int, all func(numbers []int) error) (int, error) {
 		}
 		return err
 	})
+}
+
+// Claiming counts the slots of a worker that wait for the claim that is on its way.
+func (w *Worker) Claiming() (n int) {
+	for _, l := range w.lanes {
+		l.claims.mu.Lock()
+		n += len(l.claims.waiting)
+		l.claims.mu.Unlock()
+	}
+	return n
+}
+
+// Succeed ends jobs that have nothing more to write together, and says what each
+// came to.
+func (w *Worker) Succeed(ctx context.Context, list ...Job) []error {
+	w.ends.mu.Lock()
+	w.ends.asking = true // as if an end were on its way
+	w.ends.mu.Unlock()
+	errs := make([]error, len(list))
+	var ends sync.WaitGroup
+	for i, j := range list {
+		ends.Go(func() { errs[i] = w.succeed(ctx, j) })
+	}
+	for n := 0; n < len(list); runtime.Gosched() {
+		w.ends.mu.Lock()
+		n = len(w.ends.waiting)
+		w.ends.mu.Unlock()
+	}
+	w.ends.round(w.succeedAll)
+	ends.Wait()
+	return errs
 }

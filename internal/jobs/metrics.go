@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -64,8 +63,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-func (m *Metrics) claimed(j Job, took time.Duration, now int64) {
-	m.claimLatency.WithLabelValues(j.Lane).Observe(took.Seconds())
+func (m *Metrics) claimed(j Job, now int64) {
 	if j.Attempt == 1 {
 		m.pickup.WithLabelValues(j.Lane).Observe(float64(now-max(j.CreatedAt, j.RunAfter)) / 1000)
 	}

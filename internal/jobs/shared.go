@@ -1,11 +1,14 @@
 package jobs
 
-import "sync"
+import (
+	"fmt"
+	"sync"
+)
 
 // shared lets those who want the same thing of the database at the same time ask
-// together. The first asks at once, for itself; those who come while that is on its
-// way ask as one when it is back. So nobody waits for company, and the more there is
-// to do, the less each costs. The zero value is ready.
+// together. The first asks at once; those who come while that is on its way ask as
+// one when it is back. So nobody waits for company, and the more there is to do, the
+// less each costs. The zero value is ready.
 type shared[In, Out any] struct {
 	mu      sync.Mutex
 	waiting []*wish[In, Out]
@@ -24,8 +27,9 @@ type wish[In, Out any] struct {
 const maxTogether = 64
 
 // ask has in answered by all, which is given one to maxTogether wishes and sets what
-// each came to; its error is everybody's. all may run on another's goroutine, so
-// bounds its own time and heeds nobody's context.
+// each came to; its error, or its panic, is everybody's. all may run on another's
+// goroutine and everybody waits for it, so it bounds its own time, and shortly; it is
+// the same for all who ask.
 func (s *shared[In, Out]) ask(in In, all func([]*wish[In, Out]) error) (Out, error) {
 	mine := &wish[In, Out]{in: in, granted: make(chan struct{})}
 	s.mu.Lock()
@@ -48,7 +52,7 @@ func (s *shared[In, Out]) round(all func([]*wish[In, Out]) error) {
 	wishes := s.waiting[:n:n]
 	s.waiting = s.waiting[n:]
 	s.mu.Unlock()
-	err := all(wishes)
+	err := recovered(func() error { return all(wishes) })
 	for _, w := range wishes {
 		w.err = err
 		close(w.granted)
@@ -58,4 +62,15 @@ func (s *shared[In, Out]) round(all func([]*wish[In, Out]) error) {
 	if s.asking = len(s.waiting) > 0; s.asking {
 		go s.round(all)
 	}
+}
+
+// recovered makes a panic an error, which tells its type alone: whoever waits for f
+// would otherwise wait forever.
+func recovered(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("jobs: panic of type %T", p)
+		}
+	}()
+	return f()
 }

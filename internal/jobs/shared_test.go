@@ -3,6 +3,7 @@ package jobs_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,6 +28,8 @@ func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 				<-first
 			case 2:
 				return broken
+			case 5:
+				panic("mercy")
 			}
 			return nil
 		}
@@ -34,7 +37,7 @@ func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 		ask := func(from, to int, expected error) {
 			for n := from; n <= to; n++ {
 				asked.Go(func() {
-					if got, err := s.Ask(n, all); got != 10*n || !errors.Is(err, expected) {
+					if got, err := s.Ask(n, all); err == nil && got != 10*n || !errors.Is(err, expected) {
 						t.Errorf("%d came to %d (%v), expected %v", n, got, err, expected)
 					}
 				})
@@ -54,5 +57,11 @@ func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 		if len(calls) != 4 {
 			t.Errorf("asked %d times in the end", len(calls))
 		}
+		// A panic is told, and nobody waits for ever.
+		if _, err := s.Ask(72, all); err == nil || strings.Contains(err.Error(), "mercy") {
+			t.Errorf("a panic comes to %v", err)
+		}
+		ask(73, 73, nil)
+		asked.Wait()
 	})
 }

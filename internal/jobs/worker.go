@@ -149,7 +149,7 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 	err := r.worker.persist(ctx, func(ctx context.Context) error {
 		var err error
 		if fn == nil {
-			err = r.worker.succeed(r.Job)
+			err = r.worker.succeed(ctx, r.Job)
 		} else {
 			err = q.db.Tx(ctx, func(tx *db.Tx) error {
 				if err := q.mark(ctx, tx, r.Job, Succeeded, ""); err != nil {
@@ -179,28 +179,34 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 }
 
 // succeed marks a job that has nothing more to write. Those that end at the same
-// time share one statement, which is its own transaction.
-func (w *Worker) succeed(j Job) error {
-	counts, err := w.ends.ask(j, func(ended []*wish[Job, bool]) error {
-		ctx, cancel := context.WithTimeout(context.Background(), w.try)
-		defer cancel()
-		args := []any{w.queue.clock.Millis()}
-		for _, e := range ended {
-			args = append(args, e.in.ID, e.in.Attempt)
-		}
-		pairs := strings.Repeat("(?, CAST(? AS integer)), ", len(ended))
-		var marked []Job
-		err := w.queue.db.SelectWrite(ctx, &marked, `UPDATE jobs SET state = 'succeeded', error_code = '', finished_at = ?, lease_until = 0
-			WHERE (id, attempt) IN (VALUES `+strings.TrimSuffix(pairs, ", ")+`) AND state = 'running' RETURNING id, attempt`, args...)
-		for _, e := range ended {
-			e.out = slices.ContainsFunc(marked, func(m Job) bool { return m.ID == e.in.ID && m.Attempt == e.in.Attempt })
-		}
-		return err
-	})
-	if err == nil && !counts {
-		return ErrFenced
+// time share one statement, which is its own transaction and soon gives up: a row
+// that somebody else is at must not cost the others their lease. Who was not marked,
+// for that or because its attempt no longer counts, asks by itself.
+func (w *Worker) succeed(ctx context.Context, j Job) error {
+	if marked, err := w.ends.ask(j, w.succeedAll); err == nil && marked {
+		return nil
 	}
-	return err
+	return w.queue.mark(ctx, w.queue.db, j, Succeeded, "")
+}
+
+func (w *Worker) succeedAll(ended []*wish[Job, bool]) error {
+	ctx, cancel := context.WithTimeout(context.Background(), Renew)
+	defer cancel()
+	args := []any{w.queue.clock.Millis()}
+	for _, e := range ended {
+		args = append(args, e.in.ID, e.in.Attempt)
+	}
+	pairs := strings.Repeat("(?, CAST(? AS integer)), ", len(ended))
+	var marked []Job
+	err := w.queue.db.SelectWrite(ctx, &marked, `UPDATE jobs SET state = 'succeeded', error_code = '', finished_at = ?, lease_until = 0
+		WHERE (id, attempt) IN (VALUES `+strings.TrimSuffix(pairs, ", ")+`) AND state = 'running' RETURNING id, attempt`, args...)
+	if err != nil {
+		return err
+	}
+	for _, e := range ended {
+		e.out = slices.ContainsFunc(marked, func(m Job) bool { return m.ID == e.in.ID && m.Attempt == e.in.Attempt })
+	}
+	return nil
 }
 
 // completeTimeout bounds one try to write what became of an attempt, so that a
@@ -391,13 +397,10 @@ func (l *lane) serve(ctx context.Context) {
 			<-l.inflight
 			return
 		}
-		j, err := l.claim()
+		j, err := l.claim(ctx)
 		if err != nil || j == nil {
 			slot.Release()
 			<-l.inflight
-			if err != nil && ctx.Err() == nil {
-				l.worker.log.Warn("claim failed", "lane", l.Name, "error", err)
-			}
 			return
 		}
 		// There may be more: one loop brings the next, until every slot has one.
@@ -409,26 +412,37 @@ func (l *lane) serve(ctx context.Context) {
 }
 
 // claim takes a job for one slot, or nil when there is none. The slots of a lane
-// that claim at the same time share one statement. It is not cut off by a shutdown:
-// a job claimed with nobody to hear of it would wait for its lease to pass.
-func (l *lane) claim() (*Job, error) {
+// that claim at the same time share one statement. None begins once ctx has ended,
+// and none is cut off by that: a job claimed with nobody to hear of it would wait for
+// its lease to pass.
+func (l *lane) claim(ctx context.Context) (*Job, error) {
 	return l.claims.ask(struct{}{}, func(slots []*wish[struct{}, *Job]) error {
-		ctx, cancel := context.WithTimeout(db.Urgent(context.Background()), Renew)
+		if err := ctx.Err(); err != nil { // of all loops of this lane
+			return err
+		}
+		ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
 		defer cancel()
 		// Each claims under a name of its own, so that the jobs of a claim that was
 		// not answered can be told from those that run or are being claimed.
 		w := l.worker
 		name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
+		answered := false
+		defer func() {
+			if !answered {
+				w.mu.Lock()
+				w.unanswered[name] = time.Now()
+				w.mu.Unlock()
+			}
+		}()
 		list, err := w.queue.claim(ctx, l.Name, name, len(slots))
 		if err != nil {
-			w.mu.Lock()
-			w.unanswered[name] = time.Now()
-			w.mu.Unlock()
+			w.log.Warn("claim failed", "lane", l.Name, "error", err)
 			return err
 		}
 		for i := range list {
 			slots[i].out = &list[i]
 		}
+		answered = true
 		return nil
 	})
 }
@@ -462,15 +476,24 @@ func (w *Worker) giveBackUnanswered(ctx context.Context) {
 		if err != nil {
 			return // it is away still
 		}
+		kept := map[string]bool{} // claims of which a job is still to be given back
 		for _, t := range taken {
-			if err := w.queue.release(ctx, t.Job); err != nil {
+			err := recovered(func() error { return w.queue.release(ctx, t.Job) }) // it may tell the kind's Ended
+			switch {
+			case db.IsAway(err):
 				return
+			case err != nil:
+				kept[t.Worker] = true
+				w.log.Error("could not give back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt, "error", err)
+			default:
+				w.log.Warn("gave back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt)
 			}
-			w.log.Warn("gave back a job whose claim was not answered", "job", t.ID, "attempt", t.Attempt)
 		}
 		w.mu.Lock()
 		for _, t := range taken { // all that its claim took, in one statement
-			delete(w.unanswered, t.Worker)
+			if !kept[t.Worker] {
+				delete(w.unanswered, t.Worker)
+			}
 		}
 		w.mu.Unlock()
 	}

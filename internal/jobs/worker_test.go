@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/url"
 	"sync/atomic"
@@ -98,7 +99,7 @@ func TestASharedClaimWithoutAnAnswerIsGivenBackWhole(t *testing.T) {
 		s.open <- struct{}{}
 		<-s.taken
 	}
-	time.Sleep(100 * time.Millisecond)
+	testenv.Eventually(t, 10*time.Second, func() bool { return w.Claiming() >= 2 })
 	p.Freeze(false)
 	testenv.Eventually(t, 10*time.Second, func() bool { return lost.Struck() == 1 })
 	close(s.open)
@@ -118,6 +119,96 @@ func TestASharedClaimWithoutAnAnswerIsGivenBackWhole(t *testing.T) {
 	}
 	if again < 2 || runs.Load() != slots {
 		t.Errorf("%d jobs were claimed again; %d runs", again, runs.Load())
+	}
+}
+
+// Jobs that end at the same time: those whose attempt counts have ended, one whose
+// attempt is somebody else's by now has not, and one that somebody is at waits alone.
+func TestEndsThatAreSharedAreEachAnswered(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := t.Context()
+		b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(context.Context, *jobs.Run) error { return nil }})
+		w := b.queue.NewWorker(nil, time.Second)
+		var list []jobs.Job
+		for range 4 {
+			b.add(jobs.NewJob{Kind: "test:run"})
+			list = append(list, b.claim())
+		}
+		stale, gone := list[1], list[2]
+		if _, err := d.Exec(ctx, `UPDATE jobs SET attempt = attempt + 1 WHERE id = ?`, stale.ID); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Exec(ctx, `DELETE FROM jobs WHERE id = ?`, gone.ID); err != nil {
+			t.Fatal(err)
+		}
+		newer := stale
+		newer.Attempt++
+		got := w.Succeed(ctx, list[0], stale, gone, list[3])
+		for i, want := range []error{nil, jobs.ErrFenced, jobs.ErrFenced, nil} {
+			if !errors.Is(got[i], want) {
+				t.Errorf("the end of job %d came to %v, want %v", i, got[i], want)
+			}
+		}
+		if j := b.find(stale.ID); j.State != jobs.Running {
+			t.Errorf("the job of somebody else's attempt is %s", j.State)
+		}
+		// Both attempts of one job at once.
+		got = w.Succeed(ctx, stale, newer)
+		if !errors.Is(got[0], jobs.ErrFenced) || got[1] != nil {
+			t.Errorf("the older attempt came to %v, the newer to %v", got[0], got[1])
+		}
+		for _, j := range []jobs.Job{list[0], newer, list[3]} {
+			if b.find(j.ID).State != jobs.Succeeded {
+				t.Errorf("job %s is %s", j.ID, b.find(j.ID).State)
+			}
+		}
+	})
+}
+
+// Somebody keeps the row of one of them: the others do not wait for as long as that
+// lasts.
+func TestAnEndWaitsForNobodyElsesRow(t *testing.T) {
+	t.Parallel()
+	_, url := testenv.Database(t, db.Postgres)
+	d, err := db.Open(t.Context(), url, db.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(context.Context, *jobs.Run) error { return nil }})
+	w := b.queue.NewWorker(nil, time.Second)
+	var list []jobs.Job
+	for range 3 {
+		b.add(jobs.NewJob{Kind: "test:run"})
+		list = append(list, b.claim())
+	}
+	kept, let := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- d.Tx(context.Background(), func(tx *db.Tx) error {
+			_, err := tx.Exec(context.Background(), `UPDATE jobs SET lease_until = lease_until + 1 WHERE id = ?`, list[1].ID)
+			close(kept)
+			<-let
+			return err
+		})
+	}()
+	<-kept
+	ends := make(chan []error, 1)
+	go func() { ends <- w.Succeed(context.Background(), list...) }()
+	testenv.Eventually(t, 10*time.Second, func() bool {
+		return b.find(list[0].ID).State == jobs.Succeeded && b.find(list[2].ID).State == jobs.Succeeded
+	})
+	if state := b.find(list[1].ID).State; state != jobs.Running {
+		t.Errorf("the job that is kept is %s", state)
+	}
+	close(let)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for i, err := range <-ends {
+		if err != nil {
+			t.Errorf("the end of job %d: %v", i, err)
+		}
 	}
 }
 

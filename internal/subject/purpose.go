@@ -196,26 +196,26 @@ type Consent struct {
 // for any other. Earlier ones stay as the proof of what was agreed to when; one
 // that says again what is in force is not kept, so that the proof grows with
 // changes of mind alone.
-func SetConsent(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, granted bool, policyVersion string, now time.Time) error {
+func SetConsent(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, granted bool, policyVersion string, now time.Time) (kept bool, err error) {
 	if !rules[purpose].consent {
-		return problem.Invalid(problem.Field{Location: "purpose", Message: "is not one that needs consent"})
+		return false, problem.Invalid(problem.Field{Location: "purpose", Message: "is not one that needs consent"})
 	}
 	switch last, err := consent(ctx, tx, subject, purpose); {
 	case err != nil:
-		return err
+		return false, err
 	case !last.At.IsZero() && last.Granted == granted && last.PolicyVersion == policyVersion:
-		return nil
+		return false, nil
 	}
 	word := 0
 	if granted {
 		word = 1
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO consents (id, subject, purpose, granted, policy_version, at) VALUES (?, ?, ?, ?, ?, ?)`,
+	_, err = tx.Exec(ctx, `INSERT INTO consents (id, subject, purpose, granted, policy_version, at) VALUES (?, ?, ?, ?, ?, ?)`,
 		db.NewID("con", now), subject, purpose, word, policyVersion, now.UnixMilli())
 	if err != nil {
-		return fmt.Errorf("keep a consent: %w", err)
+		return false, fmt.Errorf("keep a consent: %w", err)
 	}
-	return nil
+	return true, nil
 }
 
 const newestConsent = `SELECT purpose, granted, policy_version, at FROM consents WHERE subject = ? AND purpose = ? ORDER BY at DESC, granted, id DESC LIMIT 1`

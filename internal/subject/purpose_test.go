@@ -21,6 +21,12 @@ func change(t *testing.T, d *db.DB, f func(ctx context.Context, tx *db.Tx) error
 	}
 }
 
+// setConsent is SetConsent for those who do not ask whether it was news.
+func setConsent(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose, granted bool, version string, at time.Time) error {
+	_, err := subject.SetConsent(ctx, tx, owner, purpose, granted, version, at)
+	return err
+}
+
 // Every purpose in every state a living account can be in. One that is not in
 // this table is a purpose that nobody has thought through.
 func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
@@ -37,7 +43,7 @@ func TestPromise_G6_WhatIsAllowedInWhichState(t *testing.T) {
 		add(t, d, "sub_a")
 		for _, p := range subject.ConsentPurposes() {
 			change(t, d, func(ctx context.Context, tx *db.Tx) error {
-				return subject.SetConsent(ctx, tx, "sub_a", p, true, "v1", now)
+				return setConsent(ctx, tx, "sub_a", p, true, "v1", now)
 			})
 		}
 		// Each refusal says why, to programs and to people.
@@ -88,7 +94,7 @@ func TestPromise_A7_NothingBeyondTheContractWithoutConsent(t *testing.T) {
 		word := func(p subject.Purpose, granted bool, at time.Time) {
 			t.Helper()
 			change(t, d, func(ctx context.Context, tx *db.Tx) error {
-				return subject.SetConsent(ctx, tx, "sub_a", p, granted, "v1", at)
+				return setConsent(ctx, tx, "sub_a", p, granted, "v1", at)
 			})
 		}
 		for _, p := range []subject.Purpose{subject.Profiling, subject.Training, subject.Marketing, subject.Analytics} {
@@ -106,7 +112,7 @@ func TestPromise_A7_NothingBeyondTheContractWithoutConsent(t *testing.T) {
 		if err := d.Get(ctx, &words, `SELECT count(*) FROM consents`); err != nil || words != 16 {
 			t.Errorf("%d words are kept as proof, want 16 (%v)", words, err)
 		}
-		err := d.Tx(ctx, func(tx *db.Tx) error { return subject.SetConsent(ctx, tx, "sub_a", subject.Generate, true, "v1", now) })
+		err := d.Tx(ctx, func(tx *db.Tx) error { return setConsent(ctx, tx, "sub_a", subject.Generate, true, "v1", now) })
 		expect(t, "a consent to what needs none", err, problem.InvalidRequest)
 	})
 }
@@ -154,7 +160,7 @@ func TestTheSameWordAgainIsNotKept(t *testing.T) {
 		} {
 			at := now.Add(time.Duration(i) * time.Second)
 			change(t, d, func(ctx context.Context, tx *db.Tx) error {
-				return subject.SetConsent(ctx, tx, "sub_a", subject.Training, c.granted, c.version, at)
+				return setConsent(ctx, tx, "sub_a", subject.Training, c.granted, c.version, at)
 			})
 			var rows int
 			if err := d.Get(ctx, &rows, `SELECT count(*) FROM consents`); err != nil || rows != c.rows {
@@ -162,7 +168,7 @@ func TestTheSameWordAgainIsNotKept(t *testing.T) {
 			}
 		}
 		change(t, d, func(ctx context.Context, tx *db.Tx) error {
-			return subject.SetConsent(ctx, tx, "sub_a", subject.Marketing, true, "v2", now) // another purpose
+			return setConsent(ctx, tx, "sub_a", subject.Marketing, true, "v2", now) // another purpose
 		})
 		list, err := subject.Consents(ctx, d, "sub_a")
 		for _, c := range list {
