@@ -307,8 +307,8 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 // that is unknown, used, expired or of another account, and Conflict when the
 // address has an account meanwhile or a hold keeps the present one.
 func (s *Service) ConfirmEmail(ctx context.Context, p Principal, code string) error {
-	if p.SessionID == "" {
-		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	if err := p.inSession(); err != nil {
+		return err
 	}
 	l, err := s.findLink(ctx, linkEmail, code)
 	if err != nil {

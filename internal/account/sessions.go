@@ -161,12 +161,20 @@ func (p Principal) Fresh(now time.Time) bool {
 	return p.SessionID != "" && now.Sub(p.FreshAt) < freshFor
 }
 
+// inSession refuses a key.
+func (p Principal) inSession() error {
+	if p.SessionID == "" {
+		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	}
+	return nil
+}
+
 // fresh is what every sensitive change asks for (OWASP ASVS 5.0, 7.5.1).
 func (s *Service) fresh(p Principal) error {
-	switch {
-	case p.SessionID == "":
-		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
-	case !p.Fresh(s.clock.Now()):
+	if err := p.inSession(); err != nil {
+		return err
+	}
+	if !p.Fresh(s.clock.Now()) {
 		return problem.New(problem.ReauthNeeded, "Prove again who you are before you change this.")
 	}
 	return nil

@@ -220,7 +220,7 @@ func TestARootThatIsNeededIsNotRetired(t *testing.T) {
 }
 
 // Running processes take the ring over without a restart, and nothing is wrapped
-// with the new root before they all have it.
+// anew before they all have it.
 func TestRunningProcessesFollowARotation(t *testing.T) {
 	t.Parallel()
 	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
@@ -315,11 +315,17 @@ func TestARingOfAnotherInstallationIsNotTakenOver(t *testing.T) {
 	path := ringFile(t, clock.Manual(start))
 	r := reading(t, path)
 	before := r.Current()
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, change := range map[string]func() error{
 		"another ring": func() error { return os.Rename(ringFile(t, clock.Manual(start)), path) },
 		"half a ring":  func() error { return os.WriteFile(path, []byte("current:"), 0o600) },
-		"for others":   func() error { return os.Chmod(path, 0o644) }, //nolint:gosec // that is the test
-		"none":         func() error { return os.Remove(path) },
+		"for others": func() error { // the same ring, of another size so that it is read again
+			return errors.Join(os.WriteFile(path, append(good, '\n'), 0o600), os.Chmod(path, 0o644)) //nolint:gosec // that is the test
+		},
+		"none": func() error { return os.Remove(path) },
 	} {
 		if err := change(); err != nil {
 			t.Fatal(err)
