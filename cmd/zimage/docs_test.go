@@ -33,10 +33,12 @@ func TestTheTestsThatTheDocumentsNameExist(t *testing.T) {
 	}
 	// Names stand in a row: those without a package behind them are account's, or
 	// share that of the next one ("both", "all").
+	rows := regexp.MustCompile("((?:`Test\\w+`(?:, | and )?)+)(?: ?\\((?:all |both )?(\\w+)\\))?")
+	tests := regexp.MustCompile(`Test\w+`)
 	named := 0
 	for row := range strings.Lines(string(text)) {
-		for _, m := range regexp.MustCompile("((?:`Test\\w+`(?:, | and )?)+)(?: ?\\((?:all |both )?(\\w+)\\))?").FindAllStringSubmatch(row, -1) {
-			names := regexp.MustCompile(`Test\w+`).FindAllString(m[1], -1)
+		for _, m := range rows.FindAllStringSubmatch(row, -1) {
+			names := tests.FindAllString(m[1], -1)
 			for i, name := range names {
 				named++
 				in := "account"

@@ -488,6 +488,11 @@ func (c *client) download(ctx context.Context, url string, f *os.File) error {
 	return errors.Join(err, f.Chmod(0o644), f.Close())
 }
 
+func onTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
 // bar is a progress bar on a terminal, and a few lines elsewhere.
 type bar struct {
 	w        *os.File
@@ -496,8 +501,7 @@ type bar struct {
 }
 
 func newBar(w *os.File) *bar {
-	info, err := w.Stat()
-	return &bar{w: w, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0}
+	return &bar{w: w, terminal: onTerminal(w)}
 }
 
 func (b *bar) show(g answer) {

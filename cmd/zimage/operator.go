@@ -175,10 +175,8 @@ func (u userDisclose) Run(ctx context.Context) error {
 
 // readPassword reads one line, until a signal says that nobody wants to type it.
 func readPassword(ctx context.Context, r io.Reader) (string, error) {
-	if f, ok := r.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			fmt.Fprintln(os.Stderr, "Password (shown as you type; pipe it in to avoid that):")
-		}
+	if f, ok := r.(*os.File); ok && onTerminal(f) {
+		fmt.Fprintln(os.Stderr, "Password (shown as you type; pipe it in to avoid that):")
 	}
 	type answer struct {
 		line string

@@ -59,8 +59,7 @@ type counter struct {
 }
 
 func newCounter(f *os.File) *counter {
-	info, err := f.Stat()
-	return &counter{w: f, live: err == nil && info.Mode()&os.ModeCharDevice != 0}
+	return &counter{w: f, live: onTerminal(f)}
 }
 
 func (c *counter) tell(text string) {

@@ -216,10 +216,8 @@ func away(err error) error {
 		return p // what was done when it came up is nothing to the caller
 	case errors.As(err, &r),
 		errors.Is(err, vault.ErrNoKey), errors.Is(err, vault.ErrExists), errors.Is(err, vault.ErrDestroyed), errors.Is(err, vault.ErrCorrupt),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		errors.Is(err, context.Canceled):
 		return err
-	case db.IsAway(err):
-		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
 	}
-	return err
+	return db.Unavailable(err)
 }

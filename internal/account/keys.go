@@ -100,7 +100,7 @@ func (s *Service) CreateKey(ctx context.Context, owner, name string, scopes []st
 // NewKey is CreateKey for a person in a fresh session, who is told of it by
 // mail. The scope admin is for staff.
 func (s *Service) NewKey(ctx context.Context, p Principal, name string, scopes []string, expires time.Time) (string, Key, error) {
-	if err := s.fresh(p); err != nil {
+	if err := s.Proved(p); err != nil {
 		return "", Key{}, err
 	}
 	if slices.Contains(scopes, ScopeAdmin) {
@@ -182,9 +182,14 @@ func (s *Service) newKey(ctx context.Context, owner, name string, scopes []strin
 	}, nil
 }
 
+// oneLine reports whether a text has at most so many characters, in one line.
+func oneLine(text string, most int) bool {
+	return utf8.RuneCountInString(text) <= most && utf8.ValidString(text) && !strings.ContainsFunc(text, unicode.IsControl)
+}
+
 // checkKey returns the scopes once each, in the order of Scopes.
 func checkKey(name string, scopes []string, expires, now time.Time) (clean []string, fields []problem.Field) {
-	if utf8.RuneCountInString(name) > nameMost || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+	if !oneLine(name, nameMost) {
 		fields = append(fields, problem.Field{Location: "name", Message: fmt.Sprintf("must be at most %d characters in one line", nameMost)})
 	}
 	for _, known := range Scopes() {

@@ -196,7 +196,7 @@ func (s *Service) Reset(ctx context.Context, c Client, code, password string) (d
 // and is no fresher by it, and ends every other session. Codes that were mailed
 // for a reset are void.
 func (s *Service) ChangePassword(ctx context.Context, p Principal, c Client, password string) (in SignedIn, err error) {
-	if err := s.fresh(p); err != nil {
+	if err := s.Proved(p); err != nil {
 		return SignedIn{}, err
 	}
 	if _, err := s.take(ctx, entryBucket(p.SessionID)); err != nil { // it costs a hash and a mail
@@ -266,7 +266,7 @@ func (s *Service) setPassword(ctx context.Context, tx *db.Tx, owner, hash, excep
 // and the present one is told. Whether the new one has an account shows only to
 // who can read its mail. A change that was asked for before is void.
 func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) error {
-	if err := s.fresh(p); err != nil {
+	if err := s.Proved(p); err != nil {
 		return err
 	}
 	email, canonical, err := normalise(email)
@@ -311,8 +311,8 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 // that is unknown, used, expired or of another account, and Conflict when the
 // address has an account meanwhile or a hold keeps the present one.
 func (s *Service) ConfirmEmail(ctx context.Context, p Principal, code string) error {
-	if p.SessionID == "" {
-		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	if err := p.inSession(); err != nil {
+		return err
 	}
 	l, err := s.findLink(ctx, linkEmail, code)
 	if err != nil {

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-webauthn/webauthn/protocol"
 	"github.com/go-webauthn/webauthn/webauthn"
@@ -232,7 +230,7 @@ func passkeyAlgorithms() []protocol.CredentialParameter {
 // InvalidRequest for an answer that does not fit, Conflict for a passkey that is
 // registered already.
 func (s *Service) AddPasskey(ctx context.Context, p Principal, c Client, name string, a PasskeyAnswer) (made Passkey, got Enrolled, err error) {
-	if utf8.RuneCountInString(name) > nameMost || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+	if !oneLine(name, nameMost) {
 		return Passkey{}, Enrolled{}, problem.Invalid(problem.Field{Location: "body.name", Message: fmt.Sprintf("must be at most %d characters in one line", nameMost)})
 	}
 	err = s.changeFactors(ctx, p, func(tx *db.Tx, u userFactors) error {

@@ -93,9 +93,9 @@ func hashing() *argon2id.Params {
 	return &argon2id.Params{Memory: 19 * 1024, Iterations: 2, Parallelism: 1, SaltLength: 16, KeyLength: 32}
 }
 
-// defaultQueue is how many may wait to have a password hashed: about a second's
-// work for one core.
 const (
+	// defaultQueue is how many may wait to have a password hashed: about a second's
+	// work for one core.
 	defaultQueue = 64
 	// knownQueue is how many more may wait whom we know, so that strangers who fill
 	// the queue do not keep them out, and looksMost how many browsers are looked up

@@ -22,6 +22,20 @@ import (
 
 const why = "ticket 17: lost the telephone"
 
+// toldOfStaff asserts what staff are told to have done with somebody's account.
+func (h *home) toldOfStaff(owner string, want ...events.Event) {
+	h.t.Helper()
+	told := h.happened.of("staff.")
+	if len(told) != len(want) {
+		h.t.Fatalf("told %+v", told)
+	}
+	for i, w := range want {
+		if got := told[i]; got.Type != w.Type || got.Ref != w.Ref || got.Subject != owner || got.Hidden || got.At.IsZero() || !maps.Equal(got.Facts, w.Facts) {
+			h.t.Errorf("told %+v, want %+v", got, w)
+		}
+	}
+}
+
 func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
@@ -111,21 +125,13 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		wantCode(t, "nobody's id", h.Suspend(ctx, AtTheMachine(), "sub_none", why), problem.NotFound)
 
 		// Each is told with who and why.
-		told := h.happened.of("staff.")
-		want := []events.Event{
-			{Type: events.StaffOpened, Facts: map[events.Fact]string{events.Staff: eve, events.Role: "support"}},
-			{Type: events.StaffSuspended, Facts: map[events.Fact]string{events.Staff: eve, events.Role: "operator"}},
-			{Type: events.StaffUnsuspended, Facts: map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator"}},
+		facts := func(staff, role string) map[events.Fact]string {
+			return map[events.Fact]string{events.Staff: staff, events.Role: role, events.Reason: why}
 		}
-		if len(told) != len(want) {
-			t.Fatalf("told %+v", told)
-		}
-		for i, w := range want {
-			w.Facts[events.Reason] = why
-			if got := told[i]; got.Type != w.Type || got.Subject != ann || got.Hidden || got.At.IsZero() || !maps.Equal(got.Facts, w.Facts) {
-				t.Errorf("told %+v, want %+v", got, w)
-			}
-		}
+		h.toldOfStaff(ann,
+			events.Event{Type: events.StaffOpened, Facts: facts(eve, "support")},
+			events.Event{Type: events.StaffSuspended, Facts: facts(eve, "operator")},
+			events.Event{Type: events.StaffUnsuspended, Facts: facts(cliStaff, "operator")})
 	})
 }
 
@@ -286,20 +292,10 @@ func TestPromise_X3_KeysOfOthersTakeAReason(t *testing.T) {
 				t.Errorf("%s: told %+v", template, told)
 			}
 		}
-		told := h.happened.of("staff.")
-		want := []events.Event{
-			{Type: events.StaffMadeKey, Ref: made.ID}, {Type: events.StaffListedKeys},
-			{Type: events.StaffRevokedKey, Ref: made.ID}, {Type: events.StaffRevokedKey, Ref: made.ID},
-		}
-		if len(told) != len(want) {
-			t.Fatalf("told %+v", told)
-		}
 		facts := map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator", events.Reason: why}
-		for i, w := range want {
-			if got := told[i]; got.Type != w.Type || got.Ref != w.Ref || got.Subject != ann || got.Hidden || !maps.Equal(got.Facts, facts) {
-				t.Errorf("told %+v, want %+v", got, w)
-			}
-		}
+		h.toldOfStaff(ann,
+			events.Event{Type: events.StaffMadeKey, Ref: made.ID, Facts: facts}, events.Event{Type: events.StaffListedKeys, Facts: facts},
+			events.Event{Type: events.StaffRevokedKey, Ref: made.ID, Facts: facts}, events.Event{Type: events.StaffRevokedKey, Ref: made.ID, Facts: facts})
 	})
 }
 
@@ -480,8 +476,8 @@ func TestPromise_G2_EachFieldIsCorrectedAndTheOldValueIsGone(t *testing.T) {
 			t.Errorf("%+v, want %+v", u, want)
 		}
 		// Nothing finds the person by the old values, and others may have them.
-		for table, column := range map[string]string{"users": "email_lookup", "signups": "email_lookup", "mailed_links": "email_lookup"} {
-			if n := h.count(`SELECT count(*) FROM `+table+` WHERE `+column+` = ?`, h.emailLookup("wrong@example.org")); n != 0 {
+		for _, table := range []string{"users", "signups", "mailed_links"} {
+			if n := h.count(`SELECT count(*) FROM `+table+` WHERE email_lookup = ?`, h.emailLookup("wrong@example.org")); n != 0 {
 				t.Errorf("%s still finds the old address", table)
 			}
 		}

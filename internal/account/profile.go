@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -209,7 +208,7 @@ func (s *Service) UpdateUser(ctx context.Context, p Principal, change UserChange
 }
 
 func (p Profile) check() (fields []problem.Field) {
-	if utf8.RuneCountInString(p.Name) > nameLonger || !utf8.ValidString(p.Name) || strings.ContainsFunc(p.Name, unicode.IsControl) {
+	if !oneLine(p.Name, nameLonger) {
 		fields = append(fields, problem.Field{Location: "body.name", Message: fmt.Sprintf("must be at most %d characters in one line", nameLonger)})
 	}
 	return fields
@@ -264,27 +263,22 @@ func (s *Service) Objections(ctx context.Context, owner string) ([]subject.Objec
 
 // Object ends a use that rests on a legitimate interest, at once.
 func (s *Service) Object(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.changeObjection(ctx, p, purpose, events.ObjectionMade, func(tx *db.Tx) error {
+	return s.changeObjection(ctx, p, purpose, events.ObjectionMade, func(tx *db.Tx) (bool, error) {
 		return subject.Object(ctx, tx, p.Subject, purpose, s.clock.Now())
 	})
 }
 
 // WithdrawObjection allows the use again.
 func (s *Service) WithdrawObjection(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.changeObjection(ctx, p, purpose, events.ObjectionWithdrawn, func(tx *db.Tx) error {
+	return s.changeObjection(ctx, p, purpose, events.ObjectionWithdrawn, func(tx *db.Tx) (bool, error) {
 		return subject.WithdrawObjection(ctx, tx, p.Subject, purpose)
 	})
 }
 
 // changeObjection tells of it only when something changes.
-func (s *Service) changeObjection(ctx context.Context, p Principal, purpose subject.Purpose, what events.Type, f func(tx *db.Tx) error) error {
+func (s *Service) changeObjection(ctx context.Context, p Principal, purpose subject.Purpose, what events.Type, f func(tx *db.Tx) (changed bool, err error)) error {
 	return s.change(ctx, p, func(tx *db.Tx) error {
-		list, err := subject.Objections(ctx, tx, p.Subject)
-		if err != nil {
-			return err
-		}
-		stands := slices.ContainsFunc(list, func(o subject.Objection) bool { return o.Purpose == purpose && !o.At.IsZero() })
-		if err := f(tx); err != nil || stands == (what == events.ObjectionMade) {
+		if changed, err := f(tx); err != nil || !changed {
 			return err
 		}
 		return s.o.Events.Append(ctx, tx, events.Event{Type: what, Subject: p.Subject, At: s.clock.Now(),
@@ -318,7 +312,7 @@ func (s *Service) stopWork(ctx context.Context, tx *db.Tx, owner string, why eve
 // data. The answer tells them, and a mail says it to who should not have been told
 // by it.
 func (s *Service) Unrestrict(ctx context.Context, p Principal) error {
-	if err := s.fresh(p); err != nil {
+	if err := s.Proved(p); err != nil {
 		return err
 	}
 	return s.change(ctx, p, func(tx *db.Tx) error {

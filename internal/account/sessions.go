@@ -161,16 +161,21 @@ func (p Principal) Fresh(now time.Time) bool {
 	return p.SessionID != "" && now.Sub(p.FreshAt) < freshFor
 }
 
-// Proved refuses a session that did not prove lately who it is, ReauthNeeded, and
-// every key, Forbidden.
-func (s *Service) Proved(p Principal) error { return s.fresh(p) }
-
-// fresh is what every sensitive change asks for (OWASP ASVS 5.0, 7.5.1).
-func (s *Service) fresh(p Principal) error {
-	switch {
-	case p.SessionID == "":
+// inSession refuses a key.
+func (p Principal) inSession() error {
+	if p.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
-	case !p.Fresh(s.clock.Now()):
+	}
+	return nil
+}
+
+// Proved refuses a session that did not prove lately who it is, ReauthNeeded, and
+// every key, Forbidden: what every sensitive change asks for (OWASP ASVS 5.0, 7.5.1).
+func (s *Service) Proved(p Principal) error {
+	if err := p.inSession(); err != nil {
+		return err
+	}
+	if !p.Fresh(s.clock.Now()) {
 		return problem.New(problem.ReauthNeeded, "Prove again who you are before you change this.")
 	}
 	return nil

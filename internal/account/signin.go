@@ -238,8 +238,8 @@ func (s *Service) Reauthenticate(ctx context.Context, p Principal, c Client, cr 
 // proveThen asks a session for the credentials once more, and does what follows in
 // the transaction that uses them up.
 func (s *Service) proveThen(ctx context.Context, p Principal, c Client, cr Credentials, then func(*db.Tx, Method) error) error {
-	if p.SessionID == "" {
-		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
+	if err := p.inSession(); err != nil {
+		return err
 	}
 	buckets := s.knownBuckets(c, p.SessionID)
 	if cr.Password == "" && cr.Passkey != nil {

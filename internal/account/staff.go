@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"zimage/internal/db"
@@ -63,7 +62,7 @@ func (s *Service) act(ctx context.Context, staff Principal, owner string, what e
 
 func checkReason(reason string) (string, error) {
 	reason = strings.TrimSpace(reason)
-	if n := utf8.RuneCountInString(reason); n < reasonLeast || n > reasonMost || !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) {
+	if utf8.RuneCountInString(reason) < reasonLeast || !oneLine(reason, reasonMost) {
 		return "", problem.Invalid(problem.Field{Location: "body.reason", Message: fmt.Sprintf("must say why in %d to %d characters, in one line", reasonLeast, reasonMost)})
 	}
 	return reason, nil
@@ -235,7 +234,7 @@ func (s *Service) Unsuspend(ctx context.Context, staff Principal, owner, reason 
 // is no way back, so the session must be fresh.
 func (s *Service) CloseChild(ctx context.Context, staff Principal, owner, reason string) error {
 	if staff.Subject != cliStaff {
-		if err := s.fresh(staff); err != nil {
+		if err := s.Proved(staff); err != nil {
 			return err
 		}
 	}
@@ -281,22 +280,22 @@ type Disclosure struct {
 // Disclose keeps that a person's data was disclosed, for privacy officers and at
 // the machine. It hands nothing out.
 func (s *Service) Disclose(ctx context.Context, staff Principal, owner string, d Disclosure, reason string) error {
-	var fields []problem.Field
-	for _, f := range []struct {
-		name  string
-		value *string
-	}{{"case", &d.Case}, {"authority", &d.Authority}, {"scope", &d.Scope}} {
-		*f.value = strings.TrimSpace(*f.value)
-		if n := utf8.RuneCountInString(*f.value); n == 0 || n > disclosureMost || !utf8.ValidString(*f.value) || strings.ContainsFunc(*f.value, unicode.IsControl) {
-			fields = append(fields, problem.Field{Location: "body." + f.name, Message: fmt.Sprintf("must be there, with at most %d characters in one line", disclosureMost)})
-		}
-	}
 	roles := []Role{RolePrivacy}
 	if staff.Subject == cliStaff {
 		roles = append(roles, staff.Role)
 	}
 	if err := staff.may(roles...); err != nil {
 		return err
+	}
+	var fields []problem.Field
+	for _, f := range []struct {
+		name  string
+		value *string
+	}{{"case", &d.Case}, {"authority", &d.Authority}, {"scope", &d.Scope}} {
+		*f.value = strings.TrimSpace(*f.value)
+		if *f.value == "" || !oneLine(*f.value, disclosureMost) {
+			fields = append(fields, problem.Field{Location: "body." + f.name, Message: fmt.Sprintf("must be there, with at most %d characters in one line", disclosureMost)})
+		}
 	}
 	if len(fields) > 0 {
 		return problem.Invalid(fields...)

@@ -227,13 +227,15 @@ func (s *Service) full(ctx context.Context, b bucket) (time.Duration, error) {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, away(fmt.Errorf("look at a count: %w", err))
 	}
-	over := arrival - s.clock.Millis() - (b.burst-1)*b.interval.Milliseconds()
-	return time.Duration(max(over, 0)) * time.Millisecond, nil
+	return time.Duration(max(arrival-b.latest(s.clock.Millis()), 0)) * time.Millisecond, nil
 }
 
 func tooMany(wait time.Duration) error {
 	return problem.New(problem.RateLimited, "Too many attempts. Try again later.").After(wait)
 }
+
+// latest is how far ahead the arrival may lie for one more to be let in.
+func (b bucket) latest(now int64) int64 { return now + (b.burst-1)*b.interval.Milliseconds() }
 
 // takeOne is GCRA: arrival is when the next attempt would be on time if they
 // came one each interval, and it may lie at most burst intervals ahead. One
@@ -241,7 +243,7 @@ func tooMany(wait time.Duration) error {
 // how long to wait, 0 for counted.
 func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration, error) {
 	step := b.interval.Milliseconds()
-	latest := now + (b.burst-1)*step
+	latest := b.latest(now)
 	var arrival int64
 	err := tx.Get(ctx, &arrival, `INSERT INTO throttles (bucket, arrival) VALUES (?, ?)
 		ON CONFLICT (bucket) DO UPDATE SET arrival = `+db.Greatest(tx)+`(throttles.arrival, ?) + ?

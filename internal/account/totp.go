@@ -146,7 +146,7 @@ func factorRow(ctx context.Context, tx *db.Tx, owner string) (userFactors, error
 // they are, and whose session is still there: a reset of the password ends what a
 // thief is about to add.
 func (s *Service) changeFactors(ctx context.Context, p Principal, fn func(tx *db.Tx, u userFactors) error) error {
-	if err := s.fresh(p); err != nil {
+	if err := s.Proved(p); err != nil {
 		return err
 	}
 	err := s.db.Tx(ctx, func(tx *db.Tx) error {

@@ -30,6 +30,8 @@ import (
 	"github.com/jmoiron/sqlx"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"zimage/internal/problem"
 )
 
 // A Dialect is one of the two databases.
@@ -549,6 +551,15 @@ func IsUnique(err error) bool {
 		return lite.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || lite.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 	}
 	return false
+}
+
+// Unavailable marks the error of a database that is away, so that callers try
+// again. The end of the caller's own context gets no better by that.
+func Unavailable(err error) error {
+	if IsAway(err) && !errors.Is(err, context.DeadlineExceeded) {
+		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
+	}
+	return err
 }
 
 // IsAway reports whether err says that the database could not be reached, was

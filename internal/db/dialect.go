@@ -44,8 +44,11 @@ func Greatest(q Querier) string {
 }
 
 // Marks is "?, ?, ?" for n parameters, for IN lists and rows of values.
-func Marks(n int) string {
-	return strings.TrimSuffix(strings.Repeat("?, ", n), ", ")
+func Marks(n int) string { return Rows("?", n) }
+
+// Rows is a row of parameters such as "(?, ?)" n times, behind VALUES.
+func Rows(row string, n int) string {
+	return strings.TrimSuffix(strings.Repeat(row+", ", n), ", ")
 }
 
 // idLetters are what ids are made of behind their prefix, in the order of C.

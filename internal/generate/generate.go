@@ -7,7 +7,6 @@
 package generate
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -186,10 +185,7 @@ func away(err error) error {
 	if err == nil || errors.As(err, &p) {
 		return err
 	}
-	if db.IsAway(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
-	}
-	return err
+	return db.Unavailable(err)
 }
 
 func millis(ms int64) time.Time {

@@ -167,8 +167,7 @@ func (s *Service) removePages(ctx context.Context, owner string, until time.Time
 
 // What cannot be removed, and is passed over unless it was asked for by name.
 var (
-	errHeld  = problem.New(problem.Conflict, "A legal hold keeps this.")
-	passOver = []error{errNotFound, errNoImage, errRemoved, errHeld}
+	passOver = []error{errNotFound, errNoImage, errRemoved, subject.ErrHeld}
 )
 
 func passedOver(err error) bool {
@@ -208,7 +207,7 @@ func (s *Service) deleteSome(ctx context.Context, owner string, ids []string, st
 	return removed, away(err)
 }
 
-// remove turns a generation and its images into tombstones. It is errHeld when a
+// remove turns a generation and its images into tombstones. It is subject.ErrHeld when a
 // hold keeps it or an image of it, and errRemoved when somebody was first. Its
 // objects are the sweep's.
 func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) error {
@@ -228,7 +227,7 @@ func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) e
 		held, err = subject.Held(ctx, tx, "images", images...)
 	}
 	if err == nil && held {
-		err = errHeld
+		err = subject.ErrHeld
 	}
 	if err != nil {
 		return err
@@ -300,7 +299,7 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error 
 		held, err = subject.Held(ctx, tx, "images", i.ID)
 	}
 	if err == nil && held {
-		err = errHeld
+		err = subject.ErrHeld
 	}
 	if err != nil {
 		return err

@@ -39,17 +39,22 @@ func (l *strangers) enter(from account.Client, cut func()) *stranger {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := &stranger{from: account.Network(from.Addr), cut: cut}
-	all, reading := map[netip.Prefix]int{}, map[netip.Prefix]int{}
+	mine := 0
 	for _, one := range l.in {
-		all[one.from]++
-		if one.cut != nil {
-			reading[one.from]++
+		if one.from == s.from {
+			mine++
 		}
 	}
 	crowded := s.from
 	switch {
-	case s.from.IsValid() && all[s.from] >= l.ofNetwork: // those without an address are nobody's network
+	case s.from.IsValid() && mine >= l.ofNetwork: // those without an address are nobody's network
 	case len(l.in) >= l.most:
+		reading := map[netip.Prefix]int{}
+		for _, one := range l.in {
+			if one.cut != nil {
+				reading[one.from]++
+			}
+		}
 		for _, one := range l.in { // of those that have as many, the one that came first
 			if reading[one.from] > reading[crowded] {
 				crowded = one.from

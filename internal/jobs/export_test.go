@@ -35,12 +35,13 @@ func (w *Worker) Persist(ctx context.Context, try time.Duration, write func(cont
 	return w.persist(ctx, write)
 }
 
-// Shared is shared, for wishes of numbers that come to numbers.
+// Shared is shared, for numbers that come to numbers.
 type Shared struct{ s shared[int, int] }
 
-// Ask asks with all the wishes' numbers, which it changes into what they come to.
-func (s *Shared) Ask(in int, all func(numbers []int) error) (int, error) {
-	return s.s.ask(in, func(wishes []*wish[int, int]) error {
+// NewShared asks all with the numbers of those who ask, which it changes into what
+// they come to.
+func NewShared(all func(numbers []int) error) *Shared {
+	return &Shared{shared[int, int]{all: func(wishes []*wish[int, int]) error {
 		var numbers []int
 		for _, w := range wishes {
 			numbers = append(numbers, w.in)
@@ -50,8 +51,11 @@ func (s *Shared) Ask(in int, all func(numbers []int) error) (int, error) {
 			w.out = numbers[i]
 		}
 		return err
-	})
+	}}}
 }
+
+// Ask asks with a number.
+func (s *Shared) Ask(in int) (int, error) { return s.s.ask(in) }
 
 // Claiming counts the slots of a worker that wait for the claim that is on its way.
 func (w *Worker) Claiming() (n int) {
@@ -79,7 +83,7 @@ func (w *Worker) Succeed(ctx context.Context, list ...Job) []error {
 		n = len(w.ends.waiting)
 		w.ends.mu.Unlock()
 	}
-	w.ends.round(w.succeedAll)
+	w.ends.round()
 	ends.Wait()
 	return errs
 }

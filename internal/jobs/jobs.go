@@ -386,11 +386,6 @@ func (q *Queue) claim(ctx context.Context, lane, worker string, n int) (list []J
 	slices.SortFunc(list, func(a, b Job) int { // RETURNING has no order
 		return cmp.Or(cmp.Compare(a.VStart, b.VStart), cmp.Compare(a.ID, b.ID))
 	})
-	if len(list) > 0 {
-		q.metrics.claimLatency.WithLabelValues(lane).Observe(time.Since(started).Seconds())
-	}
-	for _, j := range list {
-		q.metrics.claimed(j, now)
-	}
+	q.metrics.claimed(lane, list, time.Since(started), now)
 	return list, nil
 }

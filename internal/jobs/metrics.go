@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -63,9 +64,14 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-func (m *Metrics) claimed(j Job, now int64) {
-	if j.Attempt == 1 {
-		m.pickup.WithLabelValues(j.Lane).Observe(float64(now-max(j.CreatedAt, j.RunAfter)) / 1000)
+func (m *Metrics) claimed(lane string, list []Job, took time.Duration, now int64) {
+	if len(list) > 0 {
+		m.claimLatency.WithLabelValues(lane).Observe(took.Seconds())
+	}
+	for _, j := range list {
+		if j.Attempt == 1 {
+			m.pickup.WithLabelValues(lane).Observe(float64(now-max(j.CreatedAt, j.RunAfter)) / 1000)
+		}
 	}
 }
 

@@ -8,8 +8,13 @@ import (
 // shared lets those who want the same thing of the database at the same time ask
 // together. The first asks at once; those who come while that is on its way ask as
 // one when it is back. So nobody waits for company, and the more there is to do, the
-// less each costs. The zero value is ready.
+// less each costs.
 type shared[In, Out any] struct {
+	// all is given one to maxTogether wishes and sets what each came to; its error,
+	// or its panic, is everybody's. It runs on anybody's goroutine and everybody waits
+	// for it, so it bounds its own time, and shortly.
+	all func([]*wish[In, Out]) error
+
 	mu      sync.Mutex
 	waiting []*wish[In, Out]
 	asking  bool
@@ -26,11 +31,8 @@ type wish[In, Out any] struct {
 // maxTogether bounds how many ask as one, and with it the size of a statement.
 const maxTogether = 64
 
-// ask has in answered by all, which is given one to maxTogether wishes and sets what
-// each came to; its error, or its panic, is everybody's. all may run on another's
-// goroutine and everybody waits for it, so it bounds its own time, and shortly; it is
-// the same for all who ask.
-func (s *shared[In, Out]) ask(in In, all func([]*wish[In, Out]) error) (Out, error) {
+// ask has in answered, perhaps together with others'.
+func (s *shared[In, Out]) ask(in In) (Out, error) {
 	mine := &wish[In, Out]{in: in, granted: make(chan struct{})}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, mine)
@@ -38,7 +40,7 @@ func (s *shared[In, Out]) ask(in In, all func([]*wish[In, Out]) error) (Out, err
 	s.asking = true
 	s.mu.Unlock()
 	if first {
-		s.round(all)
+		s.round()
 	}
 	<-mine.granted
 	return mine.out, mine.err
@@ -46,13 +48,13 @@ func (s *shared[In, Out]) ask(in In, all func([]*wish[In, Out]) error) (Out, err
 
 // round asks for those who wait now, and sees to it that those who came meanwhile
 // are next.
-func (s *shared[In, Out]) round(all func([]*wish[In, Out]) error) {
+func (s *shared[In, Out]) round() {
 	s.mu.Lock()
 	n := min(len(s.waiting), maxTogether)
 	wishes := s.waiting[:n:n]
 	s.waiting = s.waiting[n:]
 	s.mu.Unlock()
-	err := recovered(func() error { return all(wishes) })
+	err := recovered(func() error { return s.all(wishes) })
 	for _, w := range wishes {
 		w.err = err
 		close(w.granted)
@@ -60,7 +62,7 @@ func (s *shared[In, Out]) round(all func([]*wish[In, Out]) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.asking = len(s.waiting) > 0; s.asking {
-		go s.round(all)
+		go s.round()
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var s jobs.Shared
 		var calls [][]int
 		first := make(chan struct{})
 		broken := errors.New("away")
@@ -33,11 +32,12 @@ func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 			}
 			return nil
 		}
+		s := jobs.NewShared(all)
 		var asked sync.WaitGroup
 		ask := func(from, to int, expected error) {
 			for n := from; n <= to; n++ {
 				asked.Go(func() {
-					if got, err := s.Ask(n, all); err == nil && got != 10*n || !errors.Is(err, expected) {
+					if got, err := s.Ask(n); err == nil && got != 10*n || !errors.Is(err, expected) {
 						t.Errorf("%d came to %d (%v), expected %v", n, got, err, expected)
 					}
 				})
@@ -58,7 +58,7 @@ func TestWishesAtTheSameTimeAreAskedTogether(t *testing.T) {
 			t.Errorf("asked %d times in the end", len(calls))
 		}
 		// A panic is told, and nobody waits for ever.
-		if _, err := s.Ask(72, all); err == nil || strings.Contains(err.Error(), "mercy") {
+		if _, err := s.Ask(72); err == nil || strings.Contains(err.Error(), "mercy") {
 			t.Errorf("a panic comes to %v", err)
 		}
 		ask(73, 73, nil)

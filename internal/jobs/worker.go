@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -183,7 +182,7 @@ func (r *Run) Complete(ctx context.Context, fn func(ctx context.Context, tx *db.
 // that somebody else is at must not cost the others their lease. Who was not marked,
 // for that or because its attempt no longer counts, asks by itself.
 func (w *Worker) succeed(ctx context.Context, j Job) error {
-	if marked, err := w.ends.ask(j, w.succeedAll); err == nil && marked {
+	if marked, err := w.ends.ask(j); err == nil && marked {
 		return nil
 	}
 	return w.queue.mark(ctx, w.queue.db, j, Succeeded, "")
@@ -196,10 +195,9 @@ func (w *Worker) succeedAll(ended []*wish[Job, bool]) error {
 	for _, e := range ended {
 		args = append(args, e.in.ID, e.in.Attempt)
 	}
-	pairs := strings.Repeat("(?, CAST(? AS integer)), ", len(ended))
 	var marked []Job
 	err := w.queue.db.SelectWrite(ctx, &marked, `UPDATE jobs SET state = 'succeeded', error_code = '', finished_at = ?, lease_until = 0
-		WHERE (id, attempt) IN (VALUES `+strings.TrimSuffix(pairs, ", ")+`) AND state = 'running' RETURNING id, attempt`, args...)
+		WHERE (id, attempt) IN (VALUES `+db.Rows("(?, CAST(? AS integer))", len(ended))+`) AND state = 'running' RETURNING id, attempt`, args...)
 	if err != nil {
 		return err
 	}
@@ -249,16 +247,19 @@ func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
 		queue: q, id: db.NewID("wrk", q.clock.Now()), shutdown: shutdown, try: completeTimeout,
 		running: map[string]*Run{}, unanswered: map[string]time.Time{},
 	}
+	w.ends.all = w.succeedAll
 	w.log = q.log.With("worker", w.id)
 	for _, l := range lanes {
 		if l.CheckInterval == 0 {
 			l.CheckInterval = 250 * time.Millisecond
 		}
-		w.lanes = append(w.lanes, &lane{
+		served := &lane{
 			Lane: l, worker: w, wake: make(chan struct{}, 1),
 			// A result that cannot be stored yet waits in memory: this bounds how many.
 			inflight: make(chan struct{}, 3*l.Slots.Size()+2),
-		})
+		}
+		served.claims.all = served.claimAll
+		w.lanes = append(w.lanes, served)
 	}
 	return w
 }
@@ -354,7 +355,7 @@ type lane struct {
 	inflight chan struct{}
 	loops    sync.WaitGroup
 	active   atomic.Int64
-	claims   shared[struct{}, *Job]
+	claims   shared[context.Context, *Job]
 	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
 }
 
@@ -415,36 +416,37 @@ func (l *lane) serve(ctx context.Context) {
 // that claim at the same time share one statement. None begins once ctx has ended,
 // and none is cut off by that: a job claimed with nobody to hear of it would wait for
 // its lease to pass.
-func (l *lane) claim(ctx context.Context) (*Job, error) {
-	return l.claims.ask(struct{}{}, func(slots []*wish[struct{}, *Job]) error {
-		if err := ctx.Err(); err != nil { // of all loops of this lane
-			return err
+func (l *lane) claim(ctx context.Context) (*Job, error) { return l.claims.ask(ctx) }
+
+func (l *lane) claimAll(slots []*wish[context.Context, *Job]) error {
+	ctx := slots[0].in // all loops of this lane have the same
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
+	defer cancel()
+	// Each claims under a name of its own, so that the jobs of a claim that was
+	// not answered can be told from those that run or are being claimed.
+	w := l.worker
+	name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
+	answered := false
+	defer func() {
+		if !answered {
+			w.mu.Lock()
+			w.unanswered[name] = time.Now()
+			w.mu.Unlock()
 		}
-		ctx, cancel := context.WithTimeout(db.Urgent(context.WithoutCancel(ctx)), Renew)
-		defer cancel()
-		// Each claims under a name of its own, so that the jobs of a claim that was
-		// not answered can be told from those that run or are being claimed.
-		w := l.worker
-		name := w.id + "/" + strconv.FormatInt(w.claims.Add(1), 36)
-		answered := false
-		defer func() {
-			if !answered {
-				w.mu.Lock()
-				w.unanswered[name] = time.Now()
-				w.mu.Unlock()
-			}
-		}()
-		list, err := w.queue.claim(ctx, l.Name, name, len(slots))
-		if err != nil {
-			w.log.Warn("claim failed", "lane", l.Name, "error", err)
-			return err
-		}
-		for i := range list {
-			slots[i].out = &list[i]
-		}
-		answered = true
-		return nil
-	})
+	}()
+	list, err := w.queue.claim(ctx, l.Name, name, len(slots))
+	if err != nil {
+		w.log.Warn("claim failed", "lane", l.Name, "error", err)
+		return err
+	}
+	for i := range list {
+		slots[i].out = &list[i]
+	}
+	answered = true
+	return nil
 }
 
 // keepUnanswered is how long a claim without an answer may still turn out to have

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -211,7 +210,7 @@ func (l *Ledger) Entries(ctx context.Context, subject, cursor string, limit int)
 	}
 	var rows []entryRow
 	if err := l.o.DB.Select(ctx, &rows, query+` ORDER BY d.entry_id DESC LIMIT ?`, append(args, limit+1)...); err != nil {
-		return nil, "", ledgerAway(err)
+		return nil, "", db.Unavailable(err)
 	}
 	if len(rows) > limit {
 		rows = rows[:limit]
@@ -221,12 +220,12 @@ func (l *Ledger) Entries(ctx context.Context, subject, cursor string, limit int)
 	for _, r := range rows {
 		d, err := l.open(ctx, r)
 		if err != nil && !errors.Is(err, errUnfit) {
-			return nil, "", ledgerAway(err)
+			return nil, "", db.Unavailable(err)
 		}
 		e := LedgerEntry{ID: r.ID, Kind: events.Type(r.Kind), At: time.UnixMilli(r.At).UTC(), Sealed: r.Sequence.Valid, Damaged: d == nil}
 		if d != nil {
 			e.Ref, e.Facts = d.Ref, d.Facts
-			maps.DeleteFunc(e.Facts, func(f events.Fact, _ string) bool { return f == events.Staff })
+			delete(e.Facts, events.Staff)
 		}
 		list = append(list, e)
 	}
@@ -235,11 +234,4 @@ func (l *Ledger) Entries(ctx context.Context, subject, cursor string, limit int)
 
 func (l *Ledger) cursor(subject, id string) string {
 	return id + "." + l.o.Vault.Lookup("ledger cursor", subject+"\x00"+id)[:24]
-}
-
-func ledgerAway(err error) error {
-	if db.IsAway(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
-	}
-	return err
 }

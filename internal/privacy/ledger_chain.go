@@ -28,6 +28,9 @@ type batchRow struct {
 	Signature []byte `db:"signature"`
 }
 
+// noBatch is what the first batch follows.
+func noBatch() batchRow { return batchRow{First: 1, Hash: make([]byte, sha256.Size)} }
+
 const selectBatch = `SELECT number, first, entries, at, hash, signature FROM ledger_batches `
 
 // sum begins the hash of a batch that follows another one.
@@ -113,7 +116,7 @@ func (l *Ledger) sealBatch(ctx context.Context) (n int, err error) {
 
 // last is the newest batch; before the first one, an empty one that it can follow.
 func (l *Ledger) last(ctx context.Context, q db.Querier) (batchRow, error) {
-	b := batchRow{First: 1, Hash: make([]byte, sha256.Size)}
+	b := noBatch()
 	err := q.Get(ctx, &b, selectBatch+`ORDER BY number DESC LIMIT 1`)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
@@ -136,7 +139,7 @@ type Checkpoint struct {
 func (l *Ledger) Checkpoint(ctx context.Context) (Checkpoint, error) {
 	b, err := l.last(ctx, l.o.DB)
 	if err != nil {
-		return Checkpoint{}, ledgerAway(err)
+		return Checkpoint{}, db.Unavailable(err)
 	}
 	if b.Number == 0 {
 		return Checkpoint{}, problem.New(problem.NotFound, "Nothing has been sealed yet.")
@@ -189,7 +192,7 @@ func (l *Ledger) Verify(ctx context.Context, held *Checkpoint, progress func(ent
 			return r, errors.New("the checkpoint's signature does not fit: it was changed, and proves nothing")
 		}
 	}
-	before := batchRow{First: 1, Hash: make([]byte, sha256.Size)}
+	before := noBatch()
 	for after := int64(math.MinInt64); ; after = before.Number { // one below the first is wrong too
 		var batches []batchRow
 		if err := l.o.DB.Select(ctx, &batches, selectBatch+`WHERE number > ? ORDER BY number LIMIT 100`, after); err != nil {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -376,7 +375,7 @@ func TestCheckpointsAreReadAsTheyAreWritten(t *testing.T) {
 				t.Errorf("%q was taken", wrong)
 			}
 		}
-		if ed25519.Verify(read.PublicKey, []byte("another message"), read.Signature) {
+		if read.Batch++; read.Genuine() {
 			t.Error("the signature fits everything")
 		}
 	})

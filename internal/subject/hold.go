@@ -79,7 +79,7 @@ func find(table string, ids ...string) (string, []any) {
 			subject, purpose, _ := strings.Cut(id, ":")
 			args = append(args, subject, purpose)
 		}
-		return `(subject, purpose) IN (VALUES ` + strings.TrimSuffix(strings.Repeat("(?, ?), ", len(ids)), ", ") + `)`, args
+		return `(subject, purpose) IN (VALUES ` + db.Rows("(?, ?)", len(ids)) + `)`, args
 	}
 	for _, id := range ids {
 		args = append(args, id)
@@ -108,12 +108,15 @@ func Held(ctx context.Context, tx *db.Tx, table string, ids ...string) (bool, er
 	return len(free) < len(ids), err
 }
 
-// AskHeld is Held for a deletion or change that its caller is told of: Conflict
-// when a hold keeps the record.
+// ErrHeld is what whoever wants to delete or change a held record is told.
+var ErrHeld = problem.New(problem.Conflict, "A legal hold keeps this.")
+
+// AskHeld is Held for a deletion or change that its caller is told of: ErrHeld when
+// a hold keeps the record.
 func AskHeld(ctx context.Context, tx *db.Tx, table, record string) error {
 	held, err := Held(ctx, tx, table, record)
 	if err == nil && held {
-		err = problem.New(problem.Conflict, "A legal hold keeps this.")
+		err = ErrHeld
 	}
 	return err
 }

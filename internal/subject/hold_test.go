@@ -141,7 +141,8 @@ func TestHoldsAreForRecords(t *testing.T) {
 
 func withdraw(d *db.DB) error {
 	return d.Tx(context.Background(), func(tx *db.Tx) error {
-		return subject.WithdrawObjection(context.Background(), tx, "sub_a", subject.Statistics)
+		_, err := subject.WithdrawObjection(context.Background(), tx, "sub_a", subject.Statistics)
+		return err
 	})
 }
 

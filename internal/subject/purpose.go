@@ -265,27 +265,28 @@ type Objection struct {
 
 // Object ends a use that rests on legitimate interests, at once; InvalidRequest
 // for a purpose that does not. Objecting twice changes nothing.
-func Object(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, now time.Time) error {
+func Object(ctx context.Context, tx *db.Tx, subject string, purpose Purpose, now time.Time) (changed bool, err error) {
 	if !rules[purpose].objectable {
-		return problem.Invalid(problem.Field{Location: "purpose", Message: "does not rest on a legitimate interest"})
+		return false, problem.Invalid(problem.Field{Location: "purpose", Message: "does not rest on a legitimate interest"})
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO objections (subject, purpose, at) VALUES (?, ?, ?) ON CONFLICT (subject, purpose) DO NOTHING`,
+	n, err := tx.Exec(ctx, `INSERT INTO objections (subject, purpose, at) VALUES (?, ?, ?) ON CONFLICT (subject, purpose) DO NOTHING`,
 		subject, purpose, now.UnixMilli())
 	if err != nil {
-		return fmt.Errorf("keep an objection: %w", err)
+		return false, fmt.Errorf("keep an objection: %w", err)
 	}
-	return nil
+	return n == 1, nil
 }
 
 // WithdrawObjection allows the use again; Conflict when the objection is held.
-func WithdrawObjection(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) error {
+func WithdrawObjection(ctx context.Context, tx *db.Tx, subject string, purpose Purpose) (changed bool, err error) {
 	if err := AskHeld(ctx, tx, "objections", ObjectionRecord(subject, purpose)); err != nil {
-		return err
+		return false, err
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM objections WHERE subject = ? AND purpose = ?`, subject, purpose); err != nil {
-		return fmt.Errorf("withdraw an objection: %w", err)
+	n, err := tx.Exec(ctx, `DELETE FROM objections WHERE subject = ? AND purpose = ?`, subject, purpose)
+	if err != nil {
+		return false, fmt.Errorf("withdraw an objection: %w", err)
 	}
-	return nil
+	return n == 1, nil
 }
 
 // Objections lists every purpose that can be objected to.

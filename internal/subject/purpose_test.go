@@ -126,7 +126,8 @@ func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {
 		expect(t, "before", subject.May(ctx, d, "sub_a", subject.Statistics), ok)
 		for range 2 { // objecting twice changes nothing
 			change(t, d, func(ctx context.Context, tx *db.Tx) error {
-				return subject.Object(ctx, tx, "sub_a", subject.Statistics, now)
+				_, err := subject.Object(ctx, tx, "sub_a", subject.Statistics, now)
+				return err
 			})
 		}
 		err := subject.May(ctx, d, "sub_a", subject.Statistics)
@@ -137,10 +138,11 @@ func TestPromise_G7_AnObjectionStopsTheUseAtOnce(t *testing.T) {
 		expect(t, "another's", subject.May(ctx, d, "sub_b", subject.Statistics), ok)
 		expect(t, "another use", subject.May(ctx, d, "sub_a", subject.Generate), ok)
 		change(t, d, func(ctx context.Context, tx *db.Tx) error {
-			return subject.WithdrawObjection(ctx, tx, "sub_a", subject.Statistics)
+			_, err := subject.WithdrawObjection(ctx, tx, "sub_a", subject.Statistics)
+			return err
 		})
 		expect(t, "withdrawn", subject.May(ctx, d, "sub_a", subject.Statistics), ok)
-		expect(t, "what rests on the contract", d.Tx(ctx, func(tx *db.Tx) error { return subject.Object(ctx, tx, "sub_a", subject.Generate, now) }), problem.InvalidRequest)
+		expect(t, "what rests on the contract", d.Tx(ctx, func(tx *db.Tx) error { _, err := subject.Object(ctx, tx, "sub_a", subject.Generate, now); return err }), problem.InvalidRequest)
 	})
 }
 

@@ -173,7 +173,7 @@ func (v *Vault) await(ctx context.Context, o RotateOptions, root string) error {
 			told = true
 		}
 		if time.Now().After(ends) {
-			return fmt.Errorf("these processes do not have root %s yet: %s. Give each the key ring %s as it is now, restart those whose file was not replaced under them, and run this again; until then nothing is wrapped with the new root",
+			return fmt.Errorf("these processes do not have root %s yet: %s. Give each the key ring %s as it is now, restart those whose file was not replaced under them, and run this again; until then nothing is wrapped anew",
 				root, lacking, v.roots.path)
 		}
 		select {

@@ -113,7 +113,7 @@ func text(n *html.Node) string {
 	return strings.TrimSpace(b.String())
 }
 
-// find is the only element for which ok holds; nil when there is none.
+// find is the first element for which ok holds; nil when there is none.
 func find(from *html.Node, ok func(*html.Node) bool) *html.Node {
 	for n := range from.Descendants() {
 		if n.Type == html.ElementNode && ok(n) {
