@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,6 +64,9 @@ type App struct {
 
 	Accounts *account.Service
 	Generate *generate.Service
+	Privacy  *privacy.Service
+
+	restored atomic.Bool // the main database lacks erasures that were done: nothing may be served from it
 
 	closers []func() error
 }
@@ -96,7 +100,8 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	if a.keys, err = a.openDatabase(ctx, "KEYS_DATABASE_URL", c.KeysDatabaseURL, name, vault.Migrations()); err != nil {
 		return nil, err
 	}
-	if err := checkMap(ctx, a.db, a.keys); err != nil {
+	dataMap, err := checkMap(ctx, a.db, a.keys)
+	if err != nil {
 		return nil, err
 	}
 	if _, err := a.clock.Sync(ctx, a.db.Now); err != nil {
@@ -120,7 +125,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.bell = jobs.NewBell(a.redis, metrics)
 	a.closing(func() error { a.bell.Close(); return nil })
 	a.queue = jobs.New(a.db, a.clock, a.bell, metrics, a.log)
-	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) })
+	happened := events.New(
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Privacy.Happened(ctx, tx, e) })
 	transport, err := mailTransport(c, a.clock)
 	if err != nil {
 		return nil, err
@@ -144,6 +151,13 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	})
 	a.closing(func() error { a.Generate.Close(); return nil })
 	a.vault = v
+	a.Privacy = privacy.New(privacy.Options{
+		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail,
+		Map: dataMap, Log: a.log, Registry: a.registry,
+	})
+	if err := a.findRestored(ctx); err != nil {
+		return nil, err
+	}
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
 		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -198,12 +212,12 @@ func (a *App) openDatabase(ctx context.Context, variable, address, name string, 
 }
 
 // checkMap refuses databases that hold what the data map does not describe.
-func checkMap(ctx context.Context, main, keys *db.DB) error {
+func checkMap(ctx context.Context, main, keys *db.DB) (*privacy.Map, error) {
 	m, err := privacy.DataMap()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(m.Check(ctx, main, privacy.StoreMain), m.Check(ctx, keys, privacy.StoreKeys))
+	return m, errors.Join(m.Check(ctx, main, privacy.StoreMain), m.Check(ctx, keys, privacy.StoreKeys))
 }
 
 func (a *App) openObjects(ctx context.Context) error {
@@ -390,4 +404,36 @@ func (a *App) lanes() []string {
 		return a.config.Lanes
 	}
 	return append(a.engines.Lanes(), jobs.Housekeeping)
+}
+
+// findRestored looks whether the main database knows every erasure of the journal.
+// One that was restored from before an erasure does not.
+func (a *App) findRestored(ctx context.Context) error {
+	n, err := a.Privacy.Unreplayed(ctx)
+	if err != nil {
+		return err
+	}
+	if restored := n > 0; a.restored.Swap(restored) != restored {
+		if restored {
+			a.log.Error("the main database does not know erasures that were done, as if it was restored: nothing is served until `zimage erasure replay` has run", "erasures", n)
+		} else {
+			a.log.Info("the main database knows every erasure again")
+		}
+	}
+	return nil
+}
+
+// awaitReplay waits until erasures that a restored database lacks are replayed.
+func (a *App) awaitReplay(ctx context.Context) error {
+	for a.restored.Load() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Second):
+		}
+		if err := a.findRestored(ctx); err != nil {
+			a.log.Debug("could not look for erasures to replay", "error", err)
+		}
+	}
+	return nil
 }

@@ -195,7 +195,7 @@ func (d doctor) database(ctx context.Context, part, variable, address string, mi
 // dataMap checks what nobody could export or erase.
 func (d doctor) dataMap(ctx context.Context, main, keys *db.DB) {
 	const part = "data map"
-	switch err := checkMap(ctx, main, keys); {
+	switch _, err := checkMap(ctx, main, keys); {
 	case errors.Is(err, privacy.ErrMap):
 		d.bad(part, err, "move a table or column of your own elsewhere, on PostgreSQL into a schema of its own; for one of the service's run the version that made it")
 	case err != nil:

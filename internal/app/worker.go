@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -22,6 +23,9 @@ const mailSlots = 4
 // runWorker serves this process's lanes until ctx ends, then drains: it
 // finishes, within the shutdown time or until abort is closed, or releases.
 func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
+	if a.awaitReplay(ctx) != nil {
+		return nil // stopped before there was anything to do
+	}
 	fleet, err := engine.NewFleet(a.engines, a.lanes(), a.open, engine.FleetOptions{Clock: a.clock, Log: a.log})
 	if err != nil {
 		return err
@@ -62,7 +66,13 @@ const kindKeySweep = "account:sweep"
 
 func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 	n, err := a.vault.SweepUnowned(ctx, 24*time.Hour, func(subjects []string) (map[string]bool, error) {
-		return a.Accounts.Owned(ctx, subjects)
+		owned, err := a.Accounts.Owned(ctx, subjects)
+		if err != nil {
+			return nil, err
+		}
+		kept, err := a.Privacy.Owned(ctx, subjects)
+		maps.Copy(owned, kept)
+		return owned, err
 	})
 	if n > 0 {
 		a.log.Info("keysets without an account were destroyed", "keysets", n)
@@ -75,6 +85,12 @@ func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 
 // runScheduler keeps queue and schedules in order until ctx ends.
 func (a *App) runScheduler(ctx context.Context) error {
+	if a.awaitReplay(ctx) != nil {
+		return nil
+	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { a.Privacy.Tend(ctx) })
 	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)

@@ -126,7 +126,7 @@ func TestAccessEndsOnEveryProcess(t *testing.T) {
 	ended = stream(two, c.Key)
 	closed := ask(one, http.MethodDelete, "/v1/account", "", in.Cookies()[0].Value, `{"password":"correct horse battery staple"}`)
 	_ = closed.Body.Close()
-	if closed.StatusCode != http.StatusNoContent {
+	if closed.StatusCode != http.StatusAccepted {
 		t.Fatalf("closing is answered %d", closed.StatusCode)
 	}
 	refused("a key of a closed account", time.Now(), c.Key, ended)

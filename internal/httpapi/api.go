@@ -25,6 +25,7 @@ import (
 	"zimage/internal/account"
 	"zimage/internal/clock"
 	"zimage/internal/generate"
+	"zimage/internal/privacy"
 )
 
 // Options for New. What does not say otherwise is required.
@@ -32,6 +33,9 @@ type Options struct {
 	Generate *generate.Service
 	Watchers *generate.Watchers // runs beside, for those who wait and stream
 	Accounts *account.Service
+	Privacy  *privacy.Service
+	// Closed says that nothing may be served yet, but the probes. Nil: never.
+	Closed func() bool
 	// Redis shares the rate limits between processes. Nil, or away: each process
 	// counts for itself.
 	Redis    redis.UniversalClient

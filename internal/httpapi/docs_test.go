@@ -44,6 +44,7 @@ func validates(t *testing.T, a *API, what string, s *huma.Schema, v any) {
 var openRoutes = []string{
 	"POST /v1/account", "POST /v1/account/confirm", "POST /v1/account/email/confirm",
 	"POST /v1/account/password/reset", "POST /v1/account/password/reset/confirm",
+	"GET /v1/privacy/receipts/{id}", "POST /v1/privacy/receipts/{id}",
 	"POST /v1/session", "POST /v1/session/passkey", "POST /v1/session/passkey/challenge",
 }
 

@@ -23,6 +23,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
@@ -92,16 +93,23 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	queue := jobs.New(d, c, bell, measured, log)
 	cfg := engine.DefaultConfig()
 	var rooms *generate.Service
-	happened := events.New(func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) })
+	var own *privacy.Service
+	happened := events.New(
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) })
 	rooms = generate.New(generate.Options{
 		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
 	})
 	t.Cleanup(rooms.Close)
+	letters := mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log})
+	dataMap, err := privacy.DataMap()
+	must(err)
+	own = privacy.New(privacy.Options{DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Map: dataMap, Log: log})
 	accounts := account.New(account.Options{
 		DB: d, Vault: v, Clock: c, Log: log, Events: happened, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
-		Mail:     mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log}),
+		Mail:     letters,
 	})
 	watchers := rooms.NewWatchers()
 
@@ -159,6 +167,6 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
 	r.accounts, r.vault = accounts, v
-	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Redis: client, Log: log, Clock: c})
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Privacy: own, Redis: client, Log: log, Clock: c})
 	return r
 }

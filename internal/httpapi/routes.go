@@ -45,6 +45,9 @@ func (a *API) routes() {
 	add(a, http.MethodPut, "/v1/account/restriction", inSession, restrictDoc, a.restrict)
 	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
 
+	add(a, http.MethodGet, "/v1/privacy/receipts/{id}", public, receiptDoc, a.getReceipt)
+	add(a, http.MethodPost, "/v1/privacy/receipts/{id}", public, openReceiptDoc, a.openReceipt)
+
 	add(a, http.MethodPost, "/v1/account/totp", inSession, beginTOTPDoc, a.beginTOTP)
 	add(a, http.MethodPost, "/v1/account/totp/confirm", inSession, confirmTOTPDoc, a.confirmTOTP)
 	add(a, http.MethodDelete, "/v1/account/totp", inSession, removeTOTPDoc, a.removeTOTP)
