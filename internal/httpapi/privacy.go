@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"net/http"
 
@@ -24,19 +23,23 @@ type receiptKeyView struct {
 
 // signedReceiptView is the receipt as it was signed, beside its signature.
 type signedReceiptView struct {
-	Receipt   map[string]any `json:"receipt" doc:"What was done and what is left: state (open or complete), steps, stores with what was deleted and what was counted there at the end, the two dates of the key, processors, exceptions with basis and end."`
-	Signature string         `json:"signature,omitempty" contentEncoding:"base64" doc:"Ed25519, over the receipt without white space. Left out while it is open."`
-	PublicKey string         `json:"public_key,omitempty" contentEncoding:"base64" doc:"Of the installation."`
+	Receipt   verbatim `json:"receipt" doc:"What was done and what is left: state (open or complete), steps, stores with what was deleted and what was counted there at the end, the two dates of the key, processors, exceptions with basis and end."`
+	Signature []byte   `json:"signature,omitempty" doc:"Ed25519, over the receipt without white space. Left out while it is open."`
+	PublicKey []byte   `json:"public_key,omitempty" doc:"Of the installation."`
 }
 
-// signedReceipt keeps the receipt's own bytes, which are what was signed.
-type signedReceipt struct {
-	Receipt   json.RawMessage `json:"receipt"`
-	Signature string          `json:"signature,omitempty"`
-	PublicKey string          `json:"public_key,omitempty"`
+// verbatim is JSON that goes out by its own bytes, which are what was signed.
+type verbatim json.RawMessage
+
+// MarshalJSON is asked by the encoder.
+func (v verbatim) MarshalJSON() ([]byte, error) { return v, nil }
+
+// Schema is asked by huma.
+func (verbatim) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
 }
 
-type receiptOutput struct{ Body signedReceipt }
+type receiptOutput struct{ Body signedReceiptView }
 
 type receiptInput struct {
 	ID string `path:"id" doc:"Of the receipt." example:"era_06f3k2m9v0q8r5w1x4y7z2a6bc"`
@@ -80,22 +83,18 @@ func (a *API) receipt(ctx context.Context, id, secret string) (*receiptOutput, e
 	if err != nil {
 		return nil, err
 	}
-	return &receiptOutput{Body: signedReceipt{
-		Receipt: signed.Receipt, Signature: base64.StdEncoding.EncodeToString(signed.Signature), PublicKey: base64.StdEncoding.EncodeToString(signed.PublicKey),
-	}}, nil
+	return &receiptOutput{Body: signedReceiptView{Receipt: verbatim(signed.Receipt), Signature: signed.Signature, PublicKey: signed.PublicKey}}, nil
 }
 
 var (
 	sampleClosed  = closedView{Receipt: receiptKeyView{ID: "era_06f3k2m9v0q8r5w1x4y7z2a6bc", Secret: "zr_…"}}
 	sampleReceipt = signedReceiptView{
-		Receipt: map[string]any{
-			"format": privacy.ReceiptFormat, "id": "era_06f3k2m9v0q8r5w1x4y7z2a6bc", "state": "complete", "subject": "sub_06f3k2m9v0q8r5w1x4y7z2a6bc",
-			"requested_at": sampleAt, "due_at": sampleAt.AddDate(0, 0, 30), "completed_at": sampleAt.AddDate(0, 0, 1), "issued_at": sampleAt.AddDate(0, 0, 1),
-			"steps":  []any{map[string]any{"step": "key_destroyed", "at": sampleAt}},
-			"key":    map[string]any{"removed_at": sampleAt, "unrecoverable_at": sampleAt.AddDate(0, 0, 28)},
-			"stores": []any{map[string]any{"store": "main", "name": "images", "deleted": 12, "left": 0}}, "processors": []any{}, "exceptions": []any{},
-		},
-		Signature: "q83v…", PublicKey: "mFp1…",
+		Receipt: verbatim(`{"format":"` + privacy.ReceiptFormat + `","id":"era_06f3k2m9v0q8r5w1x4y7z2a6bc","state":"complete","subject":"sub_06f3k2m9v0q8r5w1x4y7z2a6bc",
+			"requested_at":"2026-01-15T09:30:00Z","due_at":"2026-02-14T09:30:00Z","completed_at":"2026-01-15T09:36:00Z","issued_at":"2026-01-15T09:36:00Z",
+			"steps":[{"step":"key_destroyed","at":"2026-01-15T09:31:00Z"}],
+			"key":{"removed_at":"2026-01-15T09:31:00Z","unrecoverable_at":"2026-02-12T09:31:00Z"},
+			"stores":[{"store":"main","name":"images","deleted":12,"left":0}],"processors":[],"exceptions":[]}`),
+		Signature: []byte("64 bytes"), PublicKey: []byte("32 bytes"),
 	}
 	receiptDoc = doc{
 		id: "get-receipt", tag: tagPrivacy, summary: "Fetch the receipt of an erasure",

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"image"
+	"image/png"
 	"io"
 	"log/slog"
 	"maps"
@@ -69,9 +71,11 @@ type home struct {
 	stack    stack
 	db, keys *db.DB
 	address  string // of the main database
+	keyURL   string // of the key store
 	vault    *vault.Vault
 	store    objects.Store
 	away     *away
+	late     *late // what generate stores through
 	clock    *clock.Clock
 	queue    *jobs.Queue
 	mail     *mail.Mailer
@@ -140,6 +144,44 @@ func (a *away) Delete(ctx context.Context, keys ...string) error {
 	return a.Store.Delete(ctx, keys...)
 }
 
+// late is an object store for workers, whose uploads can be held up, however soon
+// they are given up.
+type late struct {
+	objects.Store
+	mu   sync.Mutex
+	gate chan struct{} // nil: open
+	puts chan string
+}
+
+func (l *late) hold() (waiting <-chan string, open func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gate, l.puts = make(chan struct{}), make(chan string, 100)
+	return l.puts, sync.OnceFunc(func() { close(l.gate) })
+}
+
+func (l *late) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error {
+	l.mu.Lock()
+	gate := l.gate
+	l.mu.Unlock()
+	if gate != nil {
+		l.puts <- key
+		<-gate
+		ctx = context.WithoutCancel(ctx)
+	}
+	return l.Store.Put(ctx, key, r, size)
+}
+
+// Delete is that of a worker which is killed before it tidies up.
+func (l *late) Delete(ctx context.Context, keys ...string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gate != nil {
+		return &objects.Error{Op: "delete", Code: "killed"}
+	}
+	return l.Store.Delete(ctx, keys...)
+}
+
 func everywhere(t *testing.T, test func(t *testing.T, h *home)) {
 	t.Helper()
 	t.Parallel()
@@ -176,7 +218,7 @@ func must(t testing.TB, err error) {
 func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
 	t.Helper()
 	ctx := context.Background()
-	h := &home{t: t, dir: t.TempDir(), stack: s, clock: clock.Manual(start), log: &lines{}, registry: prometheus.NewRegistry()}
+	h := &home{t: t, dir: t.TempDir(), stack: s, clock: clock.Manual(start), log: &lines{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(h.log.String())
@@ -187,6 +229,7 @@ func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
 	if s.dialect == db.Postgres {
 		keys = testenv.DatabaseURL(t, db.Postgres)
 	}
+	h.keyURL = keys
 	var err error
 	h.keys, err = db.Open(ctx, keys, db.Options{})
 	must(t, err)
@@ -199,6 +242,7 @@ func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
 	must(t, err)
 	h.openStore()
 	h.away = &away{Store: h.store}
+	h.late = &late{Store: h.store}
 	var private ed25519.PrivateKey
 	h.public, private, err = ed25519.GenerateKey(rand.Reader)
 	must(t, err)
@@ -207,7 +251,6 @@ func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
 		Sign: func(_ context.Context, message []byte) ([]byte, []byte, error) {
 			return ed25519.Sign(private, message), h.public, nil
 		},
-		Registry: h.registry,
 	}
 	for _, c := range change {
 		c(&h.options)
@@ -244,17 +287,41 @@ func (h *home) rooms() {
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
 	})
 	rooms = generate.New(generate.Options{
-		DB: h.db, Vault: h.vault, Objects: h.away, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
+		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
 		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
 	})
 	h.t.Cleanup(rooms.Close)
 	h.generate = rooms
+	h.registry = prometheus.NewRegistry()
 	o := h.options
+	o.Registry = h.registry
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
 	o.Map = dataMap(h.t)
 	own = privacy.New(o)
-	h.options.Registry = nil // it has the metrics now
 	h.privacy = own
+}
+
+// reopen opens the same parts at other addresses; empty: as it is.
+func (h *home) reopen(main, keys string) {
+	h.t.Helper()
+	ctx := context.Background()
+	if main != "" {
+		d, err := db.Open(ctx, main, db.Options{})
+		must(h.t, err)
+		h.t.Cleanup(func() { _ = d.Close() })
+		h.db = d
+	}
+	if keys != "" {
+		d, err := db.Open(ctx, keys, db.Options{})
+		must(h.t, err)
+		h.t.Cleanup(func() { _ = d.Close() })
+		h.keys = d
+		roots, err := vault.ReadRoots(filepath.Join(h.dir, "roots"))
+		must(h.t, err)
+		h.vault, err = vault.Open(ctx, d, roots, h.clock)
+		must(h.t, err)
+	}
+	h.rooms()
 }
 
 func (h *home) openStore() {
@@ -591,3 +658,12 @@ func (h *home) figure(name string) (sum float64) {
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// picture is what an engine makes.
+func picture() []byte {
+	var b bytes.Buffer
+	if err := png.Encode(&b, image.NewGray(image.Rect(0, 0, 256, 256))); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
