@@ -38,6 +38,9 @@ func newErasureMetrics(r prometheus.Registerer) *erasureMetrics {
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
 	}
+	for _, code := range []string{"internal", "database_away", "keys_failed", "objects_failed"} {
+		m.failures.WithLabelValues(code) // told as 0, not left out
+	}
 	if r != nil {
 		r.MustRegister(m.open, m.oldest, m.overdue, m.completed, m.failures)
 	}
