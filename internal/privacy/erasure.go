@@ -316,7 +316,7 @@ func (s *Service) failed(ctx context.Context, e *erasure, err error) error {
 	}
 	code := codeOf(err)
 	s.metrics.failures.WithLabelValues(code).Inc()
-	s.o.Log.Warn("an erasure does not go on", "erasure", e.ID, "step", e.Step, "code", code, "failures", e.Failures+1)
+	s.o.Log.WarnContext(ctx, "an erasure does not go on", "erasure", e.ID, "step", e.Step, "code", code, "failures", e.Failures+1)
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	_, unsaid := s.o.DB.Exec(short, `UPDATE erasures SET failure = ?, failures = failures + 1 WHERE id = ?`, code, e.ID)

@@ -234,7 +234,7 @@ func (s *Service) issue(ctx context.Context, id string) error {
 	})
 	if err == nil && first {
 		s.metrics.completed.Inc()
-		s.o.Log.Info("an erasure is complete", "erasure", id)
+		s.o.Log.InfoContext(ctx, "an erasure is complete", "erasure", id)
 	}
 	return err
 }

@@ -58,7 +58,7 @@ func (s *Service) Tend(ctx context.Context) {
 			told = time.Now()
 		}
 		if err := s.Look(ctx, alarm); err != nil && ctx.Err() == nil {
-			s.o.Log.Warn("could not look after erasures", "error", err)
+			s.o.Log.WarnContext(ctx, "could not look after erasures", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -186,9 +186,9 @@ func (s *Service) measure(ctx context.Context, alarm bool) error {
 	err = s.o.DB.Select(ctx, &late, selectErasure+`WHERE completed_at = 0 AND due_at < ? ORDER BY due_at LIMIT 20`, now+alarmBefore.Milliseconds())
 	for _, e := range late {
 		if e.DueAt < now {
-			s.o.Log.Error("an erasure is behind its deadline", "erasure", e.ID, "step", e.Step, "code", e.Failure, "failures", e.Failures)
+			s.o.Log.ErrorContext(ctx, "an erasure is behind its deadline", "erasure", e.ID, "step", e.Step, "code", e.Failure, "failures", e.Failures)
 		} else {
-			s.o.Log.Warn("an erasure nears its deadline", "erasure", e.ID, "step", e.Step, "code", e.Failure, "failures", e.Failures)
+			s.o.Log.WarnContext(ctx, "an erasure nears its deadline", "erasure", e.ID, "step", e.Step, "code", e.Failure, "failures", e.Failures)
 		}
 	}
 	return err

@@ -184,10 +184,16 @@ func (h *home) raw(texts ...[]byte) (n int) {
 		must(h.t, h.db.Get(ctx, &folder, `SELECT current_setting('data_directory') || '/base/' || oid FROM pg_database WHERE datname = current_database()`))
 	}
 	must(h.t, filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil // gone meanwhile
 		}
-		content, _ := os.ReadFile(path)
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		for _, text := range texts {
 			if bytes.Contains(content, text) {
 				n++
