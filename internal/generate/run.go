@@ -334,12 +334,6 @@ func (s *Service) put(ctx context.Context, key string, sealed []byte) error {
 // finish writes the result in the transaction that ends the job.
 func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
 	s, g := a.service, a.generation
-	var gone *problem.Error
-	if err := subject.May(ctx, tx, g.Owner, subject.Read); errors.As(err, &gone) {
-		return errGone // the account was closed while it ran
-	} else if err != nil {
-		return err
-	}
 	now := s.Clock.Now()
 	n, err := tx.Exec(ctx, `UPDATE generations SET status = 'succeeded', attempts = ?, started_at = ?, finished_at = ?, unswept = ?
 		WHERE id = ? AND removed_at = 0`, a.run.Attempt, a.run.StartedAt, now.UnixMilli(), flag(a.run.Attempt > 1), g.ID)

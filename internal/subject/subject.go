@@ -122,8 +122,8 @@ func Close(ctx context.Context, tx *db.Tx, id string, now time.Time) (bool, erro
 	return n == 1, err
 }
 
-// Erase says for good that nothing of the person is left but the id; Unauthorized
-// while the account is not even closing. Erasing twice changes nothing.
+// Erase says for good that nothing of the person is left but the id. An account
+// that is not closing is refused. Erasing twice changes nothing.
 func Erase(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 	n, err := tx.Exec(ctx, `UPDATE subjects SET state = ?, changed_at = ? WHERE id = ? AND state = ?`, Erased, now.UnixMilli(), id, Closing)
 	if err != nil {
@@ -135,7 +135,7 @@ func Erase(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 	if r, err := read(ctx, tx, id, ""); err != nil || r.State == Erased {
 		return err
 	}
-	return noAccount()
+	return errors.New("erase a subject: the account is not closing")
 }
 
 // set changes a living account's row; Unauthorized when there is none.
