@@ -108,11 +108,19 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// away is an object store that fails while it is told to.
+// away is an object store that fails while it is told to, wholly or as soon as it
+// is to delete.
 type away struct {
 	objects.Store
-	mu   sync.Mutex
-	down bool
+	mu      sync.Mutex
+	down    bool
+	refuses bool
+}
+
+func (a *away) refuse(deletes bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refuses = deletes
 }
 
 func (a *away) set(down bool) {
@@ -140,6 +148,12 @@ func (a *away) List(ctx context.Context, prefix, after string, limit int) ([]obj
 func (a *away) Delete(ctx context.Context, keys ...string) error {
 	if err := a.err(); err != nil {
 		return err
+	}
+	a.mu.Lock()
+	refuses := a.refuses
+	a.mu.Unlock()
+	if refuses {
+		return &objects.Error{Op: "delete", Code: "AccessDenied"}
 	}
 	return a.Store.Delete(ctx, keys...)
 }

@@ -253,6 +253,10 @@ func TestPromise_R8_AHeldRecordOutlivesItsAccount(t *testing.T) {
 		if husk.Lookup != p.id || len(husk.Email) > 0 || husk.Hash != p.id {
 			t.Errorf("the account says %+v", husk)
 		}
+		// Nor can the held key be found by what its owner has.
+		if n := h.count(`SELECT count(*) FROM api_keys WHERE id = ? AND token_lookup IN (SELECT id FROM erasure_exceptions WHERE row_id = ?)`, key.ID, key.ID); n != 1 {
+			t.Error("a held key can still be found by its hash")
+		}
 		again := h.newcomer("ann")
 		if again.id == p.id {
 			t.Error("a new account has an old id")
@@ -365,7 +369,7 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		outages := map[string]func() (back func()){
-			"objects_failed": func() func() { h.away.set(true); return func() { h.away.set(false) } },
+			"objects_failed": func() func() { h.away.refuse(true); return func() { h.away.refuse(false) } },
 		}
 		if h.stack.dialect == db.Postgres {
 			via := func(address string) (string, *proxy.Postgres) {
@@ -427,9 +431,11 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 			back()
 			testenv.Eventually(t, 30*time.Second, func() bool { return h.erase(id) == nil })
 			h.erased(p)
-			if r := h.receipt(id, secret); r.Delayed != "" || r.State != "complete" {
+			r := h.receipt(id, secret)
+			if r.Delayed != "" || r.State != "complete" {
 				t.Errorf("%s: %s, %q", code, r.State, r.Delayed)
 			}
+			wantDeleted(t, r, map[string]int64{"objects images/": 4, "main images": 3}) // each counted once, however often it was tried
 		}
 	})
 }
