@@ -351,6 +351,46 @@ func TestPromise_R8_AHeldRecordOutlivesItsAccount(t *testing.T) {
 	})
 }
 
+// A hold that comes while the erasure runs keeps its record too; what was sealed of
+// it only if it came before the key was destroyed.
+func TestPromise_R8_AHoldThatComesDuringTheErasure(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		for step, readable := range map[string]bool{"holds_kept": true, "key_destroyed": false} {
+			p := h.newcomer("ann" + step[:3])
+			image := h.paint(p, 2)[0]
+			id, secret := h.close(p)
+			var hold string
+			h.privacy.EndAt(func(at string, done bool) error {
+				if at != step || !done || hold != "" {
+					return nil
+				}
+				return h.db.Tx(ctx, func(tx *db.Tx) (err error) {
+					hold, err = subject.Hold(ctx, tx, p.id, "images", image, "case 8", h.clock.Now())
+					return err
+				})
+			})
+			must(t, h.erase(id))
+			h.erased(p, "main/holds", "main/erasure_exceptions", "main/images", "objects/held/")
+			var exception string
+			must(t, h.db.Get(ctx, &exception, `SELECT id FROM erasure_exceptions WHERE subject = ?`, p.id))
+			var sealed []byte
+			must(t, h.db.Get(ctx, &sealed, `SELECT sha256 FROM images WHERE owner = ?`, p.id))
+			if _, err := h.vault.Unseal(ctx, exception, sealed, vault.Column("images", "sha256", image)); (err == nil) != readable {
+				t.Errorf("%s: readable is to be %v: %v", step, readable, err)
+			}
+			must(t, h.db.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, h.clock.Now()) }))
+			h.clock.Advance(time.Second)
+			must(t, h.privacy.Look(ctx, false))
+			must(t, h.erase(id))
+			h.erased(p, "main/erasure_exceptions")
+			if r := h.receipt(id, secret); !slices.ContainsFunc(r.Exceptions, func(x privacy.ReceiptException) bool { return x.EndedAt != nil }) {
+				t.Errorf("%s: the receipt does not tell of the hold", step)
+			}
+		}
+	})
+}
+
 func readAll(r interface{ Read([]byte) (int, error) }) (string, error) {
 	var b bytes.Buffer
 	_, err := b.ReadFrom(r)
