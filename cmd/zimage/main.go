@@ -32,6 +32,13 @@ type cli struct {
 		List   keyList   `cmd:"" help:"List a user's API keys."`
 		Revoke keyRevoke `cmd:"" help:"Revoke an API key; it is refused everywhere within 5 seconds. The user is told why."`
 	} `cmd:"" help:"Manage API keys."`
+	Erasure struct {
+		List   erasureList   `cmd:"" help:"List accounts that are being erased, and why one does not go on."`
+		Replay erasureReplay `cmd:"" help:"After a restore: erase again what the journal says was erased. Nothing is served before."`
+	} `cmd:"" help:"Look after erasures."`
+	Receipt struct {
+		Verify receiptVerify `cmd:"" help:"Check the receipt of an erasure, without the service, and say it in words."`
+	} `cmd:"" help:"Check receipts."`
 	Engines struct {
 		List    enginesList   `cmd:"" help:"List the engines of all living workers."`
 		Drain   enginesDrain  `cmd:"" help:"Give an engine no new work; what runs may finish."`

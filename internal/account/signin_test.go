@@ -361,13 +361,13 @@ func TestReauthenticate(t *testing.T) {
 		ctx := context.Background()
 		in, p := h.member("ann@example.org", "ann")
 		c := browser("192.0.2.1", in.Token)
-		if err := h.fresh(p); err != nil {
+		if err := h.Proved(p); err != nil {
 			t.Errorf("right after the sign-in: %v", err)
 		}
 		h.clock.Advance(freshFor)
 		p = h.principal(in.Token)
-		wantCode(t, "ten minutes later", h.fresh(p), problem.ReauthNeeded)
-		wantCode(t, "a key", h.fresh(Principal{Subject: p.Subject, KeyID: "key_1", FreshAt: h.clock.Now()}), problem.Forbidden)
+		wantCode(t, "ten minutes later", h.Proved(p), problem.ReauthNeeded)
+		wantCode(t, "a key", h.Proved(Principal{Subject: p.Subject, KeyID: "key_1", FreshAt: h.clock.Now()}), problem.Forbidden)
 
 		_, err := h.Reauthenticate(ctx, p, c, Credentials{Password: "wrong horse"})
 		wantCode(t, "wrong", err, problem.SignInFailed)
@@ -383,7 +383,7 @@ func TestReauthenticate(t *testing.T) {
 		if again.Session.ID != in.Session.ID || again.Token == in.Token || !again.Session.ExpiresAt.Equal(in.Session.ExpiresAt) {
 			t.Errorf("before %+v, after %+v", in, again)
 		}
-		if err := h.fresh(h.principal(again.Token)); err != nil {
+		if err := h.Proved(h.principal(again.Token)); err != nil {
 			t.Errorf("afterwards: %v", err)
 		}
 		_, err = h.AuthenticateSession(ctx, in.Token)

@@ -44,7 +44,7 @@ func (s *Service) act(ctx context.Context, staff Principal, owner string, what e
 		if err := s.stillStaff(ctx, tx, staff); err != nil {
 			return err
 		}
-		if _, err := subject.Find(ctx, tx, owner); problem.CodeOf(err) == problem.Unauthorized {
+		if p, err := subject.Find(ctx, tx, owner); problem.CodeOf(err) == problem.Unauthorized || err == nil && p.State == subject.Erased {
 			return problem.New(problem.NotFound, "There is no such account.")
 		} else if err != nil {
 			return err

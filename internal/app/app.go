@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,6 +61,8 @@ type App struct {
 	Generate *generate.Service
 	Ledger   *privacy.Ledger
 	Privacy  *privacy.Service
+
+	restored atomic.Bool // the main database lacks erasures that were done: nothing may be served from it
 
 	closers []func() error
 }
@@ -156,6 +159,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		return nil, err
 	}
 	a.vault = v
+	if err := a.findRestored(ctx); err != nil {
+		return nil, err
+	}
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
 		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -424,4 +430,36 @@ func (a *App) lanes() []string {
 		return a.config.Lanes
 	}
 	return append(a.engines.Lanes(), jobs.Housekeeping)
+}
+
+// findRestored looks whether the main database knows every erasure of the journal.
+// One that was restored from before an erasure does not.
+func (a *App) findRestored(ctx context.Context) error {
+	n, err := a.Privacy.Unreplayed(ctx)
+	if err != nil {
+		return err
+	}
+	if restored := n > 0; a.restored.Swap(restored) != restored {
+		if restored {
+			a.log.Error("the main database does not know erasures that were done, as if it was restored: nothing is served until `zimage erasure replay` has run", "erasures", n)
+		} else {
+			a.log.Info("the main database knows every erasure again")
+		}
+	}
+	return nil
+}
+
+// awaitReplay waits until erasures that a restored database lacks are replayed.
+func (a *App) awaitReplay(ctx context.Context) error {
+	for a.restored.Load() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Second):
+		}
+		if err := a.findRestored(ctx); err != nil {
+			a.log.Debug("could not look for erasures to replay", "error", err)
+		}
+	}
+	return nil
 }

@@ -29,7 +29,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 	api, err := httpapi.New(httpapi.Options{
 		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
-		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready,
+		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready, Closed: a.restored.Load,
 	})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -68,7 +69,13 @@ const kindKeySweep = "account:sweep"
 
 func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 	n, err := a.vault.SweepUnowned(ctx, 24*time.Hour, func(subjects []string) (map[string]bool, error) {
-		return a.Accounts.Owned(ctx, subjects)
+		owned, err := a.Accounts.Owned(ctx, subjects)
+		if err != nil {
+			return nil, err
+		}
+		kept, err := a.Privacy.Owned(ctx, subjects)
+		maps.Copy(owned, kept)
+		return owned, err
 	})
 	if n > 0 {
 		a.log.Info("keysets without an account were destroyed", "keysets", n)
@@ -81,6 +88,12 @@ func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
 
 // runScheduler keeps queue and schedules in order until ctx ends.
 func (a *App) runScheduler(ctx context.Context) error {
+	if a.awaitReplay(ctx) != nil {
+		return nil
+	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { a.Privacy.Tend(ctx) })
 	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)

@@ -127,12 +127,20 @@ type clearedOutput struct {
 	SetCookie string `header:"Set-Cookie"`
 }
 
-func (a *API) closeAccount(ctx context.Context, in *credentialsInput) (*clearedOutput, error) {
+type closedOutput struct {
+	SetCookie string `header:"Set-Cookie"`
+	Body      closedView
+}
+
+func (a *API) closeAccount(ctx context.Context, in *credentialsInput) (*closedOutput, error) {
 	call := callOf(ctx)
 	if err := a.rooms.Accounts.Close(ctx, call.who, call.client, in.Body.credentials()); err != nil {
 		return nil, err
 	}
-	return &clearedOutput{SetCookie: a.clearCookie()}, nil
+	out := &closedOutput{SetCookie: a.clearCookie()}
+	var err error
+	out.Body.Receipt.ID, out.Body.Receipt.Secret, err = a.rooms.Privacy.Claim(ctx, call.owner)
+	return out, err
 }
 
 type emailBody struct {

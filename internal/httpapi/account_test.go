@@ -493,7 +493,7 @@ func TestPromise_R7_ClosingEndsAllAccessAtOnce(t *testing.T) {
 		if wrong.status != 401 {
 			t.Fatalf("closed without a proof: %d %s", wrong.status, wrong.body)
 		}
-		b.want(204, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
+		b.want(202, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
 		for what, a := range map[string]answered{
 			"the session": (&browser{rig: r, token: b.token}).do("GET", "/v1/account", ""), "another session": other.do("GET", "/v1/account", ""),
 			"a key": r.do("GET", "/v1/generations", key, ""), "signing in again": (&browser{rig: r}).do("POST", "/v1/session", eveSignIn),

@@ -74,10 +74,11 @@ var (
 	}
 	closeAccountDoc = doc{
 		id: "close-account", tag: tagAccount, summary: "Close your account",
-		description: "For good. Proves once more who you are, ends every session and key at once, stops what is queued and running, and hands everything over to erasure.",
-		request:     credentialsBody{Password: sampleWords, Code: "123456"},
-		answers:     none("Closed.", cookieSet...),
-		codes:       []problem.Code{problem.SignInFailed, problem.SecondFactorNeeded},
+		description: "For good. Proves once more who you are, ends every session and key at once, stops what is queued and running, and erases the account. " +
+			"The answer names the receipt of the erasure, with a secret that opens it: both are shown this once and nowhere else.",
+		request: credentialsBody{Password: sampleWords, Code: "123456"},
+		answers: []good{{status: http.StatusAccepted, description: "Closed; the erasure is on its way.", body: sampleClosed, headers: cookieSet}},
+		codes:   []problem.Code{problem.SignInFailed, problem.SecondFactorNeeded},
 	}
 	changeEmailDoc = doc{
 		id: "change-email", tag: tagAccount, summary: "Change your mail address",

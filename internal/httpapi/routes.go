@@ -52,6 +52,8 @@ func (a *API) routes() {
 	add(a, http.MethodGet, "/v1/account/exports/{id}", inSession, exportDoc, a.getExport)
 	add(a, http.MethodDelete, "/v1/account/exports/{id}", inSession, deleteExportDoc, a.deleteExport)
 	add(a, http.MethodGet, "/v1/account/exports/{id}/content", inFreshSession, exportContentDoc, a.exportContent)
+	add(a, http.MethodGet, "/v1/privacy/receipts/{id}", public, receiptDoc, a.getReceipt)
+	add(a, http.MethodPost, "/v1/privacy/receipts/{id}", public, openReceiptDoc, a.openReceipt)
 
 	add(a, http.MethodPost, "/v1/account/totp", inSession, beginTOTPDoc, a.beginTOTP)
 	add(a, http.MethodPost, "/v1/account/totp/confirm", inSession, confirmTOTPDoc, a.confirmTOTP)

@@ -101,6 +101,24 @@ func flush(root *os.Root) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// Forget removes the files of mails; one that is not there is fine.
+func (d *Directory) Forget(mails []string) error {
+	root, err := os.OpenRoot(d.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // no mail yet
+	}
+	if err != nil {
+		return &Fault{Code: codeFolder}
+	}
+	defer func() { _ = root.Close() }()
+	for _, id := range mails {
+		if err := root.Remove(path.Base(id) + ".eml"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return &Fault{Code: codeFolder}
+		}
+	}
+	return nil
+}
+
 // Sweep removes the mails that are older than a day, and what attempts that did
 // not end have left.
 func (d *Directory) Sweep() (removed int, err error) {

@@ -88,3 +88,13 @@ func (m *Mailer) Tend(ctx context.Context) {
 		}
 	}
 }
+
+// Forget removes the files of mails from this machine's directory, wherever the
+// others are. With a mail server there is nothing to do.
+func (m *Mailer) Forget(mails []string) error {
+	d, ok := m.o.Transport.(*Directory)
+	if !ok {
+		return nil
+	}
+	return d.Forget(mails)
+}

@@ -361,6 +361,9 @@ func (m *Map) Of(t *Table) string {
 	return t.Subject + " IN (SELECT " + other.Key[0] + " FROM " + other.Name + " WHERE " + m.Of(other) + ")"
 }
 
+// record is what a hold calls a row of the table, in SQL: its key, joined by colons.
+func (t *Table) record() string { return strings.Join(t.Key, " || ':' || ") }
+
 // Bound is the associated data of a sealed column in the row with this id.
 func (t *Table) Bound(column, id string) []byte { return vault.Column(t.Name, column, id) }
 

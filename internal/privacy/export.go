@@ -572,3 +572,18 @@ func (s *Service) needsArchive(ctx context.Context, id, owner string, attempt in
 	}
 	return r.Status == string(ExportReady) && attempt == r.Attempts, nil
 }
+
+// abandonExports removes what broken attempts at a person's exports have left in the
+// object store, and no list shows.
+func (s *Service) abandonExports(ctx context.Context, owner string) error {
+	var rows []exportRow
+	if err := s.DB.Select(ctx, &rows, selectExport+`WHERE e.owner = ?`, owner); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if err := s.Objects.Abandon(ctx, r.keys(0)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -59,8 +59,9 @@ func (s *Service) walk(t *Table, owner string) *walk {
 	return w
 }
 
-func (s *Service) store(t *Table) *db.DB {
-	if t.Store == StoreKeys {
+// store is where a store's tables are.
+func (s *Service) store(name string) *db.DB {
+	if name == StoreKeys {
 		return s.Keys
 	}
 	return s.DB
@@ -81,7 +82,7 @@ func (w *walk) next(ctx context.Context) ([]row, error) {
 		query += ` AND ` + key + ` <= ` + marks
 		args = append(args, w.until...)
 	}
-	rows, err := w.s.store(t).Maps(ctx, query+` ORDER BY `+strings.Join(t.Key, ", ")+fmt.Sprintf(` LIMIT %d`, pageRows), args...)
+	rows, err := w.s.store(t.Store).Maps(ctx, query+` ORDER BY `+strings.Join(t.Key, ", ")+fmt.Sprintf(` LIMIT %d`, pageRows), args...)
 	if err != nil || len(rows) == 0 {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (r row) key(t *Table) []any {
 // again reads a row once more: nil when it is there no longer.
 func (w *walk) again(ctx context.Context, r row) (row, error) {
 	one := &walk{s: w.s, table: w.table, owner: w.owner, columns: w.columns, until: r.key(w.table)}
-	rows, err := one.s.store(w.table).Maps(ctx, `SELECT `+strings.Join(w.columns, ", ")+` FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table)+
+	rows, err := one.s.store(w.table.Store).Maps(ctx, `SELECT `+strings.Join(w.columns, ", ")+` FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table)+
 		` AND (`+strings.Join(w.table.Key, ", ")+`) = (`+db.Marks(len(w.table.Key))+`)`, append([]any{w.owner}, one.until...)...)
 	if err != nil || len(rows) == 0 {
 		return nil, err
@@ -136,7 +137,7 @@ func (w *walk) parent(ctx context.Context, o *StoredObject, r row) (*Table, row,
 
 // count of a person's rows.
 func (w *walk) count(ctx context.Context) (n int64, err error) {
-	err = w.s.store(w.table).Get(ctx, &n, `SELECT count(*) FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table), w.owner)
+	err = w.s.store(w.table.Store).Get(ctx, &n, `SELECT count(*) FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table), w.owner)
 	return n, err
 }
 

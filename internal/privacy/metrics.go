@@ -6,6 +6,10 @@ import "github.com/prometheus/client_golang/prometheus"
 type Metrics struct {
 	exports    *prometheus.CounterVec
 	exportTime prometheus.Histogram
+
+	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
+	erasuresCompleted                             prometheus.Counter
+	erasureFailures                               *prometheus.CounterVec
 }
 
 // What became of an export.
@@ -24,12 +28,25 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		exportTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "zimage_export_seconds", Help: "From the request for an export until it is ready.",
 			Buckets: prometheus.ExponentialBuckets(1, 4, 10)}), // 1 s to 3 days
+		erasuresOpen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_erasures_open", Help: "Erasures that are not complete (every 10 s, from the scheduler)."}),
+		erasuresOldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_erasures_oldest_seconds", Help: "Age of the oldest open erasure, from its request; 0 when none is open."}),
+		erasuresOverdue: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_erasures_overdue", Help: "Open erasures behind their deadline: a promise is broken."}),
+		erasuresCompleted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
+		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
 	}
+	for _, code := range []string{"internal", "database_away", "keys_failed", "objects_failed"} {
+		m.erasureFailures.WithLabelValues(code)
+	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime)
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures)
 	}
 	return m
 }

@@ -165,6 +165,20 @@ func (w Window) Before(now time.Time) time.Time {
 	return then
 }
 
+// After is when what began then is past its window: the first moment whose Before
+// is not earlier.
+func (w Window) After(then time.Time) time.Time {
+	then = then.UTC()
+	if !w.months {
+		return then.AddDate(0, 0, w.n)
+	}
+	end := then.AddDate(0, w.n, 0)
+	if end.Day() != then.Day() { // a month without such a day, which AddDate has left
+		return time.Date(end.Year(), end.Month(), 1, 0, 0, 0, 0, time.UTC)
+	}
+	return end
+}
+
 func (w Window) String() string {
 	unit := "day"
 	if w.months {

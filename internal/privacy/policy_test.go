@@ -215,6 +215,9 @@ func TestWindowsFollowTheCalendar(t *testing.T) {
 		} else {
 			last = b
 		}
+		if end := w.After(now); w.Before(end).Before(now) || !w.Before(end.Add(-time.Millisecond)).Before(now) {
+			t.Fatalf("what began %s is past its window at %s, and not a moment before or after", now, end)
+		}
 	}
 	for _, text := range []string{"", "90", "days", "90days", "90 weeks", "-1 days", "0 days", "090 days", "1.5 months", "121 months", "90  days", "+9 days"} {
 		if w, ok := ParseWindow(text); ok {

@@ -31,16 +31,23 @@ type Options struct {
 	Metrics *Metrics
 	Map     *Map
 	Policy  Policy // whose windows the map names
+
+	// Erasers are asked by every erasure. None: nobody outside holds anything.
+	Erasers []Eraser
 }
 
 // Service is the room. Its methods are safe for concurrent use.
 type Service struct {
 	Options
+
+	// at is called before and after each step of an erasure. Tests end it there.
+	at func(step string, done bool) error
 }
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o}
+	s := &Service{Options: o, at: func(string, bool) error { return nil }}
+	o.Queue.Register(s.erasureKind())
 	return s, s.initExports()
 }
 
@@ -52,7 +59,12 @@ func Schedules() []jobs.Schedule {
 // Happened is told of every event, in its transaction.
 func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error {
 	switch e.Type {
-	case events.AccountClosing, events.AccountRecovered:
+	case events.AccountClosing:
+		if err := s.requestErasure(ctx, tx, db.NewID("era", s.Clock.Now()), e.Subject, e.At, nil); err != nil {
+			return err
+		}
+		return s.voidExports(ctx, tx, e.Subject)
+	case events.AccountRecovered:
 		return s.voidExports(ctx, tx, e.Subject)
 	}
 	return nil

@@ -126,6 +126,22 @@ func Close(ctx context.Context, tx *db.Tx, id string, now time.Time) (bool, erro
 	return n == 1, err
 }
 
+// Erase says for good that nothing of the person is left but the id. An account
+// that is not closing is refused. Erasing twice changes nothing.
+func Erase(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
+	n, err := tx.Exec(ctx, `UPDATE subjects SET state = ?, changed_at = ? WHERE id = ? AND state = ?`, Erased, now.UnixMilli(), id, Closing)
+	if err != nil {
+		return fmt.Errorf("erase a subject: %w", err)
+	}
+	if n == 1 {
+		return nil
+	}
+	if r, err := read(ctx, tx, id, ""); err != nil || r.State == Erased {
+		return err
+	}
+	return errors.New("erase a subject: the account is not closing")
+}
+
 // set changes a living account's row; Unauthorized when there is none.
 func set(ctx context.Context, tx *db.Tx, id, change string, args ...any) error {
 	n, err := tx.Exec(ctx, `UPDATE subjects SET `+change+` WHERE id = ? AND state = ?`, append(args, id, Active)...)

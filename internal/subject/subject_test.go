@@ -80,3 +80,36 @@ func TestNewTakesAnIDOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestErasedIsForGood(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		add(t, d, "sub_a")
+		erase := func() error {
+			return d.Tx(ctx, func(tx *db.Tx) error { return subject.Erase(ctx, tx, "sub_a", now) })
+		}
+		if erase() == nil {
+			t.Error("an active account was erased")
+		}
+		change(t, d, func(ctx context.Context, tx *db.Tx) error {
+			_, err := subject.Close(ctx, tx, "sub_a", now)
+			return err
+		})
+		for range 2 {
+			if err := erase(); err != nil {
+				t.Error(err)
+			}
+		}
+		change(t, d, func(ctx context.Context, tx *db.Tx) error {
+			if closed, err := subject.Close(ctx, tx, "sub_a", now); closed || err != nil {
+				t.Errorf("closed again: %v, %v", closed, err)
+			}
+			return nil
+		})
+		if s, err := subject.Find(ctx, d, "sub_a"); err != nil || s.State != subject.Erased {
+			t.Errorf("%+v, %v", s, err)
+		}
+		expect(t, "reading", subject.May(ctx, d, "sub_a", subject.Read), problem.Unauthorized)
+	})
+}

@@ -1,0 +1,74 @@
+package app
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"zimage/internal/config"
+	"zimage/internal/db"
+	"zimage/internal/httpapi"
+	"zimage/internal/jobs"
+	"zimage/internal/testenv"
+)
+
+// A process on a main database that does not know an erasure of the journal serves
+// nothing and takes no job, until the erasure is replayed.
+func TestPromise_R7_NothingIsServedBeforeTheReplay(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	settings := map[string]string{"ZIMAGE_DATA": t.TempDir() + "/data", "ZIMAGE_LISTEN": freePort(t)}
+	first := open(t, config.RoleUp, settings)
+	subject, err := first.Accounts.CreateUser(ctx, "ann@example.org", "correct horse battery")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES ('account', ?, 'era_1', ?)`,
+		subject, first.clock.Now().Add(-time.Hour).UnixMilli()); err != nil {
+		t.Fatal(err)
+	}
+
+	a := open(t, config.RoleUp, settings)
+	if r := a.Ready(ctx); r.State != httpapi.StateUnavailable {
+		t.Errorf("ready: %+v", r)
+	}
+	var job jobs.Job
+	if err := a.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		job, err = a.queue.Add(ctx, tx, jobs.NewJob{Kind: kindKeySweep})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a.start(t, config.RoleAPI, config.RoleWorker, config.RoleScheduler)
+	status := func(path string) int {
+		res, err := http.Get("http://" + a.config.Listen + path) //nolint:noctx // a test
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.StatusCode
+	}
+	for path, want := range map[string]int{"/v1/models": 503, "/readyz": 503, "/healthz": 200} {
+		if got := status(path); got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
+		}
+	}
+	time.Sleep(3 * time.Second) // a worker looks every two
+	if j, err := jobs.Find(ctx, a.db, job.ID); err != nil || j.State != jobs.Queued {
+		t.Errorf("the job is %s, %v", j.State, err)
+	}
+
+	done, err := first.Privacy.Replay(ctx)
+	if err != nil || done.Erased+done.Open != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	testenv.Eventually(t, 30*time.Second, func() bool { return status("/readyz") == 200 && status("/v1/models") == 401 })
+	testenv.Eventually(t, 30*time.Second, func() bool {
+		j, err := jobs.Find(ctx, a.db, job.ID)
+		return err == nil && j.State == jobs.Succeeded
+	})
+	if _, err := a.Accounts.FindUser(ctx, "ann@example.org"); err == nil {
+		t.Error("the erased account is there")
+	}
+}

@@ -1,0 +1,660 @@
+package privacy_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/argon2id"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"zimage/internal/account"
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/events"
+	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
+	"zimage/internal/objects"
+	"zimage/internal/privacy"
+	"zimage/internal/subject"
+	"zimage/internal/testenv"
+	"zimage/internal/vault"
+)
+
+
+// mark stands in everything that a person of these tests gives the service.
+const mark = "CANARY-7f3a91"
+
+const password = "some long words for anybody"
+
+// The kinds of stacks that a test runs on.
+type stack struct {
+	dialect   db.Dialect
+	s3        bool
+	versioned bool
+}
+
+var homes = map[string]stack{
+	"sqlite, directory":      {dialect: db.SQLite},
+	"postgres, s3":           {dialect: db.Postgres, s3: true},
+	"postgres, s3 versioned": {dialect: db.Postgres, s3: true, versioned: true},
+}
+
+// home is the rooms on real parts. Its clock stands still, and nothing works but
+// what the test starts.
+type home struct {
+	t        testing.TB
+	dir      string
+	stack    stack
+	db, keys *db.DB
+	address  string // of the main database
+	keyURL   string // of the key store
+	vault    *vault.Vault
+	store    objects.Store
+	away     *away
+	late     *late // what generate stores through
+	clock    *clock.Clock
+	queue    *jobs.Queue
+	mail     *mail.Mailer
+	folder   *mail.Directory
+	accounts *account.Service
+	generate *generate.Service
+	privacy  *privacy.Service
+	registry *prometheus.Registry
+	engine   func(ctx context.Context, r engine.Request) ([]byte, error)
+	public   ed25519.PublicKey
+	bucket   testenv.S3Bucket
+	log      *lines
+	options  privacy.Options
+}
+
+// away is an object store that fails while it is told to, wholly or as soon as it
+// is to delete.
+type away struct {
+	objects.Store
+	mu      sync.Mutex
+	down    bool
+	refuses bool
+}
+
+func (a *away) refuse(deletes bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refuses = deletes
+}
+
+func (a *away) set(down bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.down = down
+}
+
+func (a *away) err() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down {
+		return &objects.Error{Op: "list", Code: "unreachable"}
+	}
+	return nil
+}
+
+func (a *away) List(ctx context.Context, prefix, after string, limit int) ([]objects.Info, error) {
+	if err := a.err(); err != nil {
+		return nil, err
+	}
+	return a.Store.List(ctx, prefix, after, limit)
+}
+
+func (a *away) Delete(ctx context.Context, keys ...string) error {
+	if err := a.err(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	refuses := a.refuses
+	a.mu.Unlock()
+	if refuses {
+		return &objects.Error{Op: "delete", Code: "AccessDenied"}
+	}
+	return a.Store.Delete(ctx, keys...)
+}
+
+// late is an object store for workers, whose uploads can be held up, however soon
+// they are given up.
+type late struct {
+	objects.Store
+	mu   sync.Mutex
+	gate chan struct{} // nil: open
+	puts chan string
+}
+
+func (l *late) hold() (waiting <-chan string, open func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gate, l.puts = make(chan struct{}), make(chan string, 100)
+	return l.puts, sync.OnceFunc(func() { close(l.gate) })
+}
+
+func (l *late) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error {
+	l.mu.Lock()
+	gate := l.gate
+	l.mu.Unlock()
+	if gate != nil {
+		l.puts <- key
+		<-gate
+		ctx = context.WithoutCancel(ctx)
+	}
+	return l.Store.Put(ctx, key, r, size)
+}
+
+// Delete is that of a worker which is killed before it tidies up.
+func (l *late) Delete(ctx context.Context, keys ...string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gate != nil {
+		return &objects.Error{Op: "delete", Code: "killed"}
+	}
+	return l.Store.Delete(ctx, keys...)
+}
+
+func everywhere(t *testing.T, test func(t *testing.T, h *home)) {
+	t.Helper()
+	t.Parallel()
+	for name, s := range homes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newHome(t, s))
+		})
+	}
+}
+
+// bothDatabases leaves the versioned bucket out.
+func bothDatabases(t *testing.T, test func(t *testing.T, h *home)) {
+	t.Helper()
+	t.Parallel()
+	for name, s := range homes {
+		if s.versioned {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, newHome(t, s))
+		})
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
+	t.Helper()
+	ctx := context.Background()
+	h := &home{t: t, dir: t.TempDir(), stack: s, clock: clock.Manual(start), log: &lines{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(h.log.String())
+		}
+	})
+	h.db, h.address = testenv.Database(t, s.dialect)
+	keys := "sqlite:" + filepath.Join(h.dir, "keys.db")
+	if s.dialect == db.Postgres {
+		keys = testenv.DatabaseURL(t, db.Postgres)
+	}
+	h.keyURL = keys
+	var err error
+	h.keys, err = db.Open(ctx, keys, db.Options{})
+	must(t, err)
+	t.Cleanup(func() { _ = h.keys.Close() })
+	_, err = h.keys.Migrate(ctx, vault.Migrations())
+	must(t, err)
+	roots, err := vault.CreateRoots(filepath.Join(h.dir, "roots"))
+	must(t, err)
+	h.vault, err = vault.Open(ctx, h.keys, roots, h.clock)
+	must(t, err)
+	h.openStore()
+	h.away = &away{Store: h.store}
+	h.late = &late{Store: h.store}
+	h.public = h.vault.PublicKey()
+	h.folder = mail.NewDirectory(filepath.Join(h.dir, "mail"), h.clock)
+	for _, c := range change {
+		c(&h.options)
+	}
+	h.rooms()
+	return h
+}
+
+var silent sync.Once
+
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+// rooms opens the rooms on the parts, as a new process does.
+func (h *home) rooms() {
+	h.t.Helper()
+	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	nowhere := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialTimeout: 50 * time.Millisecond, MaxRetries: -1})
+	h.t.Cleanup(func() { _ = nowhere.Close() })
+	silent.Do(func() { redis.SetLogger(quiet{}) })
+	measured := jobs.NewMetrics(nil)
+	bell := jobs.NewBell(nowhere, measured)
+	h.t.Cleanup(bell.Close)
+	h.queue = jobs.New(h.db, h.clock, bell, measured, log)
+	var rooms *generate.Service
+	var own *privacy.Service
+	happened := events.New(
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) })
+	h.mail = mail.New(mail.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Transport: h.folder, PublicURL: "http://127.0.0.1"})
+	h.accounts = account.New(account.Options{
+		DB: h.db, Vault: h.vault, Clock: h.clock, Log: log, Events: happened, Mail: h.mail, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
+		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
+	})
+	rooms = generate.New(generate.Options{
+		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
+		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
+	})
+	h.t.Cleanup(rooms.Close)
+	h.generate = rooms
+	h.registry = prometheus.NewRegistry()
+	o := h.options
+	o.Metrics, o.Policy = privacy.NewMetrics(h.registry), privacy.DefaultPolicy()
+	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
+	o.Map = dataMap(h.t)
+	var err error
+	own, err = privacy.New(o)
+	must(h.t, err)
+	h.privacy = own
+}
+
+// reopen opens the same parts at other addresses; empty: as it is.
+func (h *home) reopen(main, keys string) {
+	h.t.Helper()
+	ctx := context.Background()
+	if main != "" {
+		d, err := db.Open(ctx, main, db.Options{})
+		must(h.t, err)
+		h.t.Cleanup(func() { _ = d.Close() })
+		h.db = d
+	}
+	if keys != "" {
+		d, err := db.Open(ctx, keys, db.Options{})
+		must(h.t, err)
+		h.t.Cleanup(func() { _ = d.Close() })
+		h.keys = d
+		roots, err := vault.ReadRoots(filepath.Join(h.dir, "roots"))
+		must(h.t, err)
+		h.vault, err = vault.Open(ctx, d, roots, h.clock)
+		must(h.t, err)
+	}
+	h.rooms()
+}
+
+func (h *home) openStore() {
+	ctx := context.Background()
+	if !h.stack.s3 {
+		d, err := objects.OpenDirectory(filepath.Join(h.dir, "objects"))
+		must(h.t, err)
+		h.t.Cleanup(func() { _ = d.Close() })
+		h.store = d
+		return
+	}
+	h.bucket = testenv.S3(h.t)
+	if h.stack.versioned {
+		must(h.t, h.s3().MakeBucket(ctx, h.bucket.Bucket, minio.MakeBucketOptions{}))
+		must(h.t, h.s3().EnableVersioning(ctx, h.bucket.Bucket))
+	}
+	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: h.bucket.Endpoint, Bucket: h.bucket.Bucket, AccessKey: h.bucket.AccessKey, SecretKey: h.bucket.SecretKey})
+	must(h.t, err)
+	h.store = s
+}
+
+func (h *home) s3() *minio.Client {
+	c, err := minio.New(h.bucket.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(h.bucket.AccessKey, h.bucket.SecretKey, "")})
+	must(h.t, err)
+	return c
+}
+
+// work runs a worker until the test ends or stop is called.
+func (h *home) work() (stop func()) {
+	cfg := engine.DefaultConfig()
+	fleet, err := engine.NewFleet(cfg, []string{"generation"}, func(engine.Settings) (engine.Engine, error) { return played{h}, nil },
+		engine.FleetOptions{Clock: h.clock, Log: slog.New(slog.DiscardHandler)})
+	must(h.t, err)
+	w := h.queue.NewWorker([]jobs.Lane{
+		{Name: "generation", Slots: generate.LaneSlots{Fleet: fleet, Lane: "generation"}},
+		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}, {Name: mail.Lane, Slots: jobs.NewFixed(2)},
+	}, 10*time.Millisecond)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { fleet.Run(ctx) })
+	running.Go(func() { _ = w.Run(ctx, nil) })
+	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
+	h.t.Cleanup(stop)
+	return stop
+}
+
+type played struct{ h *home }
+
+func (played) Check(context.Context) error { return nil }
+
+func (p played) Generate(ctx context.Context, r engine.Request, _ func(engine.Progress)) ([]byte, error) {
+	return p.h.engine(ctx, r)
+}
+
+// person is somebody who used everything that there is.
+type person struct {
+	id, email string
+	who       account.Principal
+}
+
+var client = account.Client{Addr: netip.MustParseAddr("192.0.2.7"), Agent: "Browser " + mark}
+
+// newcomer has an account and a session.
+func (h *home) newcomer(name string) person {
+	h.t.Helper()
+	ctx := context.Background()
+	p := person{email: name + "-" + strings.ToLower(mark) + "@example.org"}
+	var err error
+	p.id, err = h.accounts.CreateUser(ctx, p.email, password)
+	must(h.t, err)
+	in, err := h.accounts.SignIn(ctx, client, account.Credentials{Email: p.email, Password: password})
+	must(h.t, err)
+	p.who, err = h.accounts.AuthenticateSession(ctx, in.Token)
+	must(h.t, err)
+	return p
+}
+
+// live adds a person with a row in every table, and images.
+func (h *home) live(name string, images int) person {
+	h.t.Helper()
+	ctx := context.Background()
+	p := h.newcomer(name)
+	username := name + "_" + strings.ToLower(strings.ReplaceAll(mark, "-", "_"))
+	_, err := h.accounts.UpdateUser(ctx, p.who, account.UserChange{Username: &username, Profile: &account.Profile{Name: mark}, Preferences: &account.Preferences{Width: 64, Height: 64}})
+	must(h.t, err)
+	_, _, err = h.accounts.CreateKey(ctx, p.id, "key "+mark, []string{account.ScopeRead}, time.Time{})
+	must(h.t, err)
+	must(h.t, h.accounts.SetConsent(ctx, p.who, subject.Training, true))
+	must(h.t, h.accounts.Object(ctx, p.who, subject.Statistics))
+	must(h.t, h.accounts.Suspend(ctx, account.AtTheMachine(), p.id, "because of "+mark))
+	must(h.t, h.accounts.Unsuspend(ctx, account.AtTheMachine(), p.id, "no more "+mark))
+	h.paint(p, images)
+	for _, t := range dataMap(h.t).Tables {
+		if t.Store == privacy.StoreMain && t.Nobody == "" && t.Erase.Do == privacy.Delete {
+			h.fill(p.id, t)
+		}
+	}
+	return p
+}
+
+// fill adds a row to a table of the map, unless the person can have one alone.
+func (h *home) fill(owner string, t privacy.Table) {
+	h.t.Helper()
+	if slices.Contains(t.Key, t.Subject) && len(t.Key) == 1 {
+		var n int
+		must(h.t, h.db.Get(context.Background(), &n, "SELECT count(*) FROM "+t.Name+" WHERE "+t.Subject+" = ?", owner))
+		if n > 0 {
+			return
+		}
+	}
+	id := strings.ToLower(rand.Text())
+	var names []string
+	var values []any
+	for _, c := range t.Columns {
+		if t.Name == "mails" && (c.Name == "accepted_at" || c.Name == "failed_at") {
+			continue
+		}
+		var v any
+		switch {
+		case c.Name == t.Subject:
+			v = owner
+		case c.Name == "id" || c.Name == "key_lookup" || c.Hashed != "" && c.Type == "text":
+			v = strings.ToLower(rand.Text())
+			if c.Name == "id" {
+				v = id
+			}
+		case c.Sealed != "":
+			sealed, err := h.vault.Seal(context.Background(), owner, []byte(`"`+mark+`"`), t.Bound(c.Name, id))
+			must(h.t, err)
+			v = sealed
+		case t.Name == "jobs" && c.Name == "state":
+			v = jobs.Succeeded
+		case t.Name == "jobs" && c.Name == "attempt":
+			v = 1
+		case c.Type == "text", c.Type == "words":
+			v = strings.ToLower(rand.Text())
+		case c.Type == "bytes":
+			v = []byte(rand.Text())
+		case c.Type == "time":
+			v = h.clock.Millis()
+		default:
+			v = 1
+		}
+		names, values = append(names, c.Name), append(values, v)
+	}
+	_, err := h.db.Exec(context.Background(), "INSERT INTO "+t.Name+" ("+strings.Join(names, ", ")+") VALUES ("+db.Marks(len(names))+")", values...)
+	if err != nil {
+		h.t.Fatalf("fill %s: %v", t.Name, errors.Unwrap(err))
+	}
+}
+
+// paint adds generations of one image each, with their objects.
+func (h *home) paint(p person, images int) (ids []string) {
+	h.t.Helper()
+	ctx := context.Background()
+	for range images {
+		h.clock.Advance(time.Millisecond)
+		now := h.clock.Now()
+		g, i := db.NewID("gen", now), db.NewID("img", now)
+		request, err := h.vault.Seal(ctx, p.id, []byte(`{"prompt":"`+mark+`"}`), vault.Column("generations", "request", g))
+		must(h.t, err)
+		hash, err := h.vault.Seal(ctx, p.id, []byte(mark), vault.Column("images", "sha256", i))
+		must(h.t, err)
+		_, err = h.db.Exec(ctx, `INSERT INTO generations (id, owner, job_id, model, seed, request, status, error_code, attempts, created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)
+			VALUES (?, ?, 'job_x', 'm', 1, ?, 'succeeded', '', 1, ?, ?, ?, ?, 0, '', 0)`, g, p.id, request, now.UnixMilli(), now.UnixMilli(), now.UnixMilli(), now.Add(90*24*time.Hour).UnixMilli())
+		must(h.t, err)
+		_, err = h.db.Exec(ctx, `INSERT INTO images (id, generation_id, owner, n, attempt, width, height, format, bytes, seed, sha256, created_at, expires_at, removed_at, removed_reason)
+			VALUES (?, ?, ?, 0, 1, 64, 64, 'png', 9, 1, ?, ?, ?, 0, '')`, i, g, p.id, hash, now.UnixMilli(), now.Add(90*24*time.Hour).UnixMilli())
+		must(h.t, err)
+		for _, o := range [][2]string{{"img", "image"}, {"thumb", "thumbnail"}} {
+			h.put(p.id, fmt.Sprintf("images/%s/%s/1/0.%s", p.id, g, o[0]), vault.Data("object", p.id, g, "1", "0", o[1]))
+		}
+		ids = append(ids, i)
+	}
+	return ids
+}
+
+func (h *home) put(owner, key string, data []byte) {
+	h.t.Helper()
+	var b bytes.Buffer
+	w, err := h.vault.SealWriter(context.Background(), owner, &b, data)
+	must(h.t, err)
+	_, err = io.WriteString(w, "picture of "+mark)
+	must(h.t, err)
+	must(h.t, w.Close())
+	must(h.t, h.store.Put(context.Background(), key, bytes.NewReader(b.Bytes()), int64(b.Len())))
+}
+
+// close ends the account and returns the erasure, and the secret of its receipt.
+func (h *home) close(p person) (id, secret string) {
+	h.t.Helper()
+	ctx := context.Background()
+	must(h.t, h.accounts.CloseFor(ctx, account.AtTheMachine(), p.id, "a letter that asks for it, "+mark))
+	id, secret, err := h.privacy.Claim(ctx, p.id)
+	must(h.t, err)
+	return id, secret
+}
+
+// erase goes on until the erasure is complete, moving the clock over every wait.
+func (h *home) erase(id string) error {
+	h.t.Helper()
+	for range 2000 {
+		after, err := h.privacy.Erase(context.Background(), id)
+		if err != nil || after == 0 {
+			return err
+		}
+		h.clock.Advance(max(after, time.Minute))
+	}
+	h.t.Fatal("the erasure has no end")
+	return nil
+}
+
+// receipt fetches and verifies the complete receipt.
+func (h *home) receipt(id, secret string) privacy.Receipt {
+	h.t.Helper()
+	signed, err := h.privacy.Receipt(context.Background(), id, secret)
+	must(h.t, err)
+	text, err := json.MarshalIndent(signed, "", "  ")
+	must(h.t, err)
+	r, _, err := privacy.VerifyReceipt(text, h.public)
+	if err != nil {
+		h.t.Fatalf("%v: %s", err, text)
+	}
+	return r
+}
+
+// found is every place where a text stands: rows by store and table, objects by
+// prefix, files of mails.
+func (h *home) found(text string) map[string]int {
+	h.t.Helper()
+	ctx := context.Background()
+	places := map[string]int{}
+	for store, d := range map[string]*db.DB{privacy.StoreMain: h.db, privacy.StoreKeys: h.keys} {
+		tables, err := db.Tables(ctx, d)
+		must(h.t, err)
+		for _, t := range tables {
+			for _, c := range t.Columns {
+				// Text as it is, bytes by their hex: sealed ones hold no text of anybody.
+				as, want := "lower(CAST("+c.Name+" AS text))", strings.ToLower(text)
+				if c.Type == "bytea" {
+					as, want = "lower(hex("+c.Name+"))", fmt.Sprintf("%x", text)
+					if d.Dialect() == db.Postgres {
+						as = "encode(" + c.Name + ", 'hex')"
+					}
+				}
+				var n int
+				must(h.t, d.Get(ctx, &n, "SELECT count(*) FROM "+t.Name+" WHERE "+as+" LIKE ?", "%"+want+"%"))
+				if n > 0 {
+					places[store+"/"+t.Name] = max(places[store+"/"+t.Name], n)
+				}
+			}
+		}
+	}
+	for _, prefix := range []string{"images/", "held/"} {
+		for _, key := range h.objects(prefix) {
+			if strings.Contains(key, strings.ToLower(text)) {
+				places["objects/"+prefix]++
+			}
+		}
+	}
+	_ = filepath.WalkDir(filepath.Join(h.dir, "mail"), func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			content, err := os.ReadFile(path)
+			must(h.t, err)
+			if bytes.Contains(bytes.ToLower(content), []byte(strings.ToLower(text))) {
+				places["mail"]++
+			}
+		}
+		return nil
+	})
+	return places
+}
+
+// objects are all keys below a prefix, every version and marker of them.
+func (h *home) objects(prefix string) (keys []string) {
+	h.t.Helper()
+	if h.stack.s3 {
+		for o := range h.s3().ListObjectsIter(context.Background(), h.bucket.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true, WithVersions: h.stack.versioned}) {
+			if o.Err != nil && minio.ToErrorResponse(o.Err).Code != minio.NoSuchBucket {
+				h.t.Fatal(o.Err)
+			}
+			if o.Err == nil {
+				keys = append(keys, o.Key)
+			}
+		}
+		return keys
+	}
+	page, err := h.store.List(context.Background(), prefix, "", 100_000)
+	must(h.t, err)
+	for _, o := range page {
+		keys = append(keys, o.Key)
+	}
+	return keys
+}
+
+// erased checks that nothing of a person is left but what the map keeps.
+func (h *home) erased(p person, more ...string) {
+	h.t.Helper()
+	keeps := append([]string{"main/subjects", "main/erasures", "keys/keysets", "keys/erasure_journal"}, more...)
+	for place, n := range h.found(p.id) {
+		if !slices.Contains(keeps, place) {
+			h.t.Errorf("%d of %s are left", n, place)
+		}
+	}
+	var s subject.Subject
+	s, err := subject.Find(context.Background(), h.db, p.id)
+	if err != nil || s.State != subject.Erased || !s.CreatedAt.IsZero() {
+		h.t.Errorf("the subject is %+v, %v", s, err)
+	}
+	if _, err := h.vault.Seal(context.Background(), p.id, []byte("x"), nil); !errors.Is(err, vault.ErrDestroyed) {
+		h.t.Errorf("the key: %v", err)
+	}
+}
+
+func (h *home) count(query string, args ...any) (n int) {
+	h.t.Helper()
+	must(h.t, h.db.Get(context.Background(), &n, query, args...))
+	return n
+}
+
+// figure is a metric's value, over all its labels.
+func (h *home) figure(name string) (sum float64) {
+	h.t.Helper()
+	families, err := h.registry.Gather()
+	must(h.t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// picture is what an engine makes.
+func picture() []byte {
+	var b bytes.Buffer
+	if err := png.Encode(&b, image.NewGray(image.Rect(0, 0, 256, 256))); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
