@@ -296,18 +296,11 @@ func (s *Service) release(ctx context.Context, x exception) error {
 	if err := s.deletePrefix(ctx, x.ErasureID, heldPrefix+x.Subject+"/"+x.ID+"/", heldPrefix); err != nil {
 		return err
 	}
-	p, err := s.plan(ctx, StoreMain)
-	if err != nil {
-		return err
-	}
 	t := s.Map.Table(StoreMain, x.Table)
 	if t == nil {
 		return stuck{code: "map_differs"}
 	}
 	condition := " WHERE " + t.record() + " = ? AND " + s.Map.Of(t)
-	if named := p.named(t); named != "" {
-		condition += " AND NOT (" + named + ")" // by another record that is held still: it goes with that one
-	}
 	return s.change(ctx, x.ErasureID, func(tx *db.Tx, w *work) error {
 		// A hold that was placed anew keeps the row, which nobody can open any more.
 		n, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET ended_at = ? WHERE id = ? AND ended_at = 0

@@ -566,7 +566,7 @@ func (h *home) found(text string) map[string]int {
 			}
 		}
 	}
-	for _, prefix := range []string{"images/", "held/"} {
+	for _, prefix := range []string{"images/", "exports/", "held/"} {
 		for _, key := range h.objects(prefix) {
 			if strings.Contains(key, strings.ToLower(text)) {
 				places["objects/"+prefix]++
@@ -611,7 +611,8 @@ func (h *home) objects(prefix string) (keys []string) {
 // erased checks that nothing of a person is left but what the map keeps.
 func (h *home) erased(p person, more ...string) {
 	h.t.Helper()
-	keeps := append([]string{"main/subjects", "main/erasures", "keys/keysets", "keys/erasure_journal"}, more...)
+	// Counters name ids for some hours yet.
+	keeps := append([]string{"main/throttles", "main/subjects", "main/erasures", "keys/keysets", "keys/erasure_journal"}, more...)
 	for place, n := range h.found(p.id) {
 		if !slices.Contains(keeps, place) {
 			h.t.Errorf("%d of %s are left", n, place)

@@ -146,21 +146,6 @@ func (p plan) columnsTo(table, other string) (columns []string) {
 	return columns
 }
 
-// named is the condition that a row is named by another that is still there: one
-// that a hold keeps.
-func (p plan) named(t *Table) string {
-	if len(t.Key) != 1 {
-		return ""
-	}
-	var conditions []string
-	for _, r := range p.constraints.References {
-		if r.To == t.Name {
-			conditions = append(conditions, t.Key[0]+" IN (SELECT "+r.Column+" FROM "+r.Table+")")
-		}
-	}
-	return strings.Join(conditions, " OR ")
-}
-
 // keptBack is the condition that a hold or an exception keeps a row; its one parameter
 // is the subject, as often as args says.
 func (s *Service) keptBack(t *Table) (condition string, args int) {
@@ -211,7 +196,7 @@ func (s *Service) deleteRows(ctx context.Context, e *erasure) error {
 		for _, t := range p.tables {
 			switch t.Erase.Do {
 			case Delete:
-				err = s.deleteTable(ctx, e, p, t)
+				err = s.deleteTable(ctx, e, t)
 			case Retain:
 				err = s.clearTable(ctx, e, p, t)
 			case Shred: // unreadable since the key is destroyed
@@ -228,14 +213,10 @@ func (s *Service) deleteRows(ctx context.Context, e *erasure) error {
 
 // deleteTable deletes the person's rows of a table, in bounded batches. What it did
 // is counted in the same transaction, where that is the same database.
-func (s *Service) deleteTable(ctx context.Context, e *erasure, p plan, t *Table) error {
+func (s *Service) deleteTable(ctx context.Context, e *erasure, t *Table) error {
 	q := s.store(t.Store)
 	kept, more := s.keptBack(t)
 	condition := s.Map.Of(t) + " AND NOT " + kept
-	named := p.named(t)
-	if named != "" {
-		condition += " AND NOT (" + named + ")"
-	}
 	key := strings.Join(t.Key, ", ")
 	some := fmt.Sprintf("SELECT %s FROM %s WHERE %s LIMIT %d", key, t.Name, condition, eraseBatch)
 	statement := "DELETE FROM " + t.Name + " WHERE (" + key + ") IN (" + some + ")"
@@ -263,33 +244,7 @@ func (s *Service) deleteTable(ctx context.Context, e *erasure, p plan, t *Table)
 			break
 		}
 	}
-	if named == "" {
-		return nil
-	}
-	// What a held row names cannot go, and says nothing any more.
-	sets, values := p.hollow(t)
-	if len(sets) == 0 {
-		return nil
-	}
-	_, err := q.Exec(ctx, "UPDATE "+t.Name+" SET "+strings.Join(sets, ", ")+" WHERE "+s.Map.Of(t)+" AND NOT "+kept, append(values, args...)...)
-	return err
-}
-
-// hollow empties all columns of a row but its key and what it names.
-func (p plan) hollow(t *Table) (sets []string, values []any) {
-	for _, c := range t.Columns {
-		reference := slices.ContainsFunc(p.constraints.References, func(r db.Reference) bool { return r.Table == t.Name && r.Column == c.Name })
-		if slices.Contains(t.Key, c.Name) || c.Name == t.Subject || reference {
-			continue
-		}
-		if c.Hashed != "" && p.constraints.Required(t.Name, c.Name) { // may be unique
-			sets = append(sets, c.Name+" = "+t.Key[0])
-			continue
-		}
-		sets = append(sets, c.Name+" = ?")
-		values = append(values, p.nothing(t, c))
-	}
-	return sets, values
+	return nil
 }
 
 // nothing is NULL, or empty or 0 where that may not be.
@@ -437,9 +392,6 @@ func (s *Service) left(ctx context.Context, e *erasure, p plan, t *Table) (int64
 	if t.Erase.Do == Delete {
 		kept, more := s.keptBack(t)
 		condition := " AND NOT " + kept
-		if named := p.named(t); named != "" {
-			condition += " AND NOT (" + named + ")"
-		}
 		n, err := count(condition, times(e.Subject, more)...)
 		if err == nil && n > 0 {
 			err = stuck{code: "rows_left"}

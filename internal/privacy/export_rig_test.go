@@ -282,6 +282,8 @@ func (r *rig) plant(name string) planted {
 				v = "first-" + strings.ReplaceAll(text, " ", "-") + " second"
 			case c.Type == "flag":
 				v = int64(1)
+			case c.Type == "bytes" && c.Sealed == "":
+				v = []byte(text)
 			case c.Type == "number":
 				v = number
 			case c.Type == "time":

@@ -160,7 +160,7 @@ func (w Window) Before(now time.Time) time.Time {
 	}
 	then := now.AddDate(0, -w.n, 0)
 	if then.Day() != now.Day() { // AddDate has gone on into the next month
-		return time.Date(then.Year(), then.Month(), 1, 0, 0, 0, 0, time.UTC)
+		return time.Date(then.Year(), then.Month(), 1, 0, 0, 0, 0, time.UTC).Add(-time.Millisecond)
 	}
 	return then
 }

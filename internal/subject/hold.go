@@ -41,7 +41,8 @@ func ObjectionRecord(subject string, purpose Purpose) string { return subject + 
 // Records, NotFound when the person has no such record, and DataRemoved when
 // there is only a tombstone left: its content is gone, or about to be.
 //
-// A held generation keeps its images, and a held image its generation. Of an
+// A held generation keeps its images, and a held image its generation, this one
+// until the account is erased: who needs the prompt too holds the generation. Of an
 // account it keeps address, username, profile and preferences; password, second
 // factors and role go on changing, as credentials do. Of a mail it keeps that it
 // was written, and what became of it when; address and words are there to be sent
