@@ -43,7 +43,6 @@ import (
 	"zimage/internal/vault"
 )
 
-
 // mark stands in everything that a person of these tests gives the service.
 const mark = "CANARY-7f3a91"
 
