@@ -212,10 +212,11 @@ func TestWhatIsStoredIsWhatTheMapSays(t *testing.T) {
 			t.Parallel()
 			w := newWitness(t, dialect)
 			w.person()
+			w.columns(false)
+			w.deliver()
+			w.export()
 			w.columns(true)
 			w.storedObjects()
-			w.deliver()
-			w.columns(false)
 			w.files()
 			w.inRedis()
 			w.logged()
@@ -493,13 +494,13 @@ func (w *witness) storedObjects() {
 		}
 		picture, err := io.ReadAll(opened)
 		w.must(err)
-		if sort := http.DetectContentType(picture); !strings.HasPrefix(sort, "image/") || strings.HasPrefix(http.DetectContentType(sealed), "image/") {
+		if sort := http.DetectContentType(picture); !strings.HasPrefix(sort, "image/") && sort != "application/zip" || strings.HasPrefix(http.DetectContentType(sealed), "image/") {
 			w.t.Errorf("%s holds %s, sealed %s", o.Key, sort, http.DetectContentType(sealed))
 		}
 	}
 	for _, o := range w.m.Objects {
-		if o.Nobody == "" && !kinds[o.Key.String()] {
-			w.t.Errorf("the map has objects %s, and a generation leaves none", o.Key)
+		if o.Nobody == "" && !heldKind(o.Key.String()) && !kinds[o.Key.String()] {
+			w.t.Errorf("the map has objects %s, and nobody left any", o.Key)
 		}
 	}
 }
@@ -525,6 +526,21 @@ func (w *witness) deliver() {
 }
 
 // files looks at every file in and beside the data folder.
+// export has a copy of everything made, as the person would.
+func (w *witness) export() {
+	w.t.Helper()
+	var e struct{ ID, Status string }
+	w.send(202, "POST", "/v1/account/exports", nil, &e)
+	testenv.Eventually(w.t, time.Minute, func() bool {
+		w.send(200, "GET", "/v1/account/exports/"+e.ID, nil, &e)
+		return e.Status == "ready"
+	})
+}
+
+// heldKind says of objects and files of the map that an erasure under a hold makes
+// them: its own tests open them through the map.
+func heldKind(name string) bool { return strings.Contains(name, "held/<") }
+
 func (w *witness) files() {
 	w.t.Helper()
 	seen := map[string]bool{}
@@ -560,7 +576,7 @@ func (w *witness) files() {
 		if w.a.db.Dialect() == db.Postgres && lite {
 			continue
 		}
-		if !passing && !seen[name] {
+		if !passing && !heldKind(name) && !seen[name] {
 			w.t.Errorf("the map has the file %s, and there is none", name)
 		}
 	}

@@ -39,6 +39,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 	defer beside.Wait()
 	defer stop()
 	beside.Go(func() { watchers.Run(besideCtx) })
+	beside.Go(func() { _ = a.awaitReplay(besideCtx) })
 	beside.Go(func() {
 		a.Accounts.Run(besideCtx, func(err error) { a.log.Warn("could not tidy up behind accounts", "error", err) })
 	})
@@ -157,6 +158,9 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 		})
 	}
 	work.Wait()
+	if a.restored.Load() {
+		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures that were done; they must be replayed first"})
+	}
 	if n := a.Generate.ResultsWaiting(); n > 0 {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "results", State: httpapi.StateDegraded, Note: fmt.Sprintf("%d wait in memory to be stored", n)})
 	}

@@ -28,6 +28,9 @@ const mailSlots = 4
 // runWorker serves this process's lanes until ctx ends, then drains: it
 // finishes, within the shutdown time or until abort is closed, or releases.
 func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
+	if a.awaitReplay(ctx) != nil {
+		return nil // stopped before there was anything to do
+	}
 	fleet, err := engine.NewFleet(a.engines, a.lanes(), a.open, engine.FleetOptions{Clock: a.clock, Log: a.log})
 	if err != nil {
 		return err

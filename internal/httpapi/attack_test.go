@@ -42,7 +42,7 @@ func TestAttack_UserEnumerationByAnswer(t *testing.T) {
 		closed := "closed@example.org"
 		r.person("closed")
 		gone := r.signIn(closed, "some long words for anybody")
-		gone.want(204, "DELETE", "/v1/account", `{"password":"some long words for anybody"}`)
+		gone.want(202, "DELETE", "/v1/account", `{"password":"some long words for anybody"}`)
 		suspended := "ben@example.org"
 		if _, err := r.db.Exec(t.Context(), `UPDATE subjects SET suspended_at = 1 WHERE id = ?`, r.ownerOf(suspended)); err != nil {
 			t.Fatal(err)
