@@ -178,7 +178,7 @@ func TestPasswordsAreHashedAnewWhenTheParametersRise(t *testing.T) {
 
 // Not parallel, and one database after the other: it measures the heap.
 func TestPromise_U5_Attack_TenThousandSignInsAtOnce(t *testing.T) {
-	const callers, most = 10_000, 300 << 20
+	const callers, most = 10_000, 512 << 20 // unbounded, they would take 190 GiB
 	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
 		t.Run(string(dialect), func(t *testing.T) {
 			h := newHome(t, dialect)
