@@ -60,6 +60,8 @@ type Service struct {
 	hasher *hasher
 	known  *known
 	uses   *uses
+
+	sessionForm, codeForm form
 }
 
 // New makes the room. Run must run beside it for last uses to be written and
@@ -70,6 +72,8 @@ func New(o Options) *Service {
 		hasher: newHasher(o.HashQueue),
 		known:  newKnown(),
 		uses:   newUses(),
+
+		sessionForm: sessionForm(o.Vault), codeForm: codeForm(o.Vault),
 	}
 	if o.HashCost != nil {
 		s.hasher.params = o.HashCost

@@ -45,7 +45,7 @@ func (s *Service) addLink(ctx context.Context, tx *db.Tx, owner, kind, email, ca
 			return "", fmt.Errorf("add a link: %w", err)
 		}
 	}
-	code = codeForm.make()
+	code = s.codeForm.make()
 	_, err = tx.Exec(ctx, `INSERT INTO mailed_links (id, owner, kind, token_lookup, email_lookup, email, created_at, expires_at)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 		l.ID, owner, kind, s.codeLookup(code), l.EmailLookup, l.Email, now.UnixMilli(), now.Add(life).UnixMilli())
@@ -57,7 +57,7 @@ func (s *Service) addLink(ctx context.Context, tx *db.Tx, owner, kind, email, ca
 
 // findLink reads a link that can still be used, and LinkInvalid for any other.
 func (s *Service) findLink(ctx context.Context, kind, code string) (l linkRow, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return l, linkInvalid()
 	}
 	err = s.db.Get(ctx, &l, `SELECT id, owner, email_lookup, email FROM mailed_links
@@ -103,8 +103,9 @@ func (s *Service) RequestReset(ctx context.Context, c Client, email string) erro
 	if err != nil {
 		return err
 	}
-	err = s.requestReset(ctx, c, canonical)
-	s.level(ctx, started)
+	if err = s.requestReset(ctx, c, canonical); !turnedAway(err) {
+		s.level(ctx, c, started)
+	}
 	return err
 }
 
@@ -150,10 +151,16 @@ func (s *Service) requestReset(ctx context.Context, c Client, canonical string) 
 // InvalidRequest, which leaves the code as it was, for a password that is not
 // allowed.
 func (s *Service) Reset(ctx context.Context, c Client, code, password string) (device string, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return "", linkInvalid()
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.enterQueue(ctx, s.codeForm, code, func() (bool, error) {
+		_, err := s.findLink(ctx, linkPassword, code)
+		if problem.CodeOf(err) == problem.LinkInvalid {
+			return false, nil
+		}
+		return err == nil, err
+	})
 	if err != nil {
 		return "", err
 	}

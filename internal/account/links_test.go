@@ -226,7 +226,7 @@ func TestCodesAreForOneThing(t *testing.T) {
 		}
 		codes := map[string]string{
 			"reset": h.code("ann@example.org", mail.ResetPassword), "email": h.code("new@example.org", mail.ConfirmEmail),
-			"sign-up": h.code("bob@example.org", mail.ConfirmSignUp), "unknown": codeForm.make(), "none": "", "malformed": "zc_nonsense", "a key": keyForm.make(),
+			"sign-up": h.code("bob@example.org", mail.ConfirmSignUp), "unknown": h.codeForm.make(), "none": "", "malformed": "zc_nonsense", "a key": keyForm.make(),
 		}
 		uses := map[string]func(code string) error{
 			"reset":   func(code string) error { _, err := h.Reset(ctx, c, code, another); return err },

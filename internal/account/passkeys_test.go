@@ -95,7 +95,7 @@ func (h *home) beginPasskey(p Principal) PasskeyChallenge {
 
 func (h *home) signInChallenge() PasskeyChallenge {
 	h.t.Helper()
-	c, err := h.PasskeyChallenge(context.Background(), Client{})
+	c, err := h.PasskeyChallenge()
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -735,18 +735,20 @@ func TestAClosedAccountsPasskeyIsAnyWrongOne(t *testing.T) {
 func TestExpiredChallengesGo(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
+		ann := h.user("ann@example.org")
+		p := h.freshSession(ann)
 		for range challengesSwept + 5 {
-			h.signInChallenge()
+			h.beginPasskey(p)
 		}
 		h.clock.Advance(challengeLife - time.Millisecond)
-		h.signInChallenge()
-		if n := h.rowsOf("passkey_challenges", ""); n != challengesSwept+6 {
+		h.beginPasskey(p)
+		if n := h.rowsOf("passkey_challenges", ann); n != challengesSwept+6 {
 			t.Errorf("%d challenges: some went before their time", n)
 		}
 		h.clock.Advance(time.Millisecond)
-		h.signInChallenge()
-		h.signInChallenge()
-		if n := h.rowsOf("passkey_challenges", ""); n != 3 {
+		h.beginPasskey(p)
+		h.beginPasskey(p)
+		if n := h.rowsOf("passkey_challenges", ann); n != 3 {
 			t.Errorf("%d challenges are left", n)
 		}
 	})
@@ -802,7 +804,7 @@ func TestASignInGoesOnWithoutPasskeys(t *testing.T) {
 		if need := h.stillNeeds(ann); need == nil || need.Passkey != nil || !need.Recovery {
 			t.Errorf("a sign-in needs %+v", need)
 		}
-		_, err := h.PasskeyChallenge(ctx, Client{})
+		_, err := h.PasskeyChallenge()
 		wantCode(t, "a challenge", err, problem.Conflict)
 		_, err = h.BeginPasskey(ctx, p)
 		wantCode(t, "a new one", err, problem.Conflict)

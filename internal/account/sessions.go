@@ -63,7 +63,7 @@ func (r sessionRow) live(role Role, now time.Time) bool {
 // accounts get one same Unauthorized. Nothing is cached: an ended session is
 // refused at once by every process.
 func (s *Service) AuthenticateSession(ctx context.Context, token string) (Principal, error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return Principal{}, notSignedIn()
 	}
 	now := s.clock.Now()
@@ -223,7 +223,7 @@ func (s *Service) openSession(ctx context.Context, tx *db.Tx, owner string, c Cl
 		id = db.NewID("ses", now)
 	}
 	_, life := limits(role)
-	in = SignedIn{Token: sessionForm.make(), Session: Session{
+	in = SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: id, Method: m, CreatedAt: now, LastUsedAt: now, ExpiresAt: now.Add(life), Current: true,
 	}}
 	return in, isNew, s.writeSession(ctx, tx, owner, c, &in, isNew, now, sql.NullInt64{})
@@ -237,7 +237,7 @@ func (s *Service) knowDevice(ctx context.Context, tx *db.Tx, owner string, c Cli
 		return "", err
 	}
 	now := s.clock.Now()
-	in := SignedIn{Token: sessionForm.make(), Session: Session{
+	in := SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: db.NewID("ses", now), Method: ByPassword, CreatedAt: now, LastUsedAt: now, ExpiresAt: now,
 	}}
 	return in.Token, s.writeSession(ctx, tx, owner, c, &in, true, now, sql.NullInt64{Int64: now.UnixMilli(), Valid: true})
@@ -279,7 +279,7 @@ func (s *Service) writeSession(ctx context.Context, tx *db.Tx, owner string, c C
 // none. A row of somebody else's goes: the browser has room for one token, and
 // must not leave a session open that nobody can end from it.
 func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string) (id string, err error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return "", nil
 	}
 	var row deviceRow
@@ -299,6 +299,10 @@ func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string
 	return "", nil
 }
 
+// Issued reports, without asking the database, whether a session's token is one of
+// ours, whatever has become of it.
+func (s *Service) Issued(token string) bool { return s.sessionForm.fits(token) }
+
 type deviceRow struct {
 	ID     string `db:"id"`
 	Owner  string `db:"owner"`
@@ -308,7 +312,7 @@ type deviceRow struct {
 // device is the row that a browser's token belongs to, signed in or not; zero:
 // none.
 func (s *Service) device(ctx context.Context, token string) (row deviceRow, err error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return row, nil
 	}
 	err = s.db.Get(ctx, &row, `SELECT id, owner, method FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
@@ -333,7 +337,7 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 	if !row.live(p.Role, now) {
 		return SignedIn{}, notSignedIn()
 	}
-	in := SignedIn{Token: sessionForm.make(), Session: Session{
+	in := SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: row.ID, Method: m, CreatedAt: time.UnixMilli(row.CreatedAt).UTC(), LastUsedAt: now,
 		ExpiresAt: time.UnixMilli(row.ExpiresAt).UTC(), Current: true,
 	}}
@@ -344,7 +348,7 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 // in the cookie: it opens nothing, and knows the browser again at the next
 // sign-in.
 func (s *Service) SignOut(ctx context.Context, p Principal) (device string, err error) {
-	token, now := sessionForm.make(), s.clock.Millis()
+	token, now := s.sessionForm.make(), s.clock.Millis()
 	n, err := s.db.Exec(ctx, `UPDATE sessions SET token_lookup = ?, ended_at = ?, last_used_at = ? WHERE id = ? AND owner = ? AND ended_at IS NULL`,
 		s.sessionLookup(token), now, now, p.SessionID, p.Subject)
 	if err != nil {

@@ -16,15 +16,17 @@ import (
 
 func TestSessionTokens(t *testing.T) {
 	t.Parallel()
-	token := sessionForm.make()
-	if len(token) != 59 || !strings.HasPrefix(token, "zs_") || !sessionForm.fits(token) || keyForm.fits(token) || codeForm.fits(token) {
-		t.Errorf("%d characters", len(token))
-	}
-	for _, f := range []form{keyForm, codeForm, sessionForm} {
-		if f.random*8 < 160 || (f.random+f.sum)%5 != 0 {
-			t.Errorf("%+v", f)
+	onBoth(t, func(t *testing.T, h *home) {
+		token := h.sessionForm.make()
+		if len(token) != 75 || !strings.HasPrefix(token, "zs_") || !h.sessionForm.fits(token) || keyForm.fits(token) || h.codeForm.fits(token) {
+			t.Errorf("%d characters", len(token))
 		}
-	}
+		for _, f := range []form{keyForm, h.codeForm, h.sessionForm} {
+			if f.random*8 < 160 || (f.random+f.sum)%5 != 0 {
+				t.Errorf("%s: %d and %d bytes", f.start, f.random, f.sum)
+			}
+		}
+	})
 }
 
 // One of every kind that must not get in gets the same answer.
@@ -43,7 +45,7 @@ func TestAuthenticateSessionRefusesAllAlike(t *testing.T) {
 		}
 		key, _ := h.key(p.Subject, time.Time{})
 		for what, token := range map[string]string{
-			"none": "", "malformed": "zs_nonsense", "unknown": sessionForm.make(), "a key": key, "signed out": out.Token, "only a device": device,
+			"none": "", "malformed": "zs_nonsense", "unknown": h.sessionForm.make(), "a key": key, "signed out": out.Token, "only a device": device,
 			"closing": closing.Token, "erased": gone.Token,
 		} {
 			_, err := h.AuthenticateSession(ctx, token)
@@ -306,7 +308,7 @@ func TestPromise_A4_SignInAlwaysChangesTheToken(t *testing.T) {
 		if h.principal(in.Token).Subject != p.Subject {
 			t.Error("signed in as somebody else")
 		}
-		victim(sessionForm.make())
+		victim(h.sessionForm.make())
 		victim("nonsense")
 		if mails := h.sent("ann@example.org", mail.NewDevice); len(mails) != 3 {
 			t.Errorf("%d mails, want one for each browser that was not known", len(mails))

@@ -99,7 +99,7 @@ func TestAnswersEndOnAGrid(t *testing.T) {
 		for _, work := range []time.Duration{0, grid / 4, grid / 2, grid - grid/8, grid + grid/4} {
 			behind(fmt.Sprintf("work of %v", work), func() time.Duration {
 				began := time.Now().Add(-work)
-				h.level(ctx, began)
+				h.level(ctx, Client{}, began)
 				return time.Since(began)
 			})
 		}
@@ -135,7 +135,7 @@ func TestAnswersEndOnAGrid(t *testing.T) {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		h.o.Level = time.Hour
-		h.level(gone, time.Now())
+		h.level(gone, Client{}, time.Now())
 	})
 }
 

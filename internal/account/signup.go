@@ -52,8 +52,9 @@ func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	if len(fields) > 0 {
 		return problem.Invalid(fields...)
 	}
-	err = s.signUp(ctx, c, r, email, canonical, consents)
-	s.level(ctx, started)
+	if err = s.signUp(ctx, c, r, email, canonical, consents); !turnedAway(err) {
+		s.level(ctx, c, started)
+	}
 	return err
 }
 
@@ -123,7 +124,7 @@ func (s *Service) pend(ctx context.Context, r SignUp, email, canonical, hash str
 			return away(fmt.Errorf("sign up: %w", err))
 		}
 	}
-	code := codeForm.make()
+	code := s.codeForm.make()
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO signups (id, email_lookup, email, username_lookup, username, profile, password,
 				consents, policy_version, token_lookup, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -179,13 +180,16 @@ type pending struct {
 // address has an account meanwhile; SignInFailed for another password than the
 // one of the sign-up; Conflict for a username that was taken meanwhile.
 func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password string) (in SignedIn, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return SignedIn{}, linkInvalid()
 	}
 	if err := typed(password); err != nil {
 		return SignedIn{}, err
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.enterQueue(ctx, s.codeForm, code, func() (bool, error) {
+		p, err := s.findSignUp(ctx, code)
+		return p.ID != "", err
+	})
 	if err != nil {
 		return SignedIn{}, err
 	}
@@ -194,14 +198,12 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	if err != nil {
 		return SignedIn{}, err
 	}
-	var p pending
-	err = s.db.Get(ctx, &p, `SELECT id, email_lookup, email, username_lookup, username, profile, password, consents, policy_version, created_at
-		FROM signups WHERE token_lookup = ? AND expires_at > ?`, s.codeLookup(code), s.clock.Millis())
-	if errors.Is(err, sql.ErrNoRows) {
-		return SignedIn{}, linkInvalid()
-	}
+	p, err := s.findSignUp(ctx, code)
 	if err != nil {
-		return SignedIn{}, away(fmt.Errorf("confirm a sign-up: %w", err))
+		return SignedIn{}, err
+	}
+	if p.ID == "" {
+		return SignedIn{}, linkInvalid()
 	}
 	if _, err := s.take(ctx, codeBucket(p.ID)); err != nil {
 		return SignedIn{}, err
@@ -231,6 +233,16 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	}
 	s.discard(ctx, others...)
 	return in, nil
+}
+
+// findSignUp reads what waits for a code; zero: nothing.
+func (s *Service) findSignUp(ctx context.Context, code string) (p pending, err error) {
+	err = s.db.Get(ctx, &p, `SELECT id, email_lookup, email, username_lookup, username, profile, password, consents, policy_version, created_at
+		FROM signups WHERE token_lookup = ? AND expires_at > ?`, s.codeLookup(code), s.clock.Millis())
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return p, away(fmt.Errorf("confirm a sign-up: %w", err))
+	}
+	return p, nil
 }
 
 // confirm turns a pending sign-up into an account. It returns the other sign-ups

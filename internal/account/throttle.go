@@ -82,7 +82,7 @@ func (c Client) asker() asker {
 	if !c.Addr.IsValid() {
 		return asker{}
 	}
-	return asker{who: Network(c.Addr).String(), around: neighbourhood(c.Addr).String()}
+	return asker{who: Network(c.Addr).String(), around: Neighbourhood(c.Addr).String()}
 }
 
 // takeLetter counts one more mail of a kind to a mailbox, RateLimited when it is
@@ -150,8 +150,8 @@ func Network(addr netip.Addr) netip.Prefix {
 	return p
 }
 
-// neighbourhood is about what one provider has: an IPv4 /16 or an IPv6 /32.
-func neighbourhood(addr netip.Addr) netip.Prefix {
+// Neighbourhood is about what one provider has: an IPv4 /16 or an IPv6 /32.
+func Neighbourhood(addr netip.Addr) netip.Prefix {
 	network := Network(addr)
 	p, _ := network.Addr().Prefix(network.Bits() / 2)
 	return p
