@@ -26,24 +26,25 @@ import (
 // rig is the API on real rooms, with two people and an engine that waits to be
 // let go.
 type rig struct {
-	t            *testing.T
-	api          *API
-	url          string
-	log          safeBuffer
-	ada, ben     string // keys that may everything
-	readOnly     string // another of ada's
-	db           *db.DB
-	objects      objects.Store
-	pass         func() // lets the engine finish one image
-	person       func(name string) (key string)
-	revoke       func(key string)
-	keyOf        func(token string) string // its id
-	ownerOf      func(email string) string // their subject id
-	accounts     *account.Service
-	otherProcess func() *account.Service // of the same installation
-	vault        *vault.Vault
-	ledger       *privacy.Ledger
-	options      Options // of the API, to serve it once more with others
+	t              *testing.T
+	api            *API
+	url            string
+	log            safeBuffer
+	ada, ben       string // keys that may everything
+	readOnly       string // another of ada's
+	db             *db.DB
+	objects        objects.Store
+	pass           func() // lets the engine finish one image
+	person         func(name string) (key string)
+	revoke         func(key string)
+	keyOf          func(token string) string // its id
+	ownerOf        func(email string) string // their subject id
+	accounts       *account.Service
+	otherProcess   func() *account.Service // of the same installation
+	accountOptions account.Options
+	vault          *vault.Vault
+	ledger         *privacy.Ledger
+	options        Options // of the API, to serve it once more with others
 }
 
 func (r *rig) serve(o Options) {

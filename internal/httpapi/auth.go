@@ -25,12 +25,14 @@ import (
 // access says who may use a route.
 type access struct {
 	public  bool   // anybody
+	probe   bool   // anybody at any time: what it answers costs nothing
 	scope   string // a key or session that has it
 	session bool   // a session alone: no key reaches what protects the account
 }
 
 var (
 	public    = access{public: true}
+	probing   = access{public: true, probe: true}
 	inSession = access{session: true}
 )
 

@@ -6,6 +6,7 @@ import (
 
 	"zimage/internal/account"
 	"zimage/internal/events"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
 
@@ -89,10 +90,26 @@ type checkpointView struct {
 
 type checkpointOutput struct{ Body checkpointView }
 
+// checkpointFor is how long the newest one is told without another look: there is
+// a new one every minute at most.
+const checkpointFor = 5 * time.Second
+
+type checkpoint struct {
+	privacy.Checkpoint
+	err error
+}
+
+func newCheckpoint(l *privacy.Ledger) *kept[checkpoint] {
+	return &kept[checkpoint]{life: checkpointFor, ask: func(ctx context.Context) (c checkpoint) {
+		c.Checkpoint, c.err = l.Checkpoint(ctx)
+		return c
+	}}
+}
+
 func (a *API) getCheckpoint(ctx context.Context, _ *struct{}) (*checkpointOutput, error) {
-	c, err := a.rooms.Ledger.Checkpoint(ctx)
-	if err != nil {
-		return nil, err
+	c := a.checkpoint.get(ctx)
+	if c.err != nil {
+		return nil, c.err
 	}
 	return &checkpointOutput{Body: checkpointView{Batch: c.Batch, At: c.At, Hash: c.Hash, Signature: c.Signature, PublicKey: c.PublicKey}}, nil
 }

@@ -117,6 +117,7 @@ func TestCheckpointIsForEverybody(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		anybody := &browser{rig: r}
 		anybody.want(404, "GET", "/v1/privacy/ledger/checkpoint", "")
+		r.api.checkpoint.last.Store(nil) // or it were told for seconds
 		eve := r.joined()
 		eve.want(204, "PUT", "/v1/account/consents/marketing", `{"granted":true}`)
 		if _, err := r.ledger.Seal(t.Context()); err != nil {
@@ -135,6 +136,12 @@ func TestCheckpointIsForEverybody(t *testing.T) {
 		}
 		if _, err := r.ledger.Verify(t.Context(), &held, nil); err == nil {
 			t.Error("its holder does not find the truncation")
+		}
+		// Whoever asks again and again has nothing read.
+		for range 100 {
+			if again := anybody.want(200, "GET", "/v1/privacy/ledger/checkpoint", ""); again.body != a.body {
+				t.Fatalf("%s, and a moment later %s", a.body, again.body)
+			}
 		}
 	})
 }
