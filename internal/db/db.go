@@ -535,7 +535,8 @@ func IsUnique(err error) bool {
 // Unavailable marks the error of a database that is away, so that callers try
 // again. The end of the caller's own context gets no better by that.
 func Unavailable(err error) error {
-	if IsAway(err) && !errors.Is(err, context.DeadlineExceeded) {
+	var connect *pgconn.ConnectError // whose time to connect was up, and not the caller's
+	if IsAway(err) && (errors.As(err, &connect) || !errors.Is(err, context.DeadlineExceeded)) {
 		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
 	}
 	return err
