@@ -50,7 +50,7 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		acts := map[string]func(Principal, string) error{
 			"find": func(p Principal, reason string) error {
@@ -86,6 +86,9 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		gone := staff(RoleOperator, ByPasskey)
 		gone.SessionID = "ses_ended"
 		wantCode(t, "a session that has ended since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
+		gone = staff(RoleOperator, ByPasskey)
+		gone.lookup = h.sessionLookup(sessionForm.make())
+		wantCode(t, "a session that has another token since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
 		before := staff(RoleOperator, ByPasskey)
 		staff(NoRole, ByPasskey)
 		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
@@ -148,7 +151,7 @@ func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		whole := Disclosure{Case: "17 Js 204/26", Authority: "prosecutor", Scope: "mail address"}
 		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
@@ -722,9 +725,11 @@ func TestAHeldAccountsCredentialsGoOnChanging(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := browser("192.0.2.1", "")
-		if _, err := h.ChangePassword(ctx, who, c, "another correct horse"); err != nil {
+		in, err := h.ChangePassword(ctx, who, c, "another correct horse")
+		if err != nil {
 			t.Errorf("the password: %v", err)
 		}
+		h.goOn(&who, in)
 		if err := h.Close(ctx, who, c, Credentials{Password: "another correct horse"}); err != nil {
 			t.Errorf("closing: %v", err)
 		}

@@ -69,15 +69,15 @@ func checkReason(reason string) (string, error) {
 }
 
 // stillStaff refuses a member of staff whose session or role was taken since the
-// request came, or who is suspended.
+// request came, whose session has another token, or who is suspended.
 func (s *Service) stillStaff(ctx context.Context, tx *db.Tx, staff Principal) error {
 	if staff.Subject == cliStaff {
 		return nil
 	}
 	var n int
 	err := tx.Get(ctx, &n, `SELECT count(*) FROM sessions s JOIN users u ON u.id = s.owner JOIN subjects p ON p.id = u.id
-		WHERE s.id = ? AND s.owner = ? AND s.ended_at IS NULL AND u.role = ? AND p.state = ? AND p.suspended_at IS NULL`,
-		staff.SessionID, staff.Subject, staff.Role, subject.Active)
+		WHERE s.id = ? AND s.owner = ? AND s.token_lookup = ? AND s.ended_at IS NULL AND u.role = ? AND p.state = ? AND p.suspended_at IS NULL`,
+		staff.SessionID, staff.Subject, staff.lookup, staff.Role, subject.Active)
 	if err != nil {
 		return err
 	}
