@@ -110,20 +110,25 @@ func (s *Service) RequestReset(ctx context.Context, c Client, email string) erro
 }
 
 func (s *Service) requestReset(ctx context.Context, c Client, canonical string) error {
-	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	owner, err := s.findUser(ctx, s.emailLookup(canonical))
+	if err != nil && problem.CodeOf(err) != problem.NotFound {
+		return err
+	}
+	by, err := s.asker(ctx, c, owner)
+	if err != nil {
+		return err
+	}
+	buckets := s.networkBucket(c.Addr)
+	for i := range buckets {
+		buckets[i].soft = by.known
+	}
+	if _, err := s.take(ctx, buckets...); err != nil {
 		return err
 	}
 	// By the address and not its mailbox: no letter goes to one without an account,
 	// so that those of the same mailbox must not wait for it.
-	may, err := s.mayWrite(ctx, c, mail.ResetPassword, canonical)
-	if err != nil || !may {
-		return err
-	}
-	owner, err := s.findUser(ctx, s.emailLookup(canonical))
-	if problem.CodeOf(err) == problem.NotFound {
-		return nil
-	}
-	if err != nil {
+	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical, by)
+	if err != nil || !may || owner == "" {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
@@ -281,7 +286,7 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	if _, err := s.take(ctx, askerBucket(p.Subject)); err != nil {
 		return err
 	}
-	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{p.Subject, p.Subject}); err != nil {
+	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{who: p.Subject, around: p.Subject}); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {

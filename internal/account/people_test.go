@@ -52,7 +52,7 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		acts := map[string]func(Principal, string) error{
 			"find": func(p Principal, reason string) error {
@@ -88,6 +88,9 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		gone := staff(RoleOperator, ByPasskey)
 		gone.SessionID = "ses_ended"
 		wantCode(t, "a session that has ended since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
+		gone = staff(RoleOperator, ByPasskey)
+		gone.lookup = h.sessionLookup(h.sessionForm.make())
+		wantCode(t, "a session that has another token since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
 		before := staff(RoleOperator, ByPasskey)
 		staff(NoRole, ByPasskey)
 		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
@@ -122,8 +125,6 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		if err := subject.May(ctx, h.db, ann, subject.Generate); err != nil {
 			t.Error(err)
 		}
-		_, err = h.FindAccount(ctx, AtTheMachine(), "nobody@example.org", why)
-		wantCode(t, "nobody", err, problem.NotFound)
 		wantCode(t, "nobody's id", h.Suspend(ctx, AtTheMachine(), "sub_none", why), problem.NotFound)
 
 		// Each is told with who and why.
@@ -150,7 +151,7 @@ func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		whole := Disclosure{Case: "17 Js 204/26", Authority: "prosecutor", Scope: "mail address"}
 		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
@@ -185,6 +186,92 @@ func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
 			events.Case: whole.Case, events.Authority: whole.Authority, events.Scope: whole.Scope}
 		if !maps.Equal(told[0].Facts, want) || told[0].Subject != ann {
 			t.Errorf("told %+v", told[0])
+		}
+	})
+}
+
+// A case that forbids to tell hides the whole way to its disclosure, and nobody else's
+// openings are hidden by it.
+func TestPromise_D2_AnAccountIsFoundForACaseByThePrivacyOfficerAlone(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, _, as := h.staffer()
+		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
+			wantCode(t, string(r), second(h.FindForCase(ctx, as(r), "ann@example.org", "18 Js", why)), problem.Forbidden)
+		}
+		for _, reference := range []string{"", " ", "a\nb", strings.Repeat("x", 301)} {
+			wantCode(t, "no case", second(h.FindForCase(ctx, as(RolePrivacy), "ann@example.org", reference, why)), problem.InvalidRequest)
+		}
+		wantCode(t, "no reason", second(h.FindForCase(ctx, as(RolePrivacy), "ann@example.org", "18 Js", "because")), problem.InvalidRequest)
+		if told := h.happened.of("staff."); len(told) != 0 {
+			t.Errorf("refused, and told of: %+v", told)
+		}
+		for _, p := range []Principal{as(RolePrivacy), AtTheMachine()} {
+			u, err := h.FindForCase(ctx, p, "ann@example.org", " 18 Js ", why)
+			if err != nil || u.ID != ann {
+				t.Fatalf("%+v, %v", u, err)
+			}
+		}
+		for i, e := range h.happened.of("staff.") {
+			if e.Type != events.StaffOpened || !e.Hidden || e.Subject != ann || e.Facts[events.Case] != "18 Js" || e.Facts[events.Reason] != why {
+				t.Errorf("%d: told %+v", i, e)
+			}
+		}
+	})
+}
+
+// staffer is somebody, and a member of staff in a session of hers with the role that
+// is needed.
+func (h *home) staffer() (somebody, staff string, as func(Role) Principal) {
+	h.t.Helper()
+	somebody, staff = h.user("ann@example.org"), h.user("eve@example.org")
+	in, err := h.SignIn(context.Background(), browser("192.0.2.9", ""), Credentials{Email: "eve@example.org", Password: password})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return somebody, staff, func(r Role) Principal {
+		if _, err := h.db.Exec(context.Background(), `UPDATE users SET role = ? WHERE id = ?`, r, staff); err != nil {
+			h.t.Fatal(err)
+		}
+		return Principal{Subject: staff, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
+	}
+}
+
+// Also who looks for an account that is not there, and who makes one for somebody, is
+// kept: the first without the address, which may be anybody's.
+func TestPromise_X3_SearchesInVainAndNewAccountsAreKept(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, eve, as := h.staffer()
+		reason := "asked for by nobody@example.org"
+		wantCode(t, "in vain", second(h.FindAccount(ctx, as(RoleSupport), "nobody@example.org", reason)), problem.NotFound)
+		wantCode(t, "for a case", second(h.FindForCase(ctx, as(RolePrivacy), "nobody@example.org", "18 Js", reason)), problem.NotFound)
+		wantCode(t, "no address", second(h.FindAccount(ctx, as(RoleSupport), "nobody", reason)), problem.InvalidRequest)
+		gone := as(RoleSupport)
+		gone.SessionID = "ses_ended"
+		wantCode(t, "a session that has ended", second(h.FindAccount(ctx, gone, "nobody@example.org", reason)), problem.Forbidden)
+		told := h.happened.of("staff.")
+		if len(told) != 2 {
+			t.Fatalf("told %+v", told)
+		}
+		for i, role := range []string{"support", "privacy"} {
+			if e := told[i]; e.Type != events.StaffLookedFor || e.Subject != "" || e.Ref != "" || e.At.IsZero() ||
+				!maps.Equal(e.Facts, map[events.Fact]string{events.Staff: eve, events.Role: role}) {
+				t.Errorf("told %+v", e)
+			}
+		}
+
+		bob, err := h.CreateUserFor(ctx, AtTheMachine(), "bob@example.org", password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "over the API", second(h.CreateUserFor(ctx, as(RoleOperator), "cid@example.org", password)), problem.Forbidden)
+		wantCode(t, "once more", second(h.CreateUserFor(ctx, AtTheMachine(), "bob@example.org", password)), problem.Conflict)
+		if told = h.happened.of("staff.made"); len(told) != 1 || told[0].Type != events.StaffMadeAccount || told[0].Subject != bob || told[0].Hidden ||
+			!maps.Equal(told[0].Facts, map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator"}) {
+			t.Errorf("told %+v", told)
 		}
 	})
 }
@@ -724,9 +811,11 @@ func TestAHeldAccountsCredentialsGoOnChanging(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := browser("192.0.2.1", "")
-		if _, err := h.ChangePassword(ctx, who, c, "another correct horse"); err != nil {
+		in, err := h.ChangePassword(ctx, who, c, "another correct horse")
+		if err != nil {
 			t.Errorf("the password: %v", err)
 		}
+		h.goOn(&who, in)
 		if err := h.Close(ctx, who, c, Credentials{Password: "another correct horse"}); err != nil {
 			t.Errorf("closing: %v", err)
 		}
@@ -773,7 +862,7 @@ func TestAttack_ChallengesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		d := newDevice()
-		h.addPasskey(h.freshSession(h.user("ann@example.org")), d)
+		h.addPasskey(new(h.freshSession(h.user("ann@example.org"))), d)
 		seen := map[string]bool{}
 		for range 1000 {
 			c := h.signInChallenge()

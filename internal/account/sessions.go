@@ -66,13 +66,13 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	if !s.sessionForm.fits(token) {
 		return Principal{}, notSignedIn()
 	}
-	now := s.clock.Now()
+	now, lookup := s.clock.Now(), s.sessionLookup(token)
 	var row struct {
 		sessionRow
 		Role Role `db:"role"`
 	}
 	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role
-		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, s.sessionLookup(token))
+		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, notSignedIn()
 	}
@@ -91,7 +91,7 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	}
 	return Principal{
 		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role,
-		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), SignedInAt: time.UnixMilli(row.CreatedAt).UTC(),
+		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), lookup: lookup,
 	}, nil
 }
 
@@ -108,23 +108,21 @@ func (s *Service) open(ctx context.Context, row sessionRow, role Role, now time.
 }
 
 // StillHolds says whether a session that was let in before may go on: Unauthorized
-// when it was ended since. Unlike AuthenticateSession it is no use of the session,
-// so that an open stream does not keep it alive, and a new token of the same
-// sign-in is no end.
+// when it was ended since, or has another token. Whoever has that one comes back
+// with it, and a copy of the old one does not outlive it. Unlike AuthenticateSession
+// it is no use of the session, so that an open stream does not keep it alive.
 func (s *Service) StillHolds(ctx context.Context, p Principal) error {
 	var row struct {
 		sessionRow
 		Role Role `db:"role"`
 	}
 	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role FROM sessions JOIN users u ON u.id = owner
-		WHERE sessions.id = ? AND owner = ?`, p.SessionID, p.Subject)
+		WHERE sessions.id = ? AND owner = ? AND token_lookup = ?`, p.SessionID, p.Subject, p.lookup)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return notSignedIn()
 	case err != nil:
 		return away(fmt.Errorf("find a session: %w", err))
-	case row.CreatedAt != p.SignedInAt.UnixMilli(): // the same browser, signed in anew
-		return signedOut(row.ID)
 	}
 	return s.open(ctx, row.sessionRow, row.Role, s.clock.Now())
 }
@@ -181,18 +179,19 @@ func (s *Service) fresh(p Principal) error {
 }
 
 // stillThere keeps the account as it is until the transaction ends, and refuses a
-// session or key that was ended since the request came: a body may take seconds
-// to arrive, and a reset of the password must end what a thief began before.
+// session or key that was ended since the request came, or has another token: a
+// body may take seconds to arrive, and a new password must end what a thief began
+// before.
 func (s *Service) stillThere(ctx context.Context, tx *db.Tx, p Principal) error {
 	if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
 		return err
 	}
-	question, id := `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND ended_at IS NULL`, p.SessionID
+	question, args := `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND token_lookup = ? AND ended_at IS NULL`, []any{p.SessionID, p.Subject, p.lookup}
 	if p.SessionID == "" {
-		question, id = `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ? AND revoked_at IS NULL`, p.KeyID
+		question, args = `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ? AND revoked_at IS NULL`, []any{p.KeyID, p.Subject}
 	}
 	var live int
-	if err := tx.Get(ctx, &live, question, id, p.Subject); err != nil {
+	if err := tx.Get(ctx, &live, question, args...); err != nil {
 		return err
 	}
 	if live == 0 {
@@ -326,7 +325,8 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 // opens nothing after a new proof or a change of what protects the account.
 func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method, fresh time.Time) (SignedIn, error) {
 	var row sessionRow
-	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
+	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ? AND token_lookup = ?`+db.ForUpdate(tx),
+		p.SessionID, p.Subject, p.lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return SignedIn{}, notSignedIn()
 	}
@@ -349,8 +349,8 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 // sign-in.
 func (s *Service) SignOut(ctx context.Context, p Principal) (device string, err error) {
 	token, now := s.sessionForm.make(), s.clock.Millis()
-	n, err := s.db.Exec(ctx, `UPDATE sessions SET token_lookup = ?, ended_at = ?, last_used_at = ? WHERE id = ? AND owner = ? AND ended_at IS NULL`,
-		s.sessionLookup(token), now, now, p.SessionID, p.Subject)
+	n, err := s.db.Exec(ctx, `UPDATE sessions SET token_lookup = ?, ended_at = ?, last_used_at = ?
+		WHERE id = ? AND owner = ? AND token_lookup = ? AND ended_at IS NULL`, s.sessionLookup(token), now, now, p.SessionID, p.Subject, p.lookup)
 	if err != nil {
 		return "", away(fmt.Errorf("sign out: %w", err))
 	}

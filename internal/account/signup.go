@@ -79,15 +79,20 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 	if err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, c, mail.ConfirmSignUp, mailbox(canonical))
-	if err != nil || !may {
+	owner, err := s.findUser(ctx, s.emailLookup(canonical))
+	if err != nil && problem.CodeOf(err) != problem.NotFound {
 		return err
 	}
-	switch owner, err := s.findUser(ctx, s.emailLookup(canonical)); {
-	case err == nil:
-		return s.tellOfAttempt(ctx, owner)
-	case problem.CodeOf(err) != problem.NotFound:
+	by, err := s.asker(ctx, c, owner)
+	if err != nil {
 		return err
+	}
+	may, err := s.mayWrite(ctx, mail.ConfirmSignUp, mailbox(canonical), by)
+	switch {
+	case err != nil || !may:
+		return err
+	case owner != "":
+		return s.tellOfAttempt(ctx, owner)
 	}
 	return s.pend(ctx, r, email, canonical, hash, consents)
 }
@@ -354,8 +359,8 @@ func usernameTaken() error { return problem.New(problem.Conflict, "This username
 
 // mayWrite reports whether one more mail of a kind may go to a mailbox. Nobody
 // is told when not: codes that were sent before are still good.
-func (s *Service) mayWrite(ctx context.Context, c Client, t mail.Template, mailbox string) (bool, error) {
-	err := s.takeLetter(ctx, t, mailbox, c.asker())
+func (s *Service) mayWrite(ctx context.Context, t mail.Template, mailbox string, by asker) (bool, error) {
+	err := s.takeLetter(ctx, t, mailbox, by)
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}

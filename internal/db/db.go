@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -331,8 +332,20 @@ func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...an
 type Tx struct {
 	tx    *sqlx.Tx
 	db    *DB
+	last  []last
 	after []func()
 }
+
+// last is what a transaction does at its end.
+type last struct {
+	row string
+	do  func() error
+}
+
+// AtLast runs do when all else of the transaction is done, before the commit: for a
+// row that many write, so that nobody holds it and waits for another. Those of several
+// rows come in the order of their names, as everybody's do.
+func (t *Tx) AtLast(row string, do func() error) { t.last = append(t.last, last{row, do}) }
 
 // AfterCommit runs fn once the transaction is committed, in the order of the
 // calls. It must not block: whoever waits for the commit waits for it too.
@@ -433,6 +446,12 @@ func (d *DB) transact(ctx context.Context, fn func(*Tx) error) (after []func(), 
 	defer func() { _ = step(tx.Rollback) }() // after a commit it does nothing; it also ends a panic's transaction
 	t := &Tx{tx: tx, db: d}
 	err = fn(t)
+	slices.SortStableFunc(t.last, func(a, b last) int { return strings.Compare(a.row, b.row) })
+	for _, l := range t.last {
+		if err == nil {
+			err = l.do()
+		}
+	}
 	if err == nil {
 		err = d.seen(step(tx.Commit))
 	}

@@ -569,14 +569,18 @@ func TestCancelAndDelete(t *testing.T) {
 // event is one of a stream.
 type event struct{ name, id, data string }
 
-// open starts a stream. The channel is closed when the server ends it.
+// open starts a stream with a key or a session. The channel is closed when the server ends it.
 func (r *rig) open(ctx context.Context, id, key, last string) (*http.Response, <-chan event) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/v1/generations/"+id+"/events", nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+key)
+	if strings.HasPrefix(key, "zs_") {
+		req.AddCookie(&http.Cookie{Name: loopbackCookie, Value: key})
+	} else {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
 	if last != "" {
 		req.Header.Set("Last-Event-ID", last)
 	}
