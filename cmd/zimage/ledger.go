@@ -48,7 +48,7 @@ type ledgerCheckpoint struct{}
 
 func (ledgerCheckpoint) Run(ctx context.Context) error {
 	return with(ctx, func(a *app.App) error {
-		c, err := a.Ledger.Checkpoint(ctx)
+		c, err := a.Ledger.CheckpointNow(ctx)
 		if err != nil {
 			return err
 		}

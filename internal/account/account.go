@@ -60,6 +60,8 @@ type Service struct {
 	hasher *hasher
 	known  *known
 	uses   *uses
+
+	sessionForm, codeForm form
 }
 
 // New makes the room. Run must run beside it for last uses to be written and
@@ -70,6 +72,8 @@ func New(o Options) *Service {
 		hasher: newHasher(o.HashQueue),
 		known:  newKnown(),
 		uses:   newUses(),
+
+		sessionForm: sessionForm(o.Vault), codeForm: codeForm(o.Vault),
 	}
 	if o.HashCost != nil {
 		s.hasher.params = o.HashCost
@@ -90,7 +94,14 @@ func (s *Service) CreateUserFor(ctx context.Context, staff Principal, email, pas
 	if err := staff.atTheMachine("Accounts for others are made"); err != nil {
 		return "", err
 	}
-	return s.createUser(ctx, email, password, func(tx *db.Tx, id string) error { return s.tell(ctx, tx, id, mail.AccountMade, nil) })
+	return s.createUser(ctx, email, password, func(tx *db.Tx, id string) error {
+		err := s.o.Events.Append(ctx, tx, events.Event{Type: events.StaffMadeAccount, Subject: id, At: s.clock.Now(),
+			Facts: map[events.Fact]string{events.Staff: staff.Subject, events.Role: string(staff.Role)}})
+		if err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, id, mail.AccountMade, nil)
+	})
 }
 
 func (s *Service) createUser(ctx context.Context, email, password string, also func(tx *db.Tx, id string) error) (string, error) {

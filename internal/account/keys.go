@@ -61,10 +61,12 @@ type Principal struct {
 
 	KeyID string // empty: a session
 
-	SessionID  string // empty: a key
-	Method     Method
-	FreshAt    time.Time // when the session last proved who it is
-	SignedInAt time.Time // when the session was opened
+	SessionID string // empty: a key
+	Method    Method
+	FreshAt   time.Time // when the session last proved who it is
+	// lookup finds the session by the token that was shown: what was let in by it
+	// ends when the session has another one.
+	lookup string
 }
 
 // Has reports whether the key or session has the scope.

@@ -46,7 +46,7 @@ func (s *Service) addLink(ctx context.Context, tx *db.Tx, owner, kind, email, ca
 			return "", fmt.Errorf("add a link: %w", err)
 		}
 	}
-	code = codeForm.make()
+	code = s.codeForm.make()
 	_, err = tx.Exec(ctx, `INSERT INTO mailed_links (id, owner, kind, token_lookup, email_lookup, email, created_at, expires_at)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
 		l.ID, owner, kind, s.codeLookup(code), l.EmailLookup, l.Email, now.UnixMilli(), now.Add(life).UnixMilli())
@@ -58,7 +58,7 @@ func (s *Service) addLink(ctx context.Context, tx *db.Tx, owner, kind, email, ca
 
 // findLink reads a link that can still be used, and LinkInvalid for any other.
 func (s *Service) findLink(ctx context.Context, kind, code string) (l linkRow, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return l, linkInvalid()
 	}
 	err = s.db.Get(ctx, &l, `SELECT id, owner, email_lookup, email FROM mailed_links
@@ -104,26 +104,32 @@ func (s *Service) RequestReset(ctx context.Context, c Client, email string) erro
 	if err != nil {
 		return err
 	}
-	err = s.requestReset(ctx, c, canonical)
-	s.level(ctx, started)
+	if err = s.requestReset(ctx, c, canonical); !turnedAway(err) {
+		s.level(ctx, c, started)
+	}
 	return err
 }
 
 func (s *Service) requestReset(ctx context.Context, c Client, canonical string) error {
-	if _, err := s.take(ctx, s.networkBucket(c.Addr)...); err != nil {
+	owner, err := s.findUser(ctx, s.emailLookup(canonical))
+	if err != nil && problem.CodeOf(err) != problem.NotFound {
+		return err
+	}
+	by, err := s.asker(ctx, c, owner)
+	if err != nil {
+		return err
+	}
+	buckets := s.networkBucket(c.Addr)
+	for i := range buckets {
+		buckets[i].soft = by.known
+	}
+	if _, err := s.take(ctx, buckets...); err != nil {
 		return err
 	}
 	// By the address and not its mailbox: no letter goes to one without an account,
 	// so that those of the same mailbox must not wait for it.
-	may, err := s.mayWrite(ctx, c, mail.ResetPassword, canonical)
-	if err != nil || !may {
-		return err
-	}
-	owner, err := s.findUser(ctx, s.emailLookup(canonical))
-	if problem.CodeOf(err) == problem.NotFound {
-		return nil
-	}
-	if err != nil {
+	may, err := s.mayWrite(ctx, mail.ResetPassword, canonical, by)
+	if err != nil || !may || owner == "" {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
@@ -151,10 +157,16 @@ func (s *Service) requestReset(ctx context.Context, c Client, canonical string) 
 // InvalidRequest, which leaves the code as it was, for a password that is not
 // allowed.
 func (s *Service) Reset(ctx context.Context, c Client, code, password string) (device string, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return "", linkInvalid()
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.enterQueue(ctx, s.codeForm, code, func() (bool, error) {
+		_, err := s.findLink(ctx, linkPassword, code)
+		if problem.CodeOf(err) == problem.LinkInvalid {
+			return false, nil
+		}
+		return err == nil, err
+	})
 	if err != nil {
 		return "", err
 	}
@@ -278,7 +290,7 @@ func (s *Service) ChangeEmail(ctx context.Context, p Principal, email string) er
 	if _, err := s.take(ctx, askerBucket(p.Subject)); err != nil {
 		return err
 	}
-	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{p.Subject, p.Subject}); err != nil {
+	if err := s.takeLetter(ctx, mail.ConfirmEmail, mailbox(canonical), asker{who: p.Subject, around: p.Subject}); err != nil {
 		return err
 	}
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {

@@ -350,20 +350,41 @@ func (s *Service) RemovePasskey(ctx context.Context, p Principal, id string) err
 
 // PasskeyChallenge makes a challenge for somebody who signs in with a passkey
 // alone; Conflict when the public address is one that passkeys don't work with.
-// Nobody needs to be known to ask, so it counts for the network: RateLimited.
-func (s *Service) PasskeyChallenge(ctx context.Context, c Client) (PasskeyChallenge, error) {
+// Nobody needs to be known to ask, so nothing is kept of it.
+func (s *Service) PasskeyChallenge() (PasskeyChallenge, error) {
 	rp, err := s.relyingParty()
 	if err != nil {
 		return PasskeyChallenge{}, err
 	}
-	if _, err := s.takePasskey(ctx, c); err != nil {
-		return PasskeyChallenge{}, err
-	}
-	options, session, err := rp.BeginDiscoverableLogin()
+	id := db.NewID("chal", s.clock.Now())
+	options, _, err := rp.BeginDiscoverableLogin(func(o *protocol.PublicKeyCredentialRequestOptions) error {
+		o.Challenge = s.signInChallenge(id)
+		return nil
+	})
 	if err != nil {
 		return PasskeyChallenge{}, errors.New("make a challenge for a passkey")
 	}
-	return s.openChallenge(ctx, "", toSignIn, options, session)
+	return PasskeyChallenge{ID: id, Options: options}, nil
+}
+
+// signInChallenge follows from its id, by a key: only who got it from us can have
+// it signed.
+func (s *Service) signInChallenge(id string) protocol.URLEncodedBase64 {
+	return s.vault.MAC("passkey challenge", []byte(id))
+}
+
+// useSignInChallenge keeps the id of a challenge that was answered rightly for as
+// long as the challenge is good; errWrongCode when that was done before.
+func (s *Service) useSignInChallenge(ctx context.Context, tx *db.Tx, id string) error {
+	n, err := tx.Exec(ctx, `INSERT INTO passkey_challenges (id, owner, purpose, challenge, expires_at) VALUES (?, '', ?, '', ?) ON CONFLICT (id) DO NOTHING`,
+		id, toSignIn, s.clock.Now().Add(challengeLife).UnixMilli())
+	if err != nil {
+		return fmt.Errorf("use a challenge: %w", err)
+	}
+	if n == 0 {
+		return errWrongCode
+	}
+	return nil
 }
 
 // secondFactorChallenge is for one of the owner's passkeys, after the password.
@@ -383,24 +404,15 @@ func (s *Service) secondFactorChallenge(ctx context.Context, owner string) (*Pas
 	if err != nil {
 		return nil, errors.New("make a challenge for a passkey")
 	}
-	challenge, err := s.openChallenge(ctx, owner, asSecondFactor, options, session)
-	if err != nil {
-		return nil, err
-	}
-	return &challenge, nil
-}
-
-func (s *Service) openChallenge(ctx context.Context, owner, purpose string, options *protocol.CredentialAssertion, session *webauthn.SessionData) (PasskeyChallenge, error) {
 	made := PasskeyChallenge{Options: options}
-	err := s.db.Tx(ctx, func(tx *db.Tx) error {
-		var err error
-		made.ID, err = s.keepChallenge(ctx, tx, owner, purpose, session.Challenge)
+	err = s.db.Tx(ctx, func(tx *db.Tx) (err error) {
+		made.ID, err = s.keepChallenge(ctx, tx, owner, asSecondFactor, session.Challenge)
 		return err
 	})
 	if err != nil {
-		return PasskeyChallenge{}, away(err)
+		return nil, away(err)
 	}
-	return made, nil
+	return &made, nil
 }
 
 // takePasskey counts for the network, or for a browser that is known: an attack
@@ -429,7 +441,7 @@ func (s *Service) SignInWithPasskey(ctx context.Context, c Client, a PasskeyAnsw
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		owner, err := s.checkPasskey(ctx, tx, "", a)
 		if wrong = errors.Is(err, errWrongCode); wrong {
-			return nil // and its challenge stays used
+			return nil
 		}
 		if err != nil {
 			return err
@@ -457,20 +469,21 @@ func (s *Service) SignInWithPasskey(ctx context.Context, c Client, a PasskeyAnsw
 	return in, nil
 }
 
-// checkPasskey takes the answer to a challenge, once, right or wrong: whoever
-// commits the transaction has used it up. A named owner must have a passkey that
-// answers the challenge of secondFactor; an empty one is found by the passkey
-// that answers one of PasskeyChallenge. It returns whose passkey it is, and
-// errWrongCode for every answer that opens nothing, also of an account that is
-// closed.
+// checkPasskey takes the answer to a challenge: whoever commits the transaction
+// has used it up. A named owner must have a passkey that answers the challenge of
+// secondFactor, right or wrong the first time; an empty one is found by the passkey
+// that answers one of PasskeyChallenge, rightly once. It returns whose passkey it
+// is, and errWrongCode for every answer that opens nothing, also of an account that
+// is closed.
 func (s *Service) checkPasskey(ctx context.Context, tx *db.Tx, owner string, a PasskeyAnswer) (string, error) {
-	purpose := asSecondFactor
-	if owner == "" {
-		purpose = toSignIn
-	}
-	challenge, err := s.takeChallenge(ctx, tx, owner, purpose, a.ChallengeID)
-	if err != nil {
-		return "", err
+	challenge := s.signInChallenge(a.ChallengeID).String()
+	if owner != "" {
+		var err error
+		if challenge, err = s.takeChallenge(ctx, tx, owner, asSecondFactor, a.ChallengeID); err != nil {
+			return "", err
+		}
+	} else if a.ChallengeID < db.FloorID("chal", s.clock.Now().Add(time.Millisecond-challengeLife)) {
+		return "", errWrongCode // it was made too long ago
 	}
 	rp, err := s.relyingParty()
 	if err != nil || len(a.Response) > passkeyAnswerMost {
@@ -504,6 +517,11 @@ func (s *Service) checkPasskey(ctx context.Context, tx *db.Tx, owner string, a P
 	}
 	if err != nil {
 		return "", errWrongCode
+	}
+	if owner == "" {
+		if err := s.useSignInChallenge(ctx, tx, a.ChallengeID); err != nil {
+			return "", err
+		}
 	}
 	if credential.Authenticator.CloneWarning {
 		s.o.Log.WarnContext(ctx, "a passkey's counter went back: there may be a copy of it; refused", "passkey", row.ID)

@@ -75,12 +75,13 @@ func (d *device) signAgain(c PasskeyChallenge) PasskeyAnswer {
 }
 
 // addPasskey registers the device.
-func (h *home) addPasskey(p Principal, d *device) Passkey {
+func (h *home) addPasskey(p *Principal, d *device) Passkey {
 	h.t.Helper()
-	made, _, err := h.AddPasskey(context.Background(), p, Client{}, "phone of Ann", d.register(h.beginPasskey(p)))
+	made, got, err := h.AddPasskey(context.Background(), *p, Client{}, "phone of Ann", d.register(h.beginPasskey(*p)))
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.goOn(p, got.SignedIn)
 	return made
 }
 
@@ -95,7 +96,7 @@ func (h *home) beginPasskey(p Principal) PasskeyChallenge {
 
 func (h *home) signInChallenge() PasskeyChallenge {
 	h.t.Helper()
-	c, err := h.PasskeyChallenge(context.Background(), Client{})
+	c, err := h.PasskeyChallenge()
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -206,7 +207,7 @@ func TestPromise_A4_SigningInWithAPasskey(t *testing.T) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
 		d := newDevice()
-		h.addPasskey(p, d)
+		h.addPasskey(&p, d)
 		there := browser("198.51.100.7", "")
 		with := func(a *PasskeyAnswer) (SignedIn, error) {
 			return h.SignIn(ctx, there, Credentials{Email: "ann@example.org", Password: password, Passkey: a})
@@ -266,7 +267,7 @@ func TestPromise_U5_PasskeysAreTriedByANetworkSlowly(t *testing.T) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
 		d := newDevice()
-		h.addPasskey(p, d)
+		h.addPasskey(&p, d)
 		from := func(network string, a PasskeyAnswer) error {
 			_, err := h.SignInWithPasskey(ctx, browser(network, ""), a)
 			return err
@@ -362,9 +363,9 @@ func TestPromise_A4_APasskeyIsTheSecondFactor(t *testing.T) {
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		phone, tablet, bobs := newDevice(), newDevice(), newDevice()
 		p := h.freshSession(ann)
-		h.addPasskey(p, phone)
-		h.addPasskey(p, tablet)
-		h.addPasskey(h.freshSession(bob), bobs)
+		h.addPasskey(&p, phone)
+		h.addPasskey(&p, tablet)
+		h.addPasskey(new(h.freshSession(bob)), bobs)
 
 		need := h.stillNeeds(ann)
 		if need == nil || need.TOTP || !need.Recovery || need.Passkey == nil {
@@ -397,27 +398,28 @@ func TestPromise_A4_AChallengeIsAnsweredOnceForItsPurposeInItsTime(t *testing.T)
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p, bobs := h.freshSession(ann), h.freshSession(bob)
 		d := newDevice()
-		add := func(p Principal, a PasskeyAnswer) error {
-			_, _, err := h.AddPasskey(ctx, p, Client{}, "key", a)
+		add := func(p *Principal, a PasskeyAnswer) error {
+			_, got, err := h.AddPasskey(ctx, *p, Client{}, "key", a)
+			h.goOn(p, got.SignedIn)
 			return err
 		}
 		wantResponse := func(what string, err error) { t.Helper(); wantField(t, what, err, "body.passkey") }
 
 		// To register.
 		begun := h.beginPasskey(p)
-		wantResponse("another's challenge", add(bobs, d.register(begun)))
-		if err := add(p, d.register(begun)); err != nil {
+		wantResponse("another's challenge", add(&bobs, d.register(begun)))
+		if err := add(&p, d.register(begun)); err != nil {
 			t.Fatal(err)
 		}
-		wantResponse("a used challenge", add(p, newDevice().register(begun)))
+		wantResponse("a used challenge", add(&p, newDevice().register(begun)))
 		late := h.beginPasskey(p)
 		for what, c := range map[string]PasskeyChallenge{"of a sign-in": h.signInChallenge(), "of a second factor": *h.stillNeeds(ann).Passkey, "nobody's": {ID: "chal_none", Options: late.Options}} {
 			c.Options = swapped(late, c)
-			wantResponse(what, add(p, newDevice().register(c)))
+			wantResponse(what, add(&p, newDevice().register(c)))
 		}
 		h.clock.Advance(challengeLife)
 		p.FreshAt = h.clock.Now()
-		wantResponse("too late", add(p, newDevice().register(late)))
+		wantResponse("too late", add(&p, newDevice().register(late)))
 		if list, err := h.Passkeys(ctx, ann); err != nil || len(list) != 1 {
 			t.Errorf("%d passkeys, %v", len(list), err)
 		}
@@ -494,8 +496,8 @@ func TestPromise_A4_PasskeysOfOtherPlacesAndPeopleAreRefused(t *testing.T) {
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p := h.freshSession(ann)
 		d, bobs := newDevice(), newDevice()
-		h.addPasskey(p, d)
-		h.addPasskey(h.freshSession(bob), bobs)
+		h.addPasskey(&p, d)
+		h.addPasskey(new(h.freshSession(bob)), bobs)
 		for what, change := range map[string]func(d *device){
 			"another origin":        func(d *device) { d.rp.Origin = "https://images.example.evil" },
 			"a subdomain":           func(d *device) { d.rp.Origin = "https://www.images.example" },
@@ -575,7 +577,7 @@ func TestPromise_A4_ACopiedPasskeyIsRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ann := h.user("ann@example.org")
 		d := newDevice()
-		made := h.addPasskey(h.freshSession(ann), d)
+		made := h.addPasskey(new(h.freshSession(ann)), d)
 
 		// Those that don't count say zero for ever.
 		for range 2 {
@@ -609,9 +611,9 @@ func TestPasskeysAreRemoved(t *testing.T) {
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p, bobs := h.freshSession(ann), h.freshSession(bob)
 		phone, tablet := newDevice(), newDevice()
-		first := h.addPasskey(p, phone)
+		first := h.addPasskey(&p, phone)
 		h.clock.Advance(time.Second)
-		second := h.addPasskey(p, tablet)
+		second := h.addPasskey(&p, tablet)
 		wantCode(t, "another's", h.RemovePasskey(ctx, bobs, first.ID), problem.NotFound)
 		wantCode(t, "none", h.RemovePasskey(ctx, p, "pk_none"), problem.NotFound)
 		if list, err := h.Passkeys(ctx, ann); err != nil || len(list) != 2 || list[0].ID != second.ID || list[1].ID != first.ID {
@@ -652,7 +654,7 @@ func TestPasskeysAreBoundedAndNotRegisteredTwice(t *testing.T) {
 		p := h.freshSession(h.user("ann@example.org"))
 		devices := []*device{newDevice(), newDevice()}
 		for _, d := range devices {
-			h.addPasskey(p, d)
+			h.addPasskey(&p, d)
 		}
 		begun := h.beginPasskey(p)
 		options, err := virtualwebauthn.ParseAttestationOptions(optionsOf(begun))
@@ -676,7 +678,7 @@ func TestPasskeysAreBoundedAndNotRegisteredTwice(t *testing.T) {
 
 		open := []PasskeyChallenge{h.beginPasskey(p), h.beginPasskey(p), h.beginPasskey(p)}
 		for range passkeysMost - 4 {
-			h.addPasskey(p, newDevice())
+			h.addPasskey(&p, newDevice())
 		}
 		// One place is left, and three ask for it.
 		var wg sync.WaitGroup
@@ -708,7 +710,7 @@ func TestAClosedAccountsPasskeyIsAnyWrongOne(t *testing.T) {
 		for _, s := range []subject.State{subject.Closing, subject.Erased} {
 			ann := h.user(string(s) + "@example.org")
 			d := newDevice()
-			h.addPasskey(h.freshSession(ann), d)
+			h.addPasskey(new(h.freshSession(ann)), d)
 			need := h.stillNeeds(ann)
 			state(t, h, ann, s)
 			h.refuses(string(s), h.signInWith(d))
@@ -721,7 +723,7 @@ func TestAClosedAccountsPasskeyIsAnyWrongOne(t *testing.T) {
 		for _, column := range []string{"restricted_at", "suspended_at"} {
 			ann := h.user(column + "@example.org")
 			d := newDevice()
-			h.addPasskey(h.freshSession(ann), d)
+			h.addPasskey(new(h.freshSession(ann)), d)
 			if _, err := h.db.Exec(ctx, `UPDATE subjects SET `+column+` = 1 WHERE id = ?`, ann); err != nil {
 				t.Fatal(err)
 			}
@@ -735,18 +737,20 @@ func TestAClosedAccountsPasskeyIsAnyWrongOne(t *testing.T) {
 func TestExpiredChallengesGo(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
+		ann := h.user("ann@example.org")
+		p := h.freshSession(ann)
 		for range challengesSwept + 5 {
-			h.signInChallenge()
+			h.beginPasskey(p)
 		}
 		h.clock.Advance(challengeLife - time.Millisecond)
-		h.signInChallenge()
-		if n := h.rowsOf("passkey_challenges", ""); n != challengesSwept+6 {
+		h.beginPasskey(p)
+		if n := h.rowsOf("passkey_challenges", ann); n != challengesSwept+6 {
 			t.Errorf("%d challenges: some went before their time", n)
 		}
 		h.clock.Advance(time.Millisecond)
-		h.signInChallenge()
-		h.signInChallenge()
-		if n := h.rowsOf("passkey_challenges", ""); n != 3 {
+		h.beginPasskey(p)
+		h.beginPasskey(p)
+		if n := h.rowsOf("passkey_challenges", ann); n != 3 {
 			t.Errorf("%d challenges are left", n)
 		}
 	})
@@ -796,13 +800,13 @@ func TestASignInGoesOnWithoutPasskeys(t *testing.T) {
 		ann := h.user("ann@example.org")
 		p := h.freshSession(ann)
 		d := newDevice()
-		made := h.addPasskey(p, d)
+		made := h.addPasskey(&p, d)
 		challenge := h.signInChallenge()
 		h.o.PublicURL = "http://192.168.1.2:8080"
 		if need := h.stillNeeds(ann); need == nil || need.Passkey != nil || !need.Recovery {
 			t.Errorf("a sign-in needs %+v", need)
 		}
-		_, err := h.PasskeyChallenge(ctx, Client{})
+		_, err := h.PasskeyChallenge()
 		wantCode(t, "a challenge", err, problem.Conflict)
 		_, err = h.BeginPasskey(ctx, p)
 		wantCode(t, "a new one", err, problem.Conflict)
@@ -818,9 +822,9 @@ func TestTheDatabaseHoldsNoFactorThatCanBeRead(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ann := h.user("ann@example.org")
 		p := h.freshSession(ann)
-		secret, recovery := h.enrolled(p)
+		secret, recovery := h.enrolled(&p)
 		d := newDevice()
-		made := h.addPasskey(p, d)
+		made := h.addPasskey(&p, d)
 		if err := h.signInWith(d); err != nil {
 			t.Fatal(err)
 		}

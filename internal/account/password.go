@@ -3,10 +3,12 @@ package account
 import (
 	"context"
 	_ "embed" // the common passwords
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -98,8 +100,8 @@ const (
 	// work for one core.
 	defaultQueue = 64
 	// knownQueue is how many more may wait whom we know, so that strangers who fill
-	// the queue do not keep them out, and looksMost how many browsers are looked up
-	// at a time to find that out.
+	// the queue do not keep them out, and looksMost how many tokens are looked up at a
+	// time to find that out.
 	knownQueue = 16
 	looksMost  = 64
 )
@@ -112,8 +114,10 @@ type hasher struct {
 	places  chan struct{} // one for each hash that runs
 	turns   chan struct{} // one for each that runs or waits
 	known   chan struct{} // more turns, for whom we know
-	looks   chan struct{} // one for each browser that is looked up
 	counted func()        // told of each hash, for tests; may be nil
+
+	mu    sync.Mutex
+	looks map[string]bool // the tokens that are looked up now
 }
 
 func newHasher(queue int) *hasher {
@@ -122,8 +126,10 @@ func newHasher(queue int) *hasher {
 	}
 	n := runtime.GOMAXPROCS(0)
 	return &hasher{params: hashing(), places: make(chan struct{}, n), turns: make(chan struct{}, n+queue),
-		known: make(chan struct{}, knownQueue), looks: make(chan struct{}, looksMost)}
+		known: make(chan struct{}, knownQueue), looks: map[string]bool{}}
 }
+
+var errQueueFull = errors.New("the queue of hashes is full")
 
 // enter takes a place in the queue, to be held for as long as the work around a
 // hash lasts: whoever finds it full costs nothing more, not even a query.
@@ -132,12 +138,12 @@ func (h *hasher) enter() (leave func(), err error) {
 	case h.turns <- struct{}{}:
 		return func() { <-h.turns }, nil
 	default:
-		return nil, problem.New(problem.Unavailable, "Too many people sign in at this moment. Try again in a second.").After(time.Second)
+		return nil, problem.Wrap(errQueueFull, problem.Unavailable, "Too many people sign in at this moment. Try again in a second.").After(time.Second)
 	}
 }
 
-// enterKnown is enter for somebody who is known before the hash: by a session, or
-// by a browser that the account was signed in with.
+// enterKnown is enter for somebody who is known before the hash: by a session, by
+// a browser that the account was signed in with, or by a mailed code that is right.
 func (h *hasher) enterKnown() (leave func(), err error) {
 	if leave, err = h.enter(); err == nil {
 		return leave, nil
@@ -148,6 +154,22 @@ func (h *hasher) enterKnown() (leave func(), err error) {
 	default:
 		return nil, err
 	}
+}
+
+// look takes one of the looks, until done; not ok: there are too many, or one for
+// this token. So whoever has one token of ours does not keep out who has another.
+func (h *hasher) look(token string) (done func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.looks[token] || len(h.looks) >= looksMost {
+		return nil, false
+	}
+	h.looks[token] = true
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.looks, token)
+	}, true
 }
 
 // run does one hash when it is its turn. The caller has entered.

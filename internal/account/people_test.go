@@ -3,8 +3,10 @@ package account
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,7 +52,7 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: m, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		acts := map[string]func(Principal, string) error{
 			"find": func(p Principal, reason string) error {
@@ -86,6 +88,9 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		gone := staff(RoleOperator, ByPasskey)
 		gone.SessionID = "ses_ended"
 		wantCode(t, "a session that has ended since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
+		gone = staff(RoleOperator, ByPasskey)
+		gone.lookup = h.sessionLookup(h.sessionForm.make())
+		wantCode(t, "a session that has another token since", h.Suspend(ctx, gone, ann, why), problem.Forbidden)
 		before := staff(RoleOperator, ByPasskey)
 		staff(NoRole, ByPasskey)
 		wantCode(t, "a role that was taken since", h.Suspend(ctx, before, ann, why), problem.Forbidden)
@@ -120,8 +125,6 @@ func TestPromise_X3_StaffActWithARoleTwoFactorsAndAReason(t *testing.T) {
 		if err := subject.May(ctx, h.db, ann, subject.Generate); err != nil {
 			t.Error(err)
 		}
-		_, err = h.FindAccount(ctx, AtTheMachine(), "nobody@example.org", why)
-		wantCode(t, "nobody", err, problem.NotFound)
 		wantCode(t, "nobody's id", h.Suspend(ctx, AtTheMachine(), "sub_none", why), problem.NotFound)
 
 		// Each is told with who and why.
@@ -148,7 +151,7 @@ func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
 			if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, r, eve); err != nil {
 				t.Fatal(err)
 			}
-			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now()}
+			return Principal{Subject: eve, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
 		}
 		whole := Disclosure{Case: "17 Js 204/26", Authority: "prosecutor", Scope: "mail address"}
 		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
@@ -183,6 +186,92 @@ func TestPromise_D2_ADisclosureIsKeptByThePrivacyOfficerAlone(t *testing.T) {
 			events.Case: whole.Case, events.Authority: whole.Authority, events.Scope: whole.Scope}
 		if !maps.Equal(told[0].Facts, want) || told[0].Subject != ann {
 			t.Errorf("told %+v", told[0])
+		}
+	})
+}
+
+// A case that forbids to tell hides the whole way to its disclosure, and nobody else's
+// openings are hidden by it.
+func TestPromise_D2_AnAccountIsFoundForACaseByThePrivacyOfficerAlone(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann, _, as := h.staffer()
+		for _, r := range []Role{NoRole, RoleSupport, RoleOperator} {
+			wantCode(t, string(r), second(h.FindForCase(ctx, as(r), "ann@example.org", "18 Js", why)), problem.Forbidden)
+		}
+		for _, reference := range []string{"", " ", "a\nb", strings.Repeat("x", 301)} {
+			wantCode(t, "no case", second(h.FindForCase(ctx, as(RolePrivacy), "ann@example.org", reference, why)), problem.InvalidRequest)
+		}
+		wantCode(t, "no reason", second(h.FindForCase(ctx, as(RolePrivacy), "ann@example.org", "18 Js", "because")), problem.InvalidRequest)
+		if told := h.happened.of("staff."); len(told) != 0 {
+			t.Errorf("refused, and told of: %+v", told)
+		}
+		for _, p := range []Principal{as(RolePrivacy), AtTheMachine()} {
+			u, err := h.FindForCase(ctx, p, "ann@example.org", " 18 Js ", why)
+			if err != nil || u.ID != ann {
+				t.Fatalf("%+v, %v", u, err)
+			}
+		}
+		for i, e := range h.happened.of("staff.") {
+			if e.Type != events.StaffOpened || !e.Hidden || e.Subject != ann || e.Facts[events.Case] != "18 Js" || e.Facts[events.Reason] != why {
+				t.Errorf("%d: told %+v", i, e)
+			}
+		}
+	})
+}
+
+// staffer is somebody, and a member of staff in a session of hers with the role that
+// is needed.
+func (h *home) staffer() (somebody, staff string, as func(Role) Principal) {
+	h.t.Helper()
+	somebody, staff = h.user("ann@example.org"), h.user("eve@example.org")
+	in, err := h.SignIn(context.Background(), browser("192.0.2.9", ""), Credentials{Email: "eve@example.org", Password: password})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return somebody, staff, func(r Role) Principal {
+		if _, err := h.db.Exec(context.Background(), `UPDATE users SET role = ? WHERE id = ?`, r, staff); err != nil {
+			h.t.Fatal(err)
+		}
+		return Principal{Subject: staff, Role: r, Method: ByPasskey, SessionID: in.Session.ID, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
+	}
+}
+
+// Also who looks for an account that is not there, and who makes one for somebody, is
+// kept: the first without the address, which may be anybody's.
+func TestPromise_X3_SearchesInVainAndNewAccountsAreKept(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, eve, as := h.staffer()
+		reason := "asked for by nobody@example.org"
+		wantCode(t, "in vain", second(h.FindAccount(ctx, as(RoleSupport), "nobody@example.org", reason)), problem.NotFound)
+		wantCode(t, "for a case", second(h.FindForCase(ctx, as(RolePrivacy), "nobody@example.org", "18 Js", reason)), problem.NotFound)
+		wantCode(t, "no address", second(h.FindAccount(ctx, as(RoleSupport), "nobody", reason)), problem.InvalidRequest)
+		gone := as(RoleSupport)
+		gone.SessionID = "ses_ended"
+		wantCode(t, "a session that has ended", second(h.FindAccount(ctx, gone, "nobody@example.org", reason)), problem.Forbidden)
+		told := h.happened.of("staff.")
+		if len(told) != 2 {
+			t.Fatalf("told %+v", told)
+		}
+		for i, role := range []string{"support", "privacy"} {
+			if e := told[i]; e.Type != events.StaffLookedFor || e.Subject != "" || e.Ref != "" || e.At.IsZero() ||
+				!maps.Equal(e.Facts, map[events.Fact]string{events.Staff: eve, events.Role: role}) {
+				t.Errorf("told %+v", e)
+			}
+		}
+
+		bob, err := h.CreateUserFor(ctx, AtTheMachine(), "bob@example.org", password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, "over the API", second(h.CreateUserFor(ctx, as(RoleOperator), "cid@example.org", password)), problem.Forbidden)
+		wantCode(t, "once more", second(h.CreateUserFor(ctx, AtTheMachine(), "bob@example.org", password)), problem.Conflict)
+		if told = h.happened.of("staff.made"); len(told) != 1 || told[0].Type != events.StaffMadeAccount || told[0].Subject != bob || told[0].Hidden ||
+			!maps.Equal(told[0].Facts, map[events.Fact]string{events.Staff: cliStaff, events.Role: "operator"}) {
+			t.Errorf("told %+v", told)
 		}
 	})
 }
@@ -722,9 +811,11 @@ func TestAHeldAccountsCredentialsGoOnChanging(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := browser("192.0.2.1", "")
-		if _, err := h.ChangePassword(ctx, who, c, "another correct horse"); err != nil {
+		in, err := h.ChangePassword(ctx, who, c, "another correct horse")
+		if err != nil {
 			t.Errorf("the password: %v", err)
 		}
+		h.goOn(&who, in)
 		if err := h.Close(ctx, who, c, Credentials{Password: "another correct horse"}); err != nil {
 			t.Errorf("closing: %v", err)
 		}
@@ -765,24 +856,35 @@ func TestNewKeysNeedAFreshSession(t *testing.T) {
 	})
 }
 
-// Challenges cost a row each, and nobody needs to be known to ask for one.
-func TestAttack_ChallengesAreCountedByNetwork(t *testing.T) {
+// Nobody needs to be known to ask for a challenge: those that nobody answers
+// rightly leave nothing, and those that somebody does a row until they expire.
+func TestAttack_ChallengesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
-		ctx := context.Background()
-		limited := 0
-		for range 40 {
-			if _, err := h.PasskeyChallenge(ctx, browser("192.0.2.1", "")); problem.CodeOf(err) == problem.RateLimited {
-				limited++
-			} else if err != nil {
-				t.Fatal(err)
-			}
+		d := newDevice()
+		h.addPasskey(new(h.freshSession(h.user("ann@example.org"))), d)
+		seen := map[string]bool{}
+		for range 1000 {
+			c := h.signInChallenge()
+			seen[c.ID], seen[optionsOf(PasskeyChallenge{Options: c.Options})] = true, true
 		}
-		if limited != 10 {
-			t.Errorf("%d of 40 were refused, want 10", limited)
+		if len(seen) != 2000 {
+			t.Errorf("of 1000 challenges %d ids and challenges differ", len(seen))
 		}
-		if _, err := h.PasskeyChallenge(ctx, browser("192.0.2.2", "")); err != nil {
-			t.Errorf("another network: %v", err)
+		for range 5 {
+			h.refuses("no answer", h.signInBy(PasskeyAnswer{ChallengeID: h.signInChallenge().ID, Response: []byte("{}")}))
+			h.refuses("another's passkey", h.signInBy(newDevice().sign(h.signInChallenge())))
+		}
+		if n := h.rowsOf("passkey_challenges", ""); n != 0 {
+			t.Errorf("%d rows are left of those", n)
+		}
+		answer := d.signAgain(h.signInChallenge()) // its counter stays at zero, so that nothing else tells
+		if err := h.signInBy(answer); err != nil {
+			t.Fatal(err)
+		}
+		h.refuses("the same answer again", h.signInBy(answer))
+		if n := h.rowsOf("passkey_challenges", ""); n != 1 {
+			t.Errorf("%d rows for one answer", n)
 		}
 	})
 }
@@ -900,7 +1002,7 @@ func TestAttack_CredentialStuffingOverManyAddressesKeepsNobodyOut(t *testing.T) 
 		stuff := func(i int) {
 			from := browser(fmt.Sprintf("10.%d.%d.%d", i>>16&255, i>>8&255, i&255), "")
 			if i%2 == 0 {
-				from.Device = sessionForm.make() // as if it were known
+				from.Device = h.sessionForm.make() // as if it were known
 			}
 			_, err := h.SignIn(ctx, from, Credentials{Email: fmt.Sprintf("user%d@example.org", i), Password: "a stolen password"})
 			switch problem.CodeOf(err) {
@@ -960,7 +1062,8 @@ func TestTheReserveOfTheQueueIsForKnownBrowsers(t *testing.T) {
 		}
 		for what, code := range map[string]problem.Code{
 			"no browser":     try("", "ann@example.org"),
-			"a made-up one":  try(sessionForm.make(), "ann@example.org"),
+			"a made-up one":  try(unkeyed(h.sessionForm).make(), "ann@example.org"),
+			"an unknown one": try(h.sessionForm.make(), "ann@example.org"),
 			"one of before":  try(in.Token, "ann@example.org"),
 			"another's":      try(device, "bob@example.org"),
 			"that of nobody": try(device, "nobody@example.org"),
@@ -979,14 +1082,168 @@ func TestTheReserveOfTheQueueIsForKnownBrowsers(t *testing.T) {
 			t.Errorf("beyond the reserve: %q", code)
 		}
 		<-h.hasher.known
-		for range cap(h.hasher.looks) {
-			h.hasher.looks <- struct{}{}
+		done, ok := h.hasher.look(device)
+		if !ok {
+			t.Fatal("no look")
+		}
+		if code := try(device, "ann@example.org"); code != problem.Unavailable {
+			t.Errorf("two looks for one browser: %q", code)
+		}
+		done()
+		if code := try(device, "ann@example.org"); code != problem.SignInFailed {
+			t.Errorf("after the look: %q", code)
+		}
+		for i := range looksMost {
+			if _, ok := h.hasher.look(strconv.Itoa(i)); !ok {
+				t.Fatalf("%d looks, want %d", i, looksMost)
+			}
 		}
 		if code := try(device, "ann@example.org"); code != problem.Unavailable {
 			t.Errorf("beyond the looks: %q", code)
 		}
 		if len(h.hasher.known) != cap(h.hasher.known)-1 || len(h.hasher.turns) != cap(h.hasher.turns) {
 			t.Error("a turn was not given back")
+		}
+	})
+}
+
+// unkeyed makes tokens of a form as somebody does who does not have the key.
+func unkeyed(f form) form {
+	f.by = func(random []byte) []byte {
+		sum := sha256.Sum256(random)
+		return sum[:]
+	}
+	return f
+}
+
+// Whoever makes up cookies and codes has nothing looked up, and one that is there
+// all the same is none: the sum comes before the database.
+func TestAttack_MadeUpTokensAreNotLookedUp(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann := h.user("ann@example.org")
+		in, err := h.SignIn(ctx, browser("192.0.2.1", ""), Credentials{Email: "ann@example.org", Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.RequestReset(ctx, browser("192.0.2.1", ""), "ann@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		cookie, code := unkeyed(h.sessionForm).make(), unkeyed(h.codeForm).make()
+		if len(cookie) != len(in.Token) || h.Issued(cookie) || !h.Issued(in.Token) || !h.process().Issued(in.Token) {
+			t.Error("a made-up cookie is not told from ours")
+		}
+		for statement, lookup := range map[string]string{
+			`UPDATE sessions SET token_lookup = ? WHERE owner = ?`:     h.sessionLookup(cookie),
+			`UPDATE mailed_links SET token_lookup = ? WHERE owner = ?`: h.codeLookup(code),
+		} {
+			if n, err := h.db.Exec(ctx, statement, lookup, ann); err != nil || n != 1 {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
+		if row, err := h.device(ctx, cookie); err != nil || row.ID != "" {
+			t.Errorf("the browser is known: %+v, %v", row, err)
+		}
+		_, err = h.AuthenticateSession(ctx, cookie)
+		wantCode(t, "the session", err, problem.Unauthorized)
+		_, err = h.Reset(ctx, browser("192.0.2.1", ""), code, "another horse altogether")
+		wantCode(t, "the code", err, problem.LinkInvalid)
+	})
+}
+
+// A mailed code that is right gets in past those who fill the queue of hashes, and
+// no other does.
+func TestTheReserveOfTheQueueIsForRightCodes(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		c := browser("192.0.2.1", "")
+		h.user("ann@example.org")
+		if err := h.RequestReset(ctx, c, "ann@example.org"); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.SignUp(ctx, c, SignUp{Email: "bob@example.org", Username: "bob", Password: password, OldEnough: true}); err != nil {
+			t.Fatal(err)
+		}
+		reset, signUp := h.code("ann@example.org", mail.ResetPassword), h.code("bob@example.org", mail.ConfirmSignUp)
+		for range cap(h.hasher.turns) {
+			h.hasher.turns <- struct{}{}
+		}
+		const other = "another horse altogether"
+		for what, code := range map[string]string{"a made-up code": unkeyed(h.codeForm).make(), "an unknown code": h.codeForm.make(), "the other's code": "swap"} {
+			forReset, forSignUp := code, code
+			if code == "swap" {
+				forReset, forSignUp = signUp, reset
+			}
+			_, err := h.Reset(ctx, c, forReset, other)
+			if got := problem.CodeOf(err); got != problem.Unavailable && got != problem.LinkInvalid {
+				t.Errorf("%s, to reset: %v", what, err)
+			}
+			_, err = h.ConfirmSignUp(ctx, c, forSignUp, password)
+			if got := problem.CodeOf(err); got != problem.Unavailable && got != problem.LinkInvalid {
+				t.Errorf("%s, to confirm: %v", what, err)
+			}
+		}
+		if _, err := h.Reset(ctx, c, reset, other); err != nil {
+			t.Errorf("a right code to reset: %v", err)
+		}
+		if _, err := h.ConfirmSignUp(ctx, c, signUp, password); err != nil {
+			t.Errorf("a right code to confirm: %v", err)
+		}
+		_, err := h.Reset(ctx, c, reset, other)
+		wantCode(t, "a used code", err, problem.Unavailable)
+		if len(h.hasher.known) != 0 || len(h.hasher.turns) != cap(h.hasher.turns) || len(h.hasher.looks) != 0 {
+			t.Error("a turn was not given back")
+		}
+	})
+}
+
+// Who only waits for the answer's time says so first, and who was turned away does
+// not wait.
+func TestWhoOnlyWaitsSaysSo(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		h.user("ann@example.org")
+		h.o.Level = 50 * time.Millisecond
+		c, idle := browser("192.0.2.1", ""), 0
+		c.Idle = func() { idle++ }
+		asks := map[string]func() error{
+			"sign-in": func() error {
+				_, err := h.SignIn(ctx, c, Credentials{Email: "ann@example.org", Password: "wrong horse"})
+				return err
+			},
+			"reset": func() error { return h.RequestReset(ctx, c, "nobody@example.org") },
+			"sign-up": func() error {
+				return h.SignUp(ctx, c, SignUp{Email: "new@example.org", Username: "new", Password: password, OldEnough: true})
+			},
+		}
+		for what, ask := range asks {
+			idle = 0
+			if err := ask(); (err != nil && problem.CodeOf(err) != problem.SignInFailed) || idle != 1 {
+				t.Errorf("%s: %v, told %d times", what, err, idle)
+			}
+		}
+		h.o.Level = time.Hour
+		soon, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		ctx = soon
+		for range perNetwork.burst { // the network is full
+			_, _ = h.take(ctx, h.networkBucket(c.Addr)...)
+		}
+		for what, ask := range asks {
+			wantCode(t, what+" of a network that is full", ask(), problem.RateLimited)
+		}
+		for range cap(h.hasher.turns) {
+			h.hasher.turns <- struct{}{}
+		}
+		delete(asks, "reset") // it hashes nothing
+		for what, ask := range asks {
+			wantCode(t, what+" with a full queue", ask(), problem.Unavailable)
+		}
+		if ctx.Err() != nil {
+			t.Error("somebody who was turned away waited")
 		}
 	})
 }

@@ -45,7 +45,7 @@ func TestPromise_A4_Attack_ARecoveryCodeIsReused(t *testing.T) {
 		ctx := context.Background()
 		ann := h.user("ann@example.org")
 		p := h.freshSession(ann)
-		_, codes := h.enrolled(p)
+		_, codes := h.enrolled(&p)
 		h.opens("once", ann, codes[0], ByPasswordRecovery)
 		h.opensNot("twice", ann, codes[0])
 		h.opens("as somebody types it", ann, strings.ToUpper(strings.ReplaceAll(codes[1], "-", " ")), ByPasswordRecovery)
@@ -95,7 +95,7 @@ func TestNewRecoveryCodesVoidTheOld(t *testing.T) {
 		p := h.freshSession(ann)
 		_, err := h.NewRecoveryCodes(ctx, p)
 		wantCode(t, "for no factor", err, problem.Conflict)
-		_, old := h.enrolled(p)
+		_, old := h.enrolled(&p)
 		h.opens("an old one", ann, old[0], ByPasswordRecovery)
 		codes, err := h.NewRecoveryCodes(ctx, p)
 		if err != nil || len(codes) != recoveryCodes {

@@ -63,16 +63,16 @@ func (r sessionRow) live(role Role, now time.Time) bool {
 // accounts get one same Unauthorized. Nothing is cached: an ended session is
 // refused at once by every process.
 func (s *Service) AuthenticateSession(ctx context.Context, token string) (Principal, error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return Principal{}, notSignedIn()
 	}
-	now := s.clock.Now()
+	now, lookup := s.clock.Now(), s.sessionLookup(token)
 	var row struct {
 		sessionRow
 		Role Role `db:"role"`
 	}
 	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role
-		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, s.sessionLookup(token))
+		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, notSignedIn()
 	}
@@ -91,7 +91,7 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	}
 	return Principal{
 		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role,
-		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), SignedInAt: time.UnixMilli(row.CreatedAt).UTC(),
+		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), lookup: lookup,
 	}, nil
 }
 
@@ -108,23 +108,21 @@ func (s *Service) open(ctx context.Context, row sessionRow, role Role, now time.
 }
 
 // StillHolds says whether a session that was let in before may go on: Unauthorized
-// when it was ended since. Unlike AuthenticateSession it is no use of the session,
-// so that an open stream does not keep it alive, and a new token of the same
-// sign-in is no end.
+// when it was ended since, or has another token. Whoever has that one comes back
+// with it, and a copy of the old one does not outlive it. Unlike AuthenticateSession
+// it is no use of the session, so that an open stream does not keep it alive.
 func (s *Service) StillHolds(ctx context.Context, p Principal) error {
 	var row struct {
 		sessionRow
 		Role Role `db:"role"`
 	}
 	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role FROM sessions JOIN users u ON u.id = owner
-		WHERE sessions.id = ? AND owner = ?`, p.SessionID, p.Subject)
+		WHERE sessions.id = ? AND owner = ? AND token_lookup = ?`, p.SessionID, p.Subject, p.lookup)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return notSignedIn()
 	case err != nil:
 		return away(fmt.Errorf("find a session: %w", err))
-	case row.CreatedAt != p.SignedInAt.UnixMilli(): // the same browser, signed in anew
-		return signedOut(row.ID)
 	}
 	return s.open(ctx, row.sessionRow, row.Role, s.clock.Now())
 }
@@ -182,18 +180,19 @@ func (s *Service) Proved(p Principal) error {
 }
 
 // stillThere keeps the account as it is until the transaction ends, and refuses a
-// session or key that was ended since the request came: a body may take seconds
-// to arrive, and a reset of the password must end what a thief began before.
+// session or key that was ended since the request came, or has another token: a
+// body may take seconds to arrive, and a new password must end what a thief began
+// before.
 func (s *Service) stillThere(ctx context.Context, tx *db.Tx, p Principal) error {
 	if err := subject.Enter(ctx, tx, p.Subject, subject.Account); err != nil {
 		return err
 	}
-	question, id := `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND ended_at IS NULL`, p.SessionID
+	question, args := `SELECT count(*) FROM sessions WHERE id = ? AND owner = ? AND token_lookup = ? AND ended_at IS NULL`, []any{p.SessionID, p.Subject, p.lookup}
 	if p.SessionID == "" {
-		question, id = `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ? AND revoked_at IS NULL`, p.KeyID
+		question, args = `SELECT count(*) FROM api_keys WHERE id = ? AND owner = ? AND revoked_at IS NULL`, []any{p.KeyID, p.Subject}
 	}
 	var live int
-	if err := tx.Get(ctx, &live, question, id, p.Subject); err != nil {
+	if err := tx.Get(ctx, &live, question, args...); err != nil {
 		return err
 	}
 	if live == 0 {
@@ -224,7 +223,7 @@ func (s *Service) openSession(ctx context.Context, tx *db.Tx, owner string, c Cl
 		id = db.NewID("ses", now)
 	}
 	_, life := limits(role)
-	in = SignedIn{Token: sessionForm.make(), Session: Session{
+	in = SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: id, Method: m, CreatedAt: now, LastUsedAt: now, ExpiresAt: now.Add(life), Current: true,
 	}}
 	return in, isNew, s.writeSession(ctx, tx, owner, c, &in, isNew, now, sql.NullInt64{})
@@ -238,7 +237,7 @@ func (s *Service) knowDevice(ctx context.Context, tx *db.Tx, owner string, c Cli
 		return "", err
 	}
 	now := s.clock.Now()
-	in := SignedIn{Token: sessionForm.make(), Session: Session{
+	in := SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: db.NewID("ses", now), Method: ByPassword, CreatedAt: now, LastUsedAt: now, ExpiresAt: now,
 	}}
 	return in.Token, s.writeSession(ctx, tx, owner, c, &in, true, now, sql.NullInt64{Int64: now.UnixMilli(), Valid: true})
@@ -280,7 +279,7 @@ func (s *Service) writeSession(ctx context.Context, tx *db.Tx, owner string, c C
 // none. A row of somebody else's goes: the browser has room for one token, and
 // must not leave a session open that nobody can end from it.
 func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string) (id string, err error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return "", nil
 	}
 	var row deviceRow
@@ -300,6 +299,10 @@ func (s *Service) takeDevice(ctx context.Context, tx *db.Tx, owner, token string
 	return "", nil
 }
 
+// Issued reports, without asking the database, whether a session's token is one of
+// ours, whatever has become of it.
+func (s *Service) Issued(token string) bool { return s.sessionForm.fits(token) }
+
 type deviceRow struct {
 	ID     string `db:"id"`
 	Owner  string `db:"owner"`
@@ -309,7 +312,7 @@ type deviceRow struct {
 // device is the row that a browser's token belongs to, signed in or not; zero:
 // none.
 func (s *Service) device(ctx context.Context, token string) (row deviceRow, err error) {
-	if !sessionForm.fits(token) {
+	if !s.sessionForm.fits(token) {
 		return row, nil
 	}
 	err = s.db.Get(ctx, &row, `SELECT id, owner, method FROM sessions WHERE token_lookup = ?`, s.sessionLookup(token))
@@ -323,7 +326,8 @@ func (s *Service) device(ctx context.Context, token string) (row deviceRow, err 
 // opens nothing after a new proof or a change of what protects the account.
 func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, m Method, fresh time.Time) (SignedIn, error) {
 	var row sessionRow
-	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ?`+db.ForUpdate(tx), p.SessionID, p.Subject)
+	err := tx.Get(ctx, &row, `SELECT `+sessionColumns+` FROM sessions WHERE id = ? AND owner = ? AND token_lookup = ?`+db.ForUpdate(tx),
+		p.SessionID, p.Subject, p.lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return SignedIn{}, notSignedIn()
 	}
@@ -334,7 +338,7 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 	if !row.live(p.Role, now) {
 		return SignedIn{}, notSignedIn()
 	}
-	in := SignedIn{Token: sessionForm.make(), Session: Session{
+	in := SignedIn{Token: s.sessionForm.make(), Session: Session{
 		ID: row.ID, Method: m, CreatedAt: time.UnixMilli(row.CreatedAt).UTC(), LastUsedAt: now,
 		ExpiresAt: time.UnixMilli(row.ExpiresAt).UTC(), Current: true,
 	}}
@@ -345,9 +349,9 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, p Principal, c Client, 
 // in the cookie: it opens nothing, and knows the browser again at the next
 // sign-in.
 func (s *Service) SignOut(ctx context.Context, p Principal) (device string, err error) {
-	token, now := sessionForm.make(), s.clock.Millis()
-	n, err := s.db.Exec(ctx, `UPDATE sessions SET token_lookup = ?, ended_at = ?, last_used_at = ? WHERE id = ? AND owner = ? AND ended_at IS NULL`,
-		s.sessionLookup(token), now, now, p.SessionID, p.Subject)
+	token, now := s.sessionForm.make(), s.clock.Millis()
+	n, err := s.db.Exec(ctx, `UPDATE sessions SET token_lookup = ?, ended_at = ?, last_used_at = ?
+		WHERE id = ? AND owner = ? AND token_lookup = ? AND ended_at IS NULL`, s.sessionLookup(token), now, now, p.SessionID, p.Subject, p.lookup)
 	if err != nil {
 		return "", away(fmt.Errorf("sign out: %w", err))
 	}

@@ -16,15 +16,17 @@ import (
 
 func TestSessionTokens(t *testing.T) {
 	t.Parallel()
-	token := sessionForm.make()
-	if len(token) != 59 || !strings.HasPrefix(token, "zs_") || !sessionForm.fits(token) || keyForm.fits(token) || codeForm.fits(token) {
-		t.Errorf("%d characters", len(token))
-	}
-	for _, f := range []form{keyForm, codeForm, sessionForm} {
-		if f.random*8 < 160 || (f.random+f.sum)%5 != 0 {
-			t.Errorf("%+v", f)
+	onBoth(t, func(t *testing.T, h *home) {
+		token := h.sessionForm.make()
+		if len(token) != 75 || !strings.HasPrefix(token, "zs_") || !h.sessionForm.fits(token) || keyForm.fits(token) || h.codeForm.fits(token) {
+			t.Errorf("%d characters", len(token))
 		}
-	}
+		for _, f := range []form{keyForm, h.codeForm, h.sessionForm} {
+			if f.random*8 < 160 || (f.random+f.sum)%5 != 0 {
+				t.Errorf("%s: %d and %d bytes", f.start, f.random, f.sum)
+			}
+		}
+	})
 }
 
 // One of every kind that must not get in gets the same answer.
@@ -43,7 +45,7 @@ func TestAuthenticateSessionRefusesAllAlike(t *testing.T) {
 		}
 		key, _ := h.key(p.Subject, time.Time{})
 		for what, token := range map[string]string{
-			"none": "", "malformed": "zs_nonsense", "unknown": sessionForm.make(), "a key": key, "signed out": out.Token, "only a device": device,
+			"none": "", "malformed": "zs_nonsense", "unknown": h.sessionForm.make(), "a key": key, "signed out": out.Token, "only a device": device,
 			"closing": closing.Token, "erased": gone.Token,
 		} {
 			_, err := h.AuthenticateSession(ctx, token)
@@ -306,7 +308,7 @@ func TestPromise_A4_SignInAlwaysChangesTheToken(t *testing.T) {
 		if h.principal(in.Token).Subject != p.Subject {
 			t.Error("signed in as somebody else")
 		}
-		victim(sessionForm.make())
+		victim(h.sessionForm.make())
 		victim("nonsense")
 		if mails := h.sent("ann@example.org", mail.NewDevice); len(mails) != 3 {
 			t.Errorf("%d mails, want one for each browser that was not known", len(mails))
@@ -347,7 +349,7 @@ func TestACookieStolenBeforeTheSignOutIsWorthNothing(t *testing.T) {
 }
 
 // A request that stays open asks now and then whether its session or key holds.
-// That is no use of it, and a new token of the same sign-in is no end.
+// That is no use of it, and a new token is its end as well.
 func TestPromise_A5_AnOpenRequestEndsWithItsSessionAndKeepsNoneAlive(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
@@ -391,7 +393,9 @@ func TestPromise_A5_AnOpenRequestEndsWithItsSessionAndKeepsNoneAlive(t *testing.
 			t.Fatal(err)
 		}
 		c.Device = rotated.Token
-		holds("with a new token", p, true)
+		holds("by the token of before", p, false)
+		p = h.principal(rotated.Token)
+		holds("by the new token", p, true)
 		again := signIn() // in the same browser, which keeps its row
 		if again.SessionID != p.SessionID {
 			t.Fatal("the browser has a new row")
@@ -411,6 +415,69 @@ func TestPromise_A5_AnOpenRequestEndsWithItsSessionAndKeepsNoneAlive(t *testing.
 		}
 		holds("of a closed account", last, false)
 	})
+}
+
+// What was let in by a token that is none any more changes nothing, however long its
+// body took: neither the account nor the session, which goes on by its new token.
+func TestAttack_AHeldBackRequestDoesNotOutliveItsToken(t *testing.T) {
+	t.Parallel()
+	const another = "correct horse battery staple two"
+	for what, rotate := range map[string]func(h *home, p Principal, c Client) SignedIn{
+		"a new password": func(h *home, p Principal, c Client) SignedIn {
+			in, err := h.ChangePassword(context.Background(), p, c, another)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			return in
+		},
+		"the first factor": func(h *home, p Principal, c Client) SignedIn {
+			secret, _, err := h.BeginTOTP(context.Background(), p)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			got, err := h.ConfirmTOTP(context.Background(), p, c, h.shows(secret, 0))
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			return got.SignedIn
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, h *home) {
+				ctx := context.Background()
+				in, old := h.member("ann@example.org", "ann")
+				thief := browser("198.51.100.6", in.Token)
+				name := "mallory"
+				next := rotate(h, old, browser("192.0.2.1", in.Token))
+				for held, act := range map[string]func(p Principal) error{
+					"username": func(p Principal) error { return second(h.UpdateUser(ctx, p, UserChange{Username: &name})) },
+					"address":  func(p Principal) error { return h.ChangeEmail(ctx, p, "mallory@example.org") },
+					"password": func(p Principal) error {
+						return errorOf(h.ChangePassword(ctx, p, thief, "another horse battery staple"))
+					},
+					"key": func(p Principal) error {
+						_, _, err := h.NewKey(ctx, p, "mine", []string{ScopeRead}, time.Time{})
+						return err
+					},
+					"passkey":     func(p Principal) error { return second(h.BeginPasskey(ctx, p)) },
+					"consent":     func(p Principal) error { return h.SetConsent(ctx, p, subject.Marketing, true) },
+					"restriction": func(p Principal) error { return h.Restrict(ctx, p) },
+					"sign-out":    func(p Principal) error { return second(h.SignOut(ctx, p)) },
+				} {
+					wantCode(t, held, act(old), problem.Unauthorized)
+				}
+				p := h.principal(next.Token)
+				u, err := h.User(ctx, p.Subject)
+				if err != nil || u.Username != "ann" || !u.RestrictedAt.IsZero() || h.rowsOf("api_keys", p.Subject) != 0 {
+					t.Errorf("%+v, %v", u, err)
+				}
+				if err := h.SetConsent(ctx, p, subject.Marketing, true); err != nil {
+					t.Errorf("by the new token: %v", err)
+				}
+			})
+		})
+	}
 }
 
 func TestAnOpenRequestIsNoUseOfItsKey(t *testing.T) {

@@ -42,13 +42,13 @@ func (s *Service) SignIn(ctx context.Context, c Client, cr Credentials) (SignedI
 	}
 	in, err := s.signIn(ctx, c, canonical, cr)
 	if problem.CodeOf(err) == problem.SignInFailed {
-		s.level(ctx, started)
+		s.level(ctx, c, started)
 	}
 	return in, err
 }
 
 func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Credentials) (in SignedIn, err error) {
-	leave, err := s.enterQueue(ctx, c, canonical)
+	leave, err := s.enterQueue(ctx, s.sessionForm, c.Device, func() (bool, error) { return s.knowsBrowser(ctx, c.Device, canonical) })
 	if err != nil {
 		return SignedIn{}, err
 	}
@@ -80,28 +80,36 @@ func (s *Service) signIn(ctx context.Context, c Client, canonical string, cr Cre
 }
 
 // enterQueue enters the hasher's queue before any query, since it bounds those too.
-// Only where it is full the browser is looked up: one that the account knows gets in
-// past the strangers who fill it.
-func (s *Service) enterQueue(ctx context.Context, c Client, canonical string) (leave func(), err error) {
+// Only where it is full the token is looked up, if it is one of ours: whom it makes
+// known gets in past the strangers who fill it.
+func (s *Service) enterQueue(ctx context.Context, f form, token string, known func() (bool, error)) (leave func(), err error) {
 	leave, full := s.hasher.enter()
-	if full == nil || !sessionForm.fits(c.Device) {
+	if full == nil || !f.fits(token) {
 		return leave, full
 	}
-	select {
-	case s.hasher.looks <- struct{}{}:
-		defer func() { <-s.hasher.looks }()
-	default:
+	done, ok := s.hasher.look(token)
+	if !ok {
 		return nil, full
 	}
-	var known int
-	if err := s.db.Get(ctx, &known, `SELECT count(*) FROM sessions JOIN users ON users.id = owner WHERE token_lookup = ? AND email_lookup = ?`,
-		s.sessionLookup(c.Device), s.emailLookup(canonical)); err != nil {
-		return nil, away(fmt.Errorf("know a browser again: %w", err))
-	}
-	if known == 0 {
+	defer done()
+	switch ok, err := known(); {
+	case err != nil:
+		return nil, err
+	case !ok:
 		return nil, full
 	}
 	return s.hasher.enterKnown()
+}
+
+// knowsBrowser says whether the account with this address was signed in with the
+// browser of the token.
+func (s *Service) knowsBrowser(ctx context.Context, token, canonical string) (bool, error) {
+	var n int
+	if err := s.db.Get(ctx, &n, `SELECT count(*) FROM sessions JOIN users ON users.id = owner WHERE token_lookup = ? AND email_lookup = ?`,
+		s.sessionLookup(token), s.emailLookup(canonical)); err != nil {
+		return false, away(fmt.Errorf("know a browser again: %w", err))
+	}
+	return n > 0, nil
 }
 
 // check proves an account by its password and, where one is in force, a second
@@ -277,7 +285,7 @@ func (s *Service) provePasskey(ctx context.Context, p Principal, a PasskeyAnswer
 		}
 		found, err := s.checkPasskey(ctx, tx, "", a)
 		if errors.Is(err, errWrongCode) || (err == nil && found != p.Subject) {
-			wrong = true // and its challenge stays used
+			wrong = true // and what it used stays used
 			return nil
 		}
 		if err != nil {
@@ -325,12 +333,22 @@ func typed(password string) error {
 	return nil
 }
 
+// turnedAway reports whether somebody was refused before anything was asked about
+// the address: the time of that tells nothing, and is the shortest.
+func turnedAway(err error) bool {
+	return problem.CodeOf(err) == problem.RateLimited || errors.Is(err, errQueueFull)
+}
+
 // level waits until a whole number of Options.Level has passed since started, so
-// that the time of an answer does not tell what was done for it.
-func (s *Service) level(ctx context.Context, started time.Time) {
+// that the time of an answer does not tell what was done for it. The client is
+// told first that it only waits.
+func (s *Service) level(ctx context.Context, c Client, started time.Time) {
 	grid := s.o.Level
 	if grid <= 0 {
 		return
+	}
+	if c.Idle != nil {
+		c.Idle()
 	}
 	t := time.NewTimer(grid - time.Since(started)%grid)
 	defer t.Stop()

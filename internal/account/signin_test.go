@@ -99,7 +99,7 @@ func TestAnswersEndOnAGrid(t *testing.T) {
 		for _, work := range []time.Duration{0, grid / 4, grid / 2, grid - grid/8, grid + grid/4} {
 			behind(fmt.Sprintf("work of %v", work), func() time.Duration {
 				began := time.Now().Add(-work)
-				h.level(ctx, began)
+				h.level(ctx, Client{}, began)
 				return time.Since(began)
 			})
 		}
@@ -135,7 +135,7 @@ func TestAnswersEndOnAGrid(t *testing.T) {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		h.o.Level = time.Hour
-		h.level(gone, time.Now())
+		h.level(gone, Client{}, time.Now())
 	})
 }
 
@@ -181,6 +181,8 @@ func TestAttack_UserEnumerationByTime(t *testing.T) {
 }
 
 func errorOf(_ SignedIn, err error) error { return err }
+
+func second[T any](_ T, err error) error { return err }
 
 // failed turns the failure that is expected into none.
 func failed(_ SignedIn, err error) error {
@@ -240,7 +242,7 @@ func TestPromise_A4_ASecondFactorIsAskedForAndUsedOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
-		secret, recovery := h.enrolled(p)
+		secret, recovery := h.enrolled(&p)
 		c := browser("192.0.2.1", "")
 		with := func(code string) (SignedIn, error) {
 			return h.SignIn(ctx, c, Credentials{Email: "ann@example.org", Password: password, Code: code})
@@ -278,7 +280,7 @@ func TestPromise_U5_CodesCannotBeGuessedBehindARightPassword(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
-		secret, _ := h.enrolled(p)
+		secret, _ := h.enrolled(&p)
 		try := func(network, code string) error {
 			_, err := h.SignIn(ctx, browser(network, ""), Credentials{Email: "ann@example.org", Password: password, Code: code})
 			return err
@@ -311,7 +313,7 @@ func TestPromise_U5_AThiefOfThePasswordShutsOutNoProvenBrowser(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
-		secret, recovery := h.enrolled(p)
+		secret, recovery := h.enrolled(&p)
 		in, err := h.SignIn(ctx, browser("192.0.2.1", ""), Credentials{Email: "ann@example.org", Password: password, Code: recovery[0]})
 		if err != nil {
 			t.Fatal(err)
@@ -419,7 +421,7 @@ func TestReauthenticateAsksForTheSecondFactorToo(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		in, p := h.member("ann@example.org", "ann")
-		secret, _ := h.enrolled(p)
+		secret, _ := h.enrolled(&p)
 		c := browser("192.0.2.1", in.Token)
 		_, err := h.Reauthenticate(ctx, p, c, Credentials{Password: password})
 		wantCode(t, "the password alone", err, problem.SecondFactorNeeded)
@@ -437,8 +439,8 @@ func TestReauthenticateByPasskey(t *testing.T) {
 		_, eve := h.member("eve@example.org", "eve")
 		_, ann := h.member("ann@example.org", "ann")
 		ofEve, ofAnn := newDevice(), newDevice()
-		h.addPasskey(eve, ofEve)
-		h.addPasskey(ann, ofAnn)
+		h.addPasskey(&eve, ofEve)
+		h.addPasskey(&ann, ofAnn)
 		c := browser("192.0.2.1", "")
 		answer := ofEve.sign(h.signInChallenge())
 		_, err := h.Reauthenticate(ctx, ann, c, Credentials{Passkey: &answer})
@@ -448,6 +450,7 @@ func TestReauthenticateByPasskey(t *testing.T) {
 		if err != nil || in.Session.Method != ByPasskey || in.Session.ID != ann.SessionID {
 			t.Errorf("%+v, %v", in.Session, err)
 		}
+		h.goOn(&ann, in)
 		_, err = h.Reauthenticate(ctx, ann, c, Credentials{Passkey: &answer})
 		wantCode(t, "the answer once more", err, problem.SignInFailed)
 	})
@@ -499,7 +502,7 @@ func TestASignInIsAllOrNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		_, p := h.member("ann@example.org", "ann")
-		secret, _ := h.enrolled(p)
+		secret, _ := h.enrolled(&p)
 		broken := errors.New("no")
 		who := claimed{ID: p.Subject}
 		if err := h.db.Get(ctx, &who, `SELECT id, password FROM users WHERE id = ?`, p.Subject); err != nil {

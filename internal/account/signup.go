@@ -52,8 +52,9 @@ func (s *Service) SignUp(ctx context.Context, c Client, r SignUp) error {
 	if len(fields) > 0 {
 		return problem.Invalid(fields...)
 	}
-	err = s.signUp(ctx, c, r, email, canonical, consents)
-	s.level(ctx, started)
+	if err = s.signUp(ctx, c, r, email, canonical, consents); !turnedAway(err) {
+		s.level(ctx, c, started)
+	}
 	return err
 }
 
@@ -78,15 +79,20 @@ func (s *Service) signUp(ctx context.Context, c Client, r SignUp, email, canonic
 	if err != nil {
 		return err
 	}
-	may, err := s.mayWrite(ctx, c, mail.ConfirmSignUp, mailbox(canonical))
-	if err != nil || !may {
+	owner, err := s.findUser(ctx, s.emailLookup(canonical))
+	if err != nil && problem.CodeOf(err) != problem.NotFound {
 		return err
 	}
-	switch owner, err := s.findUser(ctx, s.emailLookup(canonical)); {
-	case err == nil:
-		return s.tellOfAttempt(ctx, owner)
-	case problem.CodeOf(err) != problem.NotFound:
+	by, err := s.asker(ctx, c, owner)
+	if err != nil {
 		return err
+	}
+	may, err := s.mayWrite(ctx, mail.ConfirmSignUp, mailbox(canonical), by)
+	switch {
+	case err != nil || !may:
+		return err
+	case owner != "":
+		return s.tellOfAttempt(ctx, owner)
 	}
 	return s.pend(ctx, r, email, canonical, hash, consents)
 }
@@ -123,7 +129,7 @@ func (s *Service) pend(ctx context.Context, r SignUp, email, canonical, hash str
 			return away(fmt.Errorf("sign up: %w", err))
 		}
 	}
-	code := codeForm.make()
+	code := s.codeForm.make()
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO signups (id, email_lookup, email, username_lookup, username, profile, password,
 				consents, policy_version, token_lookup, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -179,13 +185,16 @@ type pending struct {
 // address has an account meanwhile; SignInFailed for another password than the
 // one of the sign-up; Conflict for a username that was taken meanwhile.
 func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password string) (in SignedIn, err error) {
-	if !codeForm.fits(code) {
+	if !s.codeForm.fits(code) {
 		return SignedIn{}, linkInvalid()
 	}
 	if err := typed(password); err != nil {
 		return SignedIn{}, err
 	}
-	leave, err := s.hasher.enter()
+	leave, err := s.enterQueue(ctx, s.codeForm, code, func() (bool, error) {
+		p, err := s.findSignUp(ctx, code)
+		return p.ID != "", err
+	})
 	if err != nil {
 		return SignedIn{}, err
 	}
@@ -194,14 +203,12 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	if err != nil {
 		return SignedIn{}, err
 	}
-	var p pending
-	err = s.db.Get(ctx, &p, `SELECT id, email_lookup, email, username_lookup, username, profile, password, consents, policy_version, created_at
-		FROM signups WHERE token_lookup = ? AND expires_at > ?`, s.codeLookup(code), s.clock.Millis())
-	if errors.Is(err, sql.ErrNoRows) {
-		return SignedIn{}, linkInvalid()
-	}
+	p, err := s.findSignUp(ctx, code)
 	if err != nil {
-		return SignedIn{}, away(fmt.Errorf("confirm a sign-up: %w", err))
+		return SignedIn{}, err
+	}
+	if p.ID == "" {
+		return SignedIn{}, linkInvalid()
 	}
 	if _, err := s.take(ctx, codeBucket(p.ID)); err != nil {
 		return SignedIn{}, err
@@ -231,6 +238,16 @@ func (s *Service) ConfirmSignUp(ctx context.Context, c Client, code, password st
 	}
 	s.discard(ctx, others...)
 	return in, nil
+}
+
+// findSignUp reads what waits for a code; zero: nothing.
+func (s *Service) findSignUp(ctx context.Context, code string) (p pending, err error) {
+	err = s.db.Get(ctx, &p, `SELECT id, email_lookup, email, username_lookup, username, profile, password, consents, policy_version, created_at
+		FROM signups WHERE token_lookup = ? AND expires_at > ?`, s.codeLookup(code), s.clock.Millis())
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return p, away(fmt.Errorf("confirm a sign-up: %w", err))
+	}
+	return p, nil
 }
 
 // confirm turns a pending sign-up into an account. It returns the other sign-ups
@@ -342,8 +359,8 @@ func usernameTaken() error { return problem.New(problem.Conflict, "This username
 
 // mayWrite reports whether one more mail of a kind may go to a mailbox. Nobody
 // is told when not: codes that were sent before are still good.
-func (s *Service) mayWrite(ctx context.Context, c Client, t mail.Template, mailbox string) (bool, error) {
-	err := s.takeLetter(ctx, t, mailbox, c.asker())
+func (s *Service) mayWrite(ctx context.Context, t mail.Template, mailbox string, by asker) (bool, error) {
+	err := s.takeLetter(ctx, t, mailbox, by)
 	if problem.CodeOf(err) == problem.RateLimited {
 		return false, nil
 	}

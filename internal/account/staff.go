@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -69,15 +70,15 @@ func checkReason(reason string) (string, error) {
 }
 
 // stillStaff refuses a member of staff whose session or role was taken since the
-// request came, or who is suspended.
+// request came, whose session has another token, or who is suspended.
 func (s *Service) stillStaff(ctx context.Context, tx *db.Tx, staff Principal) error {
 	if staff.Subject == cliStaff {
 		return nil
 	}
 	var n int
 	err := tx.Get(ctx, &n, `SELECT count(*) FROM sessions s JOIN users u ON u.id = s.owner JOIN subjects p ON p.id = u.id
-		WHERE s.id = ? AND s.owner = ? AND s.ended_at IS NULL AND u.role = ? AND p.state = ? AND p.suspended_at IS NULL`,
-		staff.SessionID, staff.Subject, staff.Role, subject.Active)
+		WHERE s.id = ? AND s.owner = ? AND s.token_lookup = ? AND s.ended_at IS NULL AND u.role = ? AND p.state = ? AND p.suspended_at IS NULL`,
+		staff.SessionID, staff.Subject, staff.lookup, staff.Role, subject.Active)
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,22 @@ func (p Principal) atTheMachine(what string) error {
 // and so does one that is closing until its keys are destroyed: who asks what
 // became of their erasure must be found. Both only for a reason, which is kept.
 func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reason string) (User, error) {
-	roles := []Role{RoleSupport, RolePrivacy, RoleOperator}
+	return s.openAccount(ctx, staff, email, reason, events.Event{Type: events.StaffOpened}, []Role{RoleSupport, RolePrivacy, RoleOperator})
+}
+
+// FindForCase is FindAccount for a case that forbids that the person learns of it:
+// the entry about it is hidden as that about the disclosure will be, which it would
+// give away. For privacy officers.
+func (s *Service) FindForCase(ctx context.Context, staff Principal, email, reference, reason string) (User, error) {
+	reference = strings.TrimSpace(reference)
+	if reference == "" || !oneLine(reference, disclosureMost) {
+		return User{}, problem.Invalid(disclosureField("case"))
+	}
+	what := events.Event{Type: events.StaffOpened, Hidden: true, Facts: map[events.Fact]string{events.Case: reference}}
+	return s.openAccount(ctx, staff, email, reason, what, staff.officers())
+}
+
+func (s *Service) openAccount(ctx context.Context, staff Principal, email, reason string, what events.Event, roles []Role) (User, error) {
 	if err := staff.may(roles...); err != nil {
 		return User{}, err
 	}
@@ -126,16 +142,45 @@ func (s *Service) FindAccount(ctx context.Context, staff Principal, email, reaso
 		return User{}, err
 	}
 	owner, err := s.FindUser(ctx, email)
+	if problem.CodeOf(err) == problem.NotFound {
+		return User{}, cmp.Or(s.lookedFor(ctx, staff), err)
+	}
 	if err != nil {
 		return User{}, err
 	}
 	var u User
-	err = s.act(ctx, staff, owner, events.Event{Type: events.StaffOpened}, reason, roles, func(tx *db.Tx) error {
+	err = s.act(ctx, staff, owner, what, reason, roles, func(tx *db.Tx) error {
 		var err error
 		u, err = s.user(ctx, tx, owner)
 		return err
 	})
 	return u, err
+}
+
+// lookedFor tells that a member of staff tried an address without an account. Not
+// which, and not why: what is about nobody lies open and stays for ever, and a reason
+// may name somebody.
+func (s *Service) lookedFor(ctx context.Context, staff Principal) error {
+	return away(s.db.Tx(ctx, func(tx *db.Tx) error {
+		if err := s.stillStaff(ctx, tx, staff); err != nil {
+			return err
+		}
+		return s.o.Events.Append(ctx, tx, events.Event{Type: events.StaffLookedFor, At: s.clock.Now(),
+			Facts: map[events.Fact]string{events.Staff: staff.Subject, events.Role: string(staff.Role)}})
+	}))
+}
+
+// officers are the roles that a member of staff needs one of to keep disclosures. At
+// the machine there are none.
+func (p Principal) officers() []Role {
+	if p.Subject == cliStaff {
+		return []Role{p.Role}
+	}
+	return []Role{RolePrivacy}
+}
+
+func disclosureField(name string) problem.Field {
+	return problem.Field{Location: "body." + name, Message: fmt.Sprintf("must be there, with at most %d characters in one line", disclosureMost)}
 }
 
 // KeysFor lists somebody's keys to the operator at the machine: their names are
@@ -280,10 +325,7 @@ type Disclosure struct {
 // Disclose keeps that a person's data was disclosed, for privacy officers and at
 // the machine. It hands nothing out.
 func (s *Service) Disclose(ctx context.Context, staff Principal, owner string, d Disclosure, reason string) error {
-	roles := []Role{RolePrivacy}
-	if staff.Subject == cliStaff {
-		roles = append(roles, staff.Role)
-	}
+	roles := staff.officers()
 	if err := staff.may(roles...); err != nil {
 		return err
 	}
@@ -294,7 +336,7 @@ func (s *Service) Disclose(ctx context.Context, staff Principal, owner string, d
 	}{{"case", &d.Case}, {"authority", &d.Authority}, {"scope", &d.Scope}} {
 		*f.value = strings.TrimSpace(*f.value)
 		if *f.value == "" || !oneLine(*f.value, disclosureMost) {
-			fields = append(fields, problem.Field{Location: "body." + f.name, Message: fmt.Sprintf("must be there, with at most %d characters in one line", disclosureMost)})
+			fields = append(fields, disclosureField(f.name))
 		}
 	}
 	if len(fields) > 0 {

@@ -33,15 +33,19 @@ var (
 	// a mailed code. Six digits stand up to it: at 96 guesses a day with three
 	// steps' codes right at any time, half of a chance takes years.
 	perCode = limit{10, 15 * time.Minute}
-	// perLetter counts mails of one kind to one mailbox that one network, or one
-	// person, has sent: who uses that up keeps nobody else's letter away.
+	// perLetter counts mails of one kind to one mailbox that one network, one person
+	// or one browser of the account has sent: who uses that up keeps nobody else's
+	// letter away, and a browser of the account has no other count.
 	perLetter = limit{5, 10 * time.Minute}
-	// perMailbox counts what all of them have sent there, so that nobody's mailbox
+	// perMailbox counts what all strangers have sent there, so that nobody's mailbox
 	// is filled by who knows it. Beyond it there is a reserve, of which one part of
 	// the net gets two letters in half a day: who asks from many networks of one
-	// provider does not use it up.
+	// provider does not use it up. Both have a count of the day too, or a patient
+	// stranger would fill the mailbox all the same.
 	perMailbox       = limit{10, 10 * time.Minute}
+	perMailboxDay    = limit{40, 24 * time.Hour / 40}
 	perReserve       = limit{20, 30 * time.Minute}
+	perReserveDay    = limit{30, 24 * time.Hour / 30}
 	perNeighbourhood = limit{2, 12 * time.Hour}
 	// perEntry counts right passwords and passkeys, which are given back everywhere
 	// else: who has an account must not have the machine hash for them all day. An
@@ -75,14 +79,26 @@ func newDeviceBucket(owner string) bucket {
 
 // An asker is who has a mail sent: a network and the part of the net around it, or
 // a person, who is both. Behind a socket nobody knows, and all of those together
-// would be one.
-type asker struct{ who, around string }
+// would be one. A browser of the account that it goes to is known.
+type asker struct {
+	who, around string
+	known       bool
+}
 
-func (c Client) asker() asker {
-	if !c.Addr.IsValid() {
-		return asker{}
+// asker is the client as who has a mail sent to an owner's address, who may be
+// nobody. A browser that the owner was signed in with counts by itself: no stranger
+// keeps them from their own letters.
+func (s *Service) asker(ctx context.Context, c Client, owner string) (asker, error) {
+	device, err := s.device(ctx, c.Device)
+	switch {
+	case err != nil:
+		return asker{}, err
+	case owner != "" && device.Owner == owner:
+		return asker{who: device.ID, known: true}, nil
+	case !c.Addr.IsValid():
+		return asker{}, nil
 	}
-	return asker{who: Network(c.Addr).String(), around: neighbourhood(c.Addr).String()}
+	return asker{who: Network(c.Addr).String(), around: Neighbourhood(c.Addr).String()}, nil
 }
 
 // takeLetter counts one more mail of a kind to a mailbox, RateLimited when it is
@@ -98,7 +114,10 @@ func (s *Service) takeLetter(ctx context.Context, t mail.Template, mailbox strin
 				return err
 			}
 		}
-		full, err := takeOne(ctx, tx, bucket{key: all, limit: perMailbox}, now)
+		if a.known {
+			return nil
+		}
+		full, err := takeAll(ctx, tx, now, bucket{key: all, limit: perMailbox}, bucket{key: all + ":day", limit: perMailboxDay})
 		if err != nil || full == 0 {
 			return err
 		}
@@ -107,7 +126,7 @@ func (s *Service) takeLetter(ctx context.Context, t mail.Template, mailbox strin
 				return err
 			}
 		}
-		wait, err = takeOne(ctx, tx, bucket{key: all + ":reserve", limit: perReserve}, now)
+		wait, err = takeAll(ctx, tx, now, bucket{key: all + ":reserve", limit: perReserve}, bucket{key: all + ":reserve:day", limit: perReserveDay})
 		return err
 	})
 	if err != nil {
@@ -119,15 +138,19 @@ func (s *Service) takeLetter(ctx context.Context, t mail.Template, mailbox strin
 	return nil
 }
 
-// mailbox is where the mail of a canonical address most likely ends: many servers
-// deliver name+anything to name (RFC 5233), so that one mailbox has any number of
-// addresses.
+// mailbox is where the mail of a canonical address most likely ends, to count by:
+// many servers deliver name+anything to name (RFC 5233), and Gmail, by either of its
+// domains, n.a.m.e too, so that one mailbox has any number of addresses.
 func mailbox(canonical string) string {
 	at := strings.LastIndexByte(canonical, '@')
-	if plus := strings.IndexByte(canonical, '+'); plus > 0 && plus < at {
-		return canonical[:plus] + canonical[at:]
+	local, domain := canonical[:at], canonical[at+1:]
+	if plus := strings.IndexByte(local, '+'); plus > 0 {
+		local = local[:plus]
 	}
-	return canonical
+	if domain == "gmail.com" || domain == "googlemail.com" {
+		local, domain = strings.ReplaceAll(local, ".", ""), "gmail.com"
+	}
+	return local + "@" + domain
 }
 
 // askerBucket counts the mails that one person has sent to addresses that are not
@@ -150,8 +173,8 @@ func Network(addr netip.Addr) netip.Prefix {
 	return p
 }
 
-// neighbourhood is about what one provider has: an IPv4 /16 or an IPv6 /32.
-func neighbourhood(addr netip.Addr) netip.Prefix {
+// Neighbourhood is about what one provider has: an IPv4 /16 or an IPv6 /32.
+func Neighbourhood(addr netip.Addr) netip.Prefix {
 	network := Network(addr)
 	p, _ := network.Addr().Prefix(network.Bits() / 2)
 	return p
@@ -261,6 +284,17 @@ func takeOne(ctx context.Context, tx *db.Tx, b bucket, now int64) (time.Duration
 		return 0, err
 	}
 	return time.Duration(max(arrival-latest, 1)) * time.Millisecond, nil
+}
+
+// takeAll counts in every bucket up to the first that is full, as take does in a
+// transaction of its own.
+func takeAll(ctx context.Context, tx *db.Tx, now int64, buckets ...bucket) (wait time.Duration, err error) {
+	for _, b := range buckets {
+		if wait, err = takeOne(ctx, tx, b, now); err != nil || wait > 0 {
+			break
+		}
+	}
+	return wait, err
 }
 
 // giveBack takes a successful attempt out of the count again: whoever may come

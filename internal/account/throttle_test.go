@@ -340,7 +340,8 @@ func TestMailboxes(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]string{
 		"ann@example.org": "ann@example.org", "ann+shop@example.org": "ann@example.org", "ann+a+b@example.org": "ann@example.org",
-		"+ann@example.org": "+ann@example.org", "ann@a+b.example": "ann@a+b.example",
+		"+ann@example.org": "+ann@example.org", "ann@a+b.example": "ann@a+b.example", "a.n.n@example.org": "a.n.n@example.org",
+		"a.nn@gmail.com": "ann@gmail.com", "an.n+shop@googlemail.com": "ann@gmail.com", "a.nn@mail.gmail.com": "a.nn@mail.gmail.com",
 	} {
 		if got := mailbox(address); got != want {
 			t.Errorf("%s is delivered to %s, want %s", address, got, want)
@@ -474,7 +475,7 @@ func TestAttack_PasswordsAreNotChangedWithoutEnd(t *testing.T) {
 		for i := range int(perEntry.burst) + 1 {
 			hashes := 0
 			h.hasher.counted = func() { hashes++ }
-			_, err := h.ChangePassword(context.Background(), p, c, fmt.Sprintf("another correct horse %d", i))
+			in, err := h.ChangePassword(context.Background(), p, c, fmt.Sprintf("another correct horse %d", i))
 			if problem.CodeOf(err) == problem.RateLimited {
 				if hashes != 0 || i < int(perEntry.burst)-1 {
 					t.Errorf("change %d is refused after %d hashes", i, hashes)
@@ -484,6 +485,7 @@ func TestAttack_PasswordsAreNotChangedWithoutEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			p = h.principal(in.Token)
 		}
 		t.Error("no change is refused")
 	})
@@ -498,6 +500,80 @@ func TestAttack_AllTheWorldFillsNobodysMailbox(t *testing.T) {
 		}
 		if n, want := len(h.letters()), int(perMailbox.burst+perReserve.burst); n != want {
 			t.Errorf("%d letters, want %d", n, want)
+		}
+	})
+}
+
+// Nor does their patience fill it.
+func TestAttack_PatientStrangersFillNobodysMailbox(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		n := 0
+		for day, most := range []int{140, 70, 70} {
+			sent := 0
+			for range 24 * 6 {
+				h.clock.Advance(10 * time.Minute)
+				for range 2 {
+					n++
+					from, err := h.asker(context.Background(), browser(fmt.Sprintf("10.%d.0.1", n%250), ""), "")
+					if err != nil {
+						t.Fatal(err)
+					}
+					switch may, err := h.mayWrite(context.Background(), mail.ConfirmSignUp, "ann@example.org", from); {
+					case err != nil:
+						t.Fatal(err)
+					case may:
+						sent++
+					}
+				}
+			}
+			if sent > most || sent < most/2 {
+				t.Errorf("%d letters on day %d, want at most %d", sent, day+1, most)
+			}
+		}
+	})
+}
+
+// Whatever strangers use up, also of the network and the provider from which the
+// owner asks: the browser that the account knows has a count of its own.
+func TestAttack_NobodyKeepsAnOwnerFromTheirOwnLetters(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		_, ann := h.member("ann@example.org", "ann")
+		device, err := h.SignOut(ctx, ann)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bob, _ := h.member("bob@example.org", "bob")
+		letter := func(from, device string) bool {
+			t.Helper()
+			before := len(h.sent("ann@example.org", mail.ResetPassword))
+			if err := h.RequestReset(ctx, browser(from, device), "ann@example.org"); err != nil && problem.CodeOf(err) != problem.RateLimited {
+				t.Fatal(err)
+			}
+			return len(h.sent("ann@example.org", mail.ResetPassword)) > before
+		}
+		for i := range 60 {
+			letter(fmt.Sprintf("10.%d.0.1", i), "")
+		}
+		for range 40 {
+			letter("10.0.0.1", "")
+		}
+		if letter("192.0.2.7", "") || letter("192.0.2.8", bob.Token) {
+			t.Error("strangers have letters sent without end")
+		}
+		for i := range int(perLetter.burst) {
+			if !letter("10.0.0.1", device) {
+				t.Errorf("the owner's letter %d is kept away", i+1)
+			}
+		}
+		if letter("10.0.0.1", device) {
+			t.Error("the owner has letters sent without end")
+		}
+		h.clock.Advance(perLetter.interval)
+		if !letter("10.0.0.1", device) {
+			t.Error("the owner's count does not refill")
 		}
 	})
 }

@@ -6,22 +6,35 @@ import (
 	"crypto/subtle"
 	"encoding/base32"
 	"strings"
+
+	"zimage/internal/vault"
 )
 
-// A form is how one kind of token looks: its start, then random bytes and some
-// of their SHA-256 in base 32. The sum refuses typing errors and guesses without
-// asking the database; it keeps nobody out.
+// A form is how one kind of token looks: its start, then random bytes and a sum
+// of them in base 32. The sum refuses typing errors and guesses without asking the
+// database; it opens nothing.
 type form struct {
 	start       string
 	random, sum int // bytes; together a multiple of 5, so that base 32 fills up
+	by          func(random []byte) []byte
 }
 
-// The forms. A session's has 256 random bits, since nobody types it.
-var (
-	keyForm     = form{start: "zi_", random: 20, sum: 5}
-	codeForm    = form{start: "zc_", random: 20, sum: 5} // mailed, to be copied
-	sessionForm = form{start: "zs_", random: 32, sum: 3}
-)
+// keyForm is that of API keys.
+var keyForm = form{start: tokenStart, random: 20, sum: 5, by: func(random []byte) []byte {
+	sum := sha256.Sum256(random)
+	return sum[:]
+}}
+
+// The forms of what strangers may send as often as they like have a keyed sum:
+// nobody can make one up that is worth a look into the database. A session's has
+// 256 random bits, since nobody types it; a code is mailed, to be copied.
+func sessionForm(v *vault.Vault) form {
+	return form{start: "zs_", random: 32, sum: 13, by: func(random []byte) []byte { return v.MAC("session token", random) }}
+}
+
+func codeForm(v *vault.Vault) form {
+	return form{start: "zc_", random: 20, sum: 5, by: func(random []byte) []byte { return v.MAC("mailed code", random) }}
+}
 
 const (
 	tokenStart  = "zi_"
@@ -52,10 +65,7 @@ func (f form) fits(token string) bool {
 	return subtle.ConstantTimeCompare(b[f.random:], f.sumOf(b[:f.random])) == 1
 }
 
-func (f form) sumOf(b []byte) []byte {
-	sum := sha256.Sum256(b)
-	return sum[:f.sum]
-}
+func (f form) sumOf(b []byte) []byte { return f.by(b)[:f.sum] }
 
 func newToken() string { return keyForm.make() }
 

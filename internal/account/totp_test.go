@@ -32,7 +32,14 @@ func (h *home) freshSession(owner string) Principal {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return Principal{Subject: owner, SessionID: in.Session.ID, Method: ByPassword, FreshAt: h.clock.Now()}
+	return Principal{Subject: owner, SessionID: in.Session.ID, Method: ByPassword, FreshAt: h.clock.Now(), lookup: h.sessionLookup(in.Token)}
+}
+
+// goOn is the session by its new token, if it has one.
+func (h *home) goOn(p *Principal, in SignedIn) {
+	if in.Token != "" {
+		p.lookup = h.sessionLookup(in.Token)
+	}
 }
 
 // sessionCount counts those of the owner that are signed in.
@@ -100,17 +107,19 @@ func (h *home) opens(what, owner, code string, want Method) {
 }
 
 // enrolled has an authenticator app in force, and a step has passed since.
-func (h *home) enrolled(p Principal) (secret string, recovery []string) {
+// The session goes on by its new token.
+func (h *home) enrolled(p *Principal) (secret string, recovery []string) {
 	h.t.Helper()
 	ctx := context.Background()
-	secret, _, err := h.BeginTOTP(ctx, p)
+	secret, _, err := h.BeginTOTP(ctx, *p)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	got, err := h.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0))
+	got, err := h.ConfirmTOTP(ctx, *p, Client{}, h.shows(secret, 0))
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.goOn(p, got.SignedIn)
 	h.clock.Advance(totpPeriod * time.Second)
 	return secret, got.Recovery
 }
@@ -162,6 +171,7 @@ func TestPromise_A4_AnAuthenticatorAppComesIntoForce(t *testing.T) {
 		if err != nil || len(recovery) != recoveryCodes {
 			t.Fatalf("%d recovery codes, %v", len(recovery), err)
 		}
+		h.goOn(&p, got.SignedIn)
 
 		// In force: other sessions are gone, and nobody else's.
 		if need := h.stillNeeds(ann); need == nil || !need.TOTP || !need.Recovery || need.Passkey != nil {
@@ -210,7 +220,7 @@ func TestPromise_A4_Attack_ACodeIsReused(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ann := h.user("ann@example.org")
-		secret, _ := h.enrolled(h.freshSession(ann))
+		secret, _ := h.enrolled(new(h.freshSession(ann)))
 		code := h.shows(secret, 0)
 		h.opens("once", ann, code, ByPasswordTOTP)
 		h.opensNot("twice", ann, code)
@@ -250,7 +260,7 @@ func TestACodeThatOpensNothingIsNotUsedUp(t *testing.T) {
 	onBoth(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		ann := h.user("ann@example.org")
-		secret, recovery := h.enrolled(h.freshSession(ann))
+		secret, recovery := h.enrolled(new(h.freshSession(ann)))
 		for code, want := range map[string]Method{h.shows(secret, 0): ByPasswordTOTP, recovery[0]: ByPasswordRecovery} {
 			broken := errors.New("the caller's transaction fails")
 			if err := h.db.Tx(ctx, func(tx *db.Tx) error {
@@ -270,7 +280,7 @@ func TestPromise_A4_ACodeIsGoodForAStepEitherWay(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ann := h.user("ann@example.org")
-		secret, _ := h.enrolled(h.freshSession(ann))
+		secret, _ := h.enrolled(new(h.freshSession(ann)))
 		for _, steps := range []int{-3, -2, -1, 0, 1, 2, 3} {
 			h.clock.Advance(10 * totpPeriod * time.Second) // far from what was used
 			code := h.shows(secret, steps)
@@ -290,8 +300,8 @@ func TestPromise_A4_WrongCodesOpenNothing(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, h *home) {
 		ann, bob, eve := h.user("ann@example.org"), h.user("bob@example.org"), h.user("eve@example.org")
-		secret, _ := h.enrolled(h.freshSession(ann))
-		bobSecret, bobRecovery := h.enrolled(h.freshSession(bob))
+		secret, _ := h.enrolled(new(h.freshSession(ann)))
+		bobSecret, bobRecovery := h.enrolled(new(h.freshSession(bob)))
 		code := h.shows(secret, 0)
 		next := string('0'+(code[5]-'0'+1)%10) + code[1:]
 		for what, wrong := range map[string]string{
@@ -332,7 +342,7 @@ func TestTOTPIsRemoved(t *testing.T) {
 			t.Errorf("told %q of what never was in force", told)
 		}
 
-		secret, recovery := h.enrolled(p)
+		secret, recovery := h.enrolled(&p)
 		h.opens("this step's code", ann, h.shows(secret, 0), ByPasswordTOTP)
 		if err := h.RemoveTOTP(ctx, p); err != nil {
 			t.Fatal(err)
@@ -382,7 +392,7 @@ func TestFactorsChangeOnlyInAFreshSessionOfAnOpenAccount(t *testing.T) {
 		ctx := context.Background()
 		ann := h.user("ann@example.org")
 		p := h.freshSession(ann)
-		h.enrolled(p)
+		h.enrolled(&p)
 		stale := p
 		stale.FreshAt = h.clock.Now().Add(-freshFor)
 		key := Principal{Subject: ann, KeyID: "key_1", Scopes: Scopes(), FreshAt: h.clock.Now()}
@@ -428,9 +438,9 @@ func TestStaffKeepASecondFactor(t *testing.T) {
 		ctx := context.Background()
 		ann := h.user("ann@example.org")
 		p := h.freshSession(ann)
-		h.enrolled(p)
+		h.enrolled(&p)
 		key := newDevice()
-		made := h.addPasskey(p, key)
+		made := h.addPasskey(&p, key)
 		if _, err := h.db.Exec(ctx, `UPDATE users SET role = ? WHERE id = ?`, RoleSupport, ann); err != nil {
 			t.Fatal(err)
 		}
@@ -441,7 +451,7 @@ func TestStaffKeepASecondFactor(t *testing.T) {
 		if state, err := h.factors(ctx, h.db, ann); err != nil || state != (factorState{Passkeys: 1, CodesLeft: recoveryCodes}) {
 			t.Errorf("%+v, %v", state, err)
 		}
-		h.enrolled(p)
+		h.enrolled(&p)
 		if err := h.RemovePasskey(ctx, p, made.ID); err != nil {
 			t.Errorf("one of two: %v", err)
 		}
@@ -455,10 +465,10 @@ func TestAResetTakesAllFactors(t *testing.T) {
 		ctx := context.Background()
 		ann, bob := h.user("ann@example.org"), h.user("bob@example.org")
 		p, bobs := h.freshSession(ann), h.freshSession(bob)
-		secret, recovery := h.enrolled(p)
+		secret, recovery := h.enrolled(&p)
 		key := newDevice()
-		h.addPasskey(p, key)
-		h.enrolled(bobs)
+		h.addPasskey(&p, key)
+		h.enrolled(&bobs)
 		_ = h.stillNeeds(ann) // leaves a challenge
 		reset := func(owner string) error {
 			return h.db.Tx(ctx, func(tx *db.Tx) error { return h.resetFactors(ctx, tx, owner) })
@@ -539,7 +549,11 @@ func TestFactorsStayWhileSomebodyCountsOnThem(t *testing.T) {
 		}
 		if err := beside(ann,
 			func(tx *db.Tx) error { return h.enter(ctx, tx, ann) },
-			func() error { _, err := there.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0)); return err },
+			func() error {
+				got, err := there.ConfirmTOTP(ctx, p, Client{}, h.shows(secret, 0))
+				h.goOn(&p, got.SignedIn)
+				return err
+			},
 			func(tx *db.Tx) error {
 				_, _, err := h.openSession(ctx, tx, ann, Client{}, ByPassword)
 				return err

@@ -12,6 +12,9 @@ type Client struct {
 	Addr   netip.Addr // invalid when it came over a socket
 	Agent  string     // what the browser calls itself; at most 512 bytes are kept
 	Device string     // the token of an earlier session on this browser; empty: none
+	// Idle is called when nothing is left to do but to wait until the answer may
+	// go. It may be nil.
+	Idle func()
 }
 
 // A SignUp asks for an account.

@@ -66,7 +66,7 @@ type Config struct {
 	Policy      string   `env:"POLICY" without:"the shipped one" doc:"YAML file of the privacy policy: windows, contacts, processors; the same for every process."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
 	SMTPCA      string   `env:"SMTP_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the mail server, instead of the system's."`
-	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Its domain is also that of every Message-ID, so keep it. Required with SMTP_URL."`
+	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places, in the MaxMind DB format, such as GeoLite2 City. Without one no place is known."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -352,8 +353,20 @@ func (d *DB) SelectWrite(ctx context.Context, dest any, query string, args ...an
 type Tx struct {
 	tx    *sqlx.Tx
 	db    *DB
+	last  []last
 	after []func()
 }
+
+// last is what a transaction does at its end.
+type last struct {
+	row string
+	do  func() error
+}
+
+// AtLast runs do when all else of the transaction is done, before the commit: for a
+// row that many write, so that nobody holds it and waits for another. Those of several
+// rows come in the order of their names, as everybody's do.
+func (t *Tx) AtLast(row string, do func() error) { t.last = append(t.last, last{row, do}) }
 
 // AfterCommit runs fn once the transaction is committed, in the order of the
 // calls. It must not block: whoever waits for the commit waits for it too.
@@ -454,6 +467,12 @@ func (d *DB) transact(ctx context.Context, fn func(*Tx) error) (after []func(), 
 	defer func() { _ = step(tx.Rollback) }() // after a commit it does nothing; it also ends a panic's transaction
 	t := &Tx{tx: tx, db: d}
 	err = fn(t)
+	slices.SortStableFunc(t.last, func(a, b last) int { return strings.Compare(a.row, b.row) })
+	for _, l := range t.last {
+		if err == nil {
+			err = l.do()
+		}
+	}
 	if err == nil {
 		err = d.seen(step(tx.Commit))
 	}
@@ -556,7 +575,8 @@ func IsUnique(err error) bool {
 // Unavailable marks the error of a database that is away, so that callers try
 // again. The end of the caller's own context gets no better by that.
 func Unavailable(err error) error {
-	if IsAway(err) && !errors.Is(err, context.DeadlineExceeded) {
+	var connect *pgconn.ConnectError // whose time to connect was up, and not the caller's
+	if IsAway(err) && (errors.As(err, &connect) || !errors.Is(err, context.DeadlineExceeded)) {
 		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/problem"
 	"zimage/internal/testenv"
 )
 
@@ -215,6 +217,25 @@ func TestAnUnreachableDatabaseIsNotQuoted(t *testing.T) {
 		if strings.Contains(err.Error(), secret) {
 			t.Errorf("the error quotes %q: %v", secret, err)
 		}
+	}
+}
+
+// A database that takes connections and says nothing is away; the time of its
+// caller was not up.
+func TestADatabaseThatDoesNotGreetIsUnavailable(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	d, err := db.Open(t.Context(), "postgres://someone@"+silent.Addr().String()+"/nothing?connect_timeout=1&sslmode=disable", db.Options{})
+	if err == nil {
+		defer func() { _ = d.Close() }()
+		_, err = d.Exec(t.Context(), `SELECT 1`)
+	}
+	if problem.CodeOf(db.Unavailable(err)) != problem.Unavailable {
+		t.Errorf("it is %v", err)
 	}
 }
 

@@ -38,6 +38,8 @@ const (
 
 	// What staff did with somebody's account, with staff, role and reason.
 	StaffOpened       Type = "staff.opened"
+	StaffLookedFor    Type = "staff.looked_for"   // an account that is not there: nobody's, without the reason
+	StaffMadeAccount  Type = "staff.made_account" // at the machine, which asks for no reason
 	StaffSuspended    Type = "staff.suspended"
 	StaffUnsuspended  Type = "staff.unsuspended"
 	StaffClosed       Type = "staff.closed"

@@ -45,7 +45,7 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 	}
 	if err := subject.May(ctx, s.DB, g.Owner, subject.Generate); err != nil {
 		if why, refused := subject.ReasonOf(err); refused {
-			return jobs.Fail(string(why), err)
+			return jobs.CallOff(string(why), err)
 		}
 		return jobs.Retry("internal", err) // the database did not say
 	}
@@ -144,7 +144,7 @@ func (a *attempt) make(ctx context.Context, slot *engine.Slot) error {
 	why, refused := subject.ReasonOf(err)
 	switch {
 	case refused:
-		return jobs.Fail(string(why), err)
+		return jobs.CallOff(string(why), err)
 	case errors.Is(err, errGone):
 		return jobs.Fail("removed", err)
 	case err != nil:

@@ -82,7 +82,9 @@ type API struct {
 	open      openLimiter
 	crowd     *crowd
 	strangers strangers
-	probe     probe
+
+	probe      *kept[Readiness]
+	checkpoint *kept[checkpoint]
 
 	openAPI []byte
 	docs    []byte
@@ -118,8 +120,9 @@ func New(o Options) (*API, error) {
 	}
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
 	a.crowd = newCrowd(mostAtOnce, turnTime)
-	a.strangers = strangers{most: mostStrangers, ofNetwork: mostOfNetwork}
-	a.probe = probe{ask: o.Ready}
+	a.strangers = newStrangers()
+	a.probe = newProbe(o.Ready)
+	a.checkpoint = newCheckpoint(o.Ledger)
 	var err error
 	if a.meters, err = newMeters(o.Registry); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)

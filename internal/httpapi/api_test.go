@@ -26,24 +26,25 @@ import (
 // rig is the API on real rooms, with two people and an engine that waits to be
 // let go.
 type rig struct {
-	t            *testing.T
-	api          *API
-	url          string
-	log          safeBuffer
-	ada, ben     string // keys that may everything
-	readOnly     string // another of ada's
-	db           *db.DB
-	objects      objects.Store
-	pass         func() // lets the engine finish one image
-	person       func(name string) (key string)
-	revoke       func(key string)
-	keyOf        func(token string) string // its id
-	ownerOf      func(email string) string // their subject id
-	accounts     *account.Service
-	otherProcess func() *account.Service // of the same installation
-	vault        *vault.Vault
-	ledger       *privacy.Ledger
-	options      Options // of the API, to serve it once more with others
+	t              *testing.T
+	api            *API
+	url            string
+	log            safeBuffer
+	ada, ben       string // keys that may everything
+	readOnly       string // another of ada's
+	db             *db.DB
+	objects        objects.Store
+	pass           func() // lets the engine finish one image
+	person         func(name string) (key string)
+	revoke         func(key string)
+	keyOf          func(token string) string // its id
+	ownerOf        func(email string) string // their subject id
+	accounts       *account.Service
+	otherProcess   func() *account.Service // of the same installation
+	accountOptions account.Options
+	vault          *vault.Vault
+	ledger         *privacy.Ledger
+	options        Options // of the API, to serve it once more with others
 }
 
 func (r *rig) serve(o Options) {
@@ -571,14 +572,18 @@ func TestCancelAndDelete(t *testing.T) {
 // event is one of a stream.
 type event struct{ name, id, data string }
 
-// open starts a stream. The channel is closed when the server ends it.
+// open starts a stream with a key or a session. The channel is closed when the server ends it.
 func (r *rig) open(ctx context.Context, id, key, last string) (*http.Response, <-chan event) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+"/v1/generations/"+id+"/events", nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+key)
+	if strings.HasPrefix(key, "zs_") {
+		req.AddCookie(&http.Cookie{Name: loopbackCookie, Value: key})
+	} else {
+		req.Header.Set("Authorization", "Bearer "+key)
+	}
 	if last != "" {
 		req.Header.Set("Last-Event-ID", last)
 	}

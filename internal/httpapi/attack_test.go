@@ -1,11 +1,14 @@
 package httpapi
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -255,4 +258,105 @@ func TestAttack_ForgedForwardedForOverASocket(t *testing.T) {
 			_ = res.Body.Close()
 		}
 	})
+}
+
+// A copied cookie is worth nothing after a new password or the first second factor,
+// and what was begun with it is none either: a stream ends, a wait is refused, and a
+// body that was held back changes nothing. The owner goes on.
+func TestAttack_NothingBegunWithACopiedCookieOutlivesIt(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		for what, rotate := range map[string]func(b *browser){
+			"a new password":   func(b *browser) { b.want(204, "PUT", "/v1/account/password", `{"password":"`+nextPassword+`"}`) },
+			"the first factor": func(b *browser) { b.withApp() },
+		} {
+			t.Run(what, func(t *testing.T) {
+				name := strings.ReplaceAll(what, " ", "-")
+				owner := r.person(name)
+				b := r.signIn(name+"@example.org", "some long words for anybody")
+				stolen := b.token
+				id := r.submit(owner)
+				_, stream := r.open(t.Context(), id, stolen, "")
+				if status, _ := state(t, stream); status != "queued" && status != "running" {
+					t.Fatal(status)
+				}
+				waited := make(chan answered, 1)
+				go func() {
+					waited <- (&browser{rig: r, token: stolen}).do("GET", "/v1/generations/"+id, "", "Prefer", "wait=20")
+				}()
+				held := []func() int{
+					r.holdBack("PATCH /v1/account", stolen, `{"profile":{"name":"Mallory"}}`),
+					r.holdBack("POST /v1/generations", stolen, `{"prompt":"of the thief"}`),
+				}
+
+				rotate(b)
+				began := time.Now()
+				b.want(200, "GET", "/v1/session", "")
+				for status := ""; status != "end"; {
+					status, _ = state(t, stream)
+				}
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("the stream lived for %v", took)
+				}
+				if a := <-waited; a.status != 401 {
+					t.Errorf("the wait is answered %d %s", a.status, a.body)
+				}
+				for _, finish := range held {
+					if status := finish(); status != 401 {
+						t.Errorf("a request whose body was held back is answered %d", status)
+					}
+				}
+				if a := b.want(200, "GET", "/v1/account", ""); strings.Contains(a.body, "Mallory") {
+					t.Errorf("the thief's word counts: %s", a.body)
+				}
+				if a := b.want(200, "GET", "/v1/generations", ""); strings.Contains(a.body, "thief") {
+					t.Errorf("the thief's work is done: %s", a.body)
+				}
+			})
+		}
+	})
+}
+
+// holdBack sends a request up to the middle of its body, and returns once it was let
+// in. finish sends the rest, not before it counts as late, and returns the status.
+func (r *rig) holdBack(line, session, body string) (finish func() int) {
+	r.t.Helper()
+	server := httptest.NewServer(r.api.Handler()) // without the rig's timeouts
+	r.t.Cleanup(server.Close)
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	answers := bufio.NewReader(conn)
+	half := len(body) / 2
+	send := func(text string) {
+		r.t.Helper()
+		if _, err := io.WriteString(conn, text); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	status := func() int {
+		r.t.Helper()
+		res, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		return res.StatusCode
+	}
+	send(fmt.Sprintf("%s HTTP/1.1\r\nHost: x\r\nCookie: %s=%s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
+		line, loopbackCookie, session, len(body)))
+	if got := status(); got != http.StatusContinue { // told when the body is read
+		r.t.Fatalf("the request is answered %d", got)
+	}
+	began := time.Now()
+	send(body[:half])
+	return func() int {
+		r.t.Helper()
+		time.Sleep(time.Until(began.Add(lateBody + 200*time.Millisecond)))
+		send(body[half:])
+		return status()
+	}
 }

@@ -25,6 +25,7 @@ import (
 // access says who may use a route.
 type access struct {
 	public  bool   // anybody
+	probe   bool   // anybody at any time: what it answers costs nothing
 	scope   string // a key or session that has it
 	session bool   // a session alone: no key reaches what protects the account
 	fresh   bool   // one that proved lately who it is, before anything else is looked at
@@ -32,6 +33,7 @@ type access struct {
 
 var (
 	public         = access{public: true}
+	probing        = access{public: true, probe: true}
 	inSession      = access{session: true}
 	inFreshSession = access{session: true, fresh: true}
 )

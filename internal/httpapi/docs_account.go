@@ -308,7 +308,7 @@ var (
 
 	findAccountDoc = doc{
 		id: "find-account", tag: tagStaff, summary: "Open somebody's account",
-		description: "By mail address, for any role, with a reason. Who opened it and why is kept, and the person sees the role and the reason.",
+		description: "By mail address, for any role, with a reason. Who opened it and why is kept, and the person sees the role and the reason. Not so with `case`, for a privacy officer who is about to record a disclosure of which they must not learn. A search for an address without an account is kept too, without the address.",
 		request:     findBody{Email: "ada@example.com", Reason: "Asked for help with a failed payment, ticket 17."},
 		answers:     ok("The account.", sampleAccount),
 		codes:       []problem.Code{problem.NotFound},

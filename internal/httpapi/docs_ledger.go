@@ -8,7 +8,7 @@ import (
 
 var (
 	sampleHash       = sha256.Sum256(nil)
-	sampleCheckpoint = checkpointView{Batch: 1204, At: sampleAt, Hash: sampleHash[:], Signature: make([]byte, 64), PublicKey: make([]byte, 32)}
+	sampleCheckpoint = checkpointView{At: sampleAt, Hash: sampleHash[:], Signature: make([]byte, 64), PublicKey: make([]byte, 32)}
 
 	ledgerDoc = doc{
 		id: "list-ledger", tag: tagAccount, summary: "See what was done with your data",
@@ -32,10 +32,9 @@ var (
 		codes:   []problem.Code{problem.NotFound},
 	}
 	checkpointDoc = doc{
-		id: "get-ledger-checkpoint", tag: tagPrivacy, summary: "Newest checkpoint of the ledger",
+		id: "get-ledger-checkpoint", tag: tagPrivacy, summary: "Checkpoint of the ledger",
 		description: "Signed, for everybody to keep. Whoever holds one can have it compared (`zimage ledger verify --checkpoint FILE`): a ledger that was cut off or written anew since does not fit. " +
-			"It says nothing of what the ledger holds. Before anything was sealed there is none.",
+			"There is another one for each full hour, some minutes after it, and it says nothing of what the ledger holds, nor whether anything came in.",
 		answers: ok("The checkpoint.", sampleCheckpoint),
-		codes:   []problem.Code{problem.NotFound},
 	}
 )

@@ -60,8 +60,8 @@ func (a *API) beginPasskey(ctx context.Context, _ *struct{}) (*challengeOutput, 
 	return challenge(a.rooms.Accounts.BeginPasskey(ctx, callOf(ctx).who))
 }
 
-func (a *API) passkeyChallenge(ctx context.Context, _ *struct{}) (*challengeOutput, error) {
-	return challenge(a.rooms.Accounts.PasskeyChallenge(ctx, callOf(ctx).client))
+func (a *API) passkeyChallenge(context.Context, *struct{}) (*challengeOutput, error) {
+	return challenge(a.rooms.Accounts.PasskeyChallenge())
 }
 
 type addPasskeyBody struct {

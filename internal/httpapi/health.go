@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -53,7 +54,7 @@ type readyOutput struct {
 }
 
 func (a *API) ready(ctx context.Context, _ *struct{}) (*readyOutput, error) {
-	state := a.probe.state(ctx)
+	state := a.probe.get(ctx)
 	return &readyOutput{Status: state.status(), Body: state}, nil
 }
 
@@ -67,7 +68,7 @@ func (r Readiness) status() int {
 // Operations serves /metrics and the probes for a listener of its own, which
 // every role has and the public does not reach. A nil ready is always ready.
 func Operations(registry *prometheus.Registry, version string, ready func(context.Context) Readiness) http.Handler {
-	p := &probe{ask: ready}
+	p := newProbe(ready)
 	answer := func(w http.ResponseWriter, status int, v any) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
@@ -78,38 +79,60 @@ func Operations(registry *prometheus.Registry, version string, ready func(contex
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, alive(version)) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		state := p.state(r.Context())
+		state := p.get(r.Context())
 		answer(w, state.status(), state)
 	})
 	return mux
 }
 
-// probe asks the parts at most once a second, however many look: /readyz is
-// open to everybody.
-type probe struct {
-	ask func(context.Context) Readiness
-
-	mu    sync.Mutex
-	asked time.Time
-	last  Readiness
+// newProbe asks the parts at most once a second.
+func newProbe(ready func(context.Context) Readiness) *kept[Readiness] {
+	return &kept[Readiness]{life: time.Second, ask: func(ctx context.Context) Readiness {
+		r := Readiness{State: StateReady}
+		if ready != nil {
+			r = ready(ctx)
+		}
+		if r.Parts == nil {
+			r.Parts = []Part{}
+		}
+		return r
+	}}
 }
 
-func (p *probe) state(ctx context.Context) Readiness {
-	if p.ask == nil {
-		return Readiness{State: StateReady, Parts: []Part{}}
+// kept is what everybody may ask for: it is asked for at most once in its life,
+// however many look, and who comes while it is asked for anew gets what it was.
+type kept[T any] struct {
+	life time.Duration
+	ask  func(context.Context) T
+
+	asking sync.Mutex
+	last   atomic.Pointer[keptAt[T]]
+}
+
+type keptAt[T any] struct {
+	value T
+	at    time.Time
+}
+
+func (k *kept[T]) get(ctx context.Context) T {
+	l := k.last.Load()
+	switch {
+	case l != nil && time.Since(l.at) < k.life:
+		return l.value
+	case l == nil:
+		k.asking.Lock()
+	case !k.asking.TryLock():
+		return l.value
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if time.Since(p.asked) < time.Second {
-		return p.last
+	defer k.asking.Unlock()
+	if l := k.last.Load(); l != nil && time.Since(l.at) < k.life {
+		return l.value // somebody asked while we waited
 	}
 	// Not the caller's context: one that hangs up must not make it look away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	p.last = p.ask(ctx)
-	if p.last.Parts == nil {
-		p.last.Parts = []Part{}
-	}
-	p.asked = time.Now()
-	return p.last
+	fresh := &keptAt[T]{value: k.ask(ctx)}
+	fresh.at = time.Now()
+	k.last.Store(fresh)
+	return fresh.value
 }

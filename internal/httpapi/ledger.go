@@ -6,6 +6,7 @@ import (
 
 	"zimage/internal/account"
 	"zimage/internal/events"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
 
@@ -80,19 +81,34 @@ func (a *API) disclose(ctx context.Context, in *disclosureInput) (*struct{}, err
 }
 
 type checkpointView struct {
-	Batch     int64     `json:"batch" doc:"How many batches are chained."`
-	At        time.Time `json:"at" doc:"When the newest one was."`
-	Hash      []byte    `json:"hash" doc:"SHA-256 over the batch and, through the one before it, over all. Base64."`
+	At        time.Time `json:"at" doc:"What was sealed until then is in it: a full hour."`
+	Hash      []byte    `json:"hash" doc:"Keyed, over the time and the whole ledger: it is another one each hour, whether anything happened or not. Base64."`
 	Signature []byte    `json:"signature" doc:"Ed25519. Base64."`
 	PublicKey []byte    `json:"public_key" doc:"Of the installation: it stays the same. Base64."`
 }
 
 type checkpointOutput struct{ Body checkpointView }
 
+// checkpointFor is how long the newest one is told without another look: there is
+// a new one every minute at most.
+const checkpointFor = 5 * time.Second
+
+type checkpoint struct {
+	privacy.Checkpoint
+	err error
+}
+
+func newCheckpoint(l *privacy.Ledger) *kept[checkpoint] {
+	return &kept[checkpoint]{life: checkpointFor, ask: func(ctx context.Context) (c checkpoint) {
+		c.Checkpoint, c.err = l.Checkpoint(ctx)
+		return c
+	}}
+}
+
 func (a *API) getCheckpoint(ctx context.Context, _ *struct{}) (*checkpointOutput, error) {
-	c, err := a.rooms.Ledger.Checkpoint(ctx)
-	if err != nil {
-		return nil, err
+	c := a.checkpoint.get(ctx)
+	if c.err != nil {
+		return nil, c.err
 	}
-	return &checkpointOutput{Body: checkpointView{Batch: c.Batch, At: c.At, Hash: c.Hash, Signature: c.Signature, PublicKey: c.PublicKey}}, nil
+	return &checkpointOutput{Body: checkpointView{At: c.At, Hash: c.Hash, Signature: c.Signature, PublicKey: c.PublicKey}}, nil
 }

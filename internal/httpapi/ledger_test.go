@@ -2,10 +2,12 @@ package httpapi
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
 	"zimage/internal/account"
+	"zimage/internal/events"
 	"zimage/internal/privacy"
 )
 
@@ -69,6 +71,15 @@ func TestPromise_X3_APersonSeesWhoOpenedTheirData(t *testing.T) {
 	})
 }
 
+// mailsTo counts the mails that were written to a person.
+func (r *rig) mailsTo(address string) (n int) {
+	r.t.Helper()
+	if err := r.db.Get(r.t.Context(), &n, `SELECT count(*) FROM mails WHERE subject = ?`, r.ownerOf(address)); err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
 func TestPromise_D2_DisclosureDrill(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
@@ -112,15 +123,70 @@ func TestPromise_D2_DisclosureDrill(t *testing.T) {
 	})
 }
 
+// Nothing that a person can read gives away what a case forbids to tell, from the
+// search for their account on.
+func TestPromise_D2_AHiddenDisclosureLeavesNothingToSee(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		eve := r.joined()
+		key := eve.want(201, "POST", "/v1/keys", `{"scopes":["account"]}`).text(t, "token")
+		officer, support := r.staff("dpo@example.org", account.RolePrivacy), r.staff("help@example.org", account.RoleSupport)
+		const order = `"reason":"Order of the court of 12 January."}`
+		find := `{"email":"` + eveAddress + `","case":"18 Js 204/26",` + order
+		support.want(403, "POST", "/v1/admin/accounts/find", find)
+		paths := []string{"/v1/account/ledger", "/v1/account/ledger?limit=1", "/v1/account"}
+		seen := func() (all []string) {
+			for _, path := range paths {
+				all = append(all, eve.want(200, "GET", path, "").body)
+			}
+			return append(all, r.do("GET", "/v1/account/ledger", key, "").body)
+		}
+		before, mails := seen(), r.mailsTo(eveAddress)
+		id := officer.want(200, "POST", "/v1/admin/accounts/find", find).text(t, "id")
+		officer.want(204, "POST", "/v1/admin/accounts/"+id+"/disclosures",
+			`{"case":"18 Js 204/26","authority":"Prosecutor of Lyon","scope":"mail address","may_be_told":false,`+order)
+		if after := seen(); !slices.Equal(after, before) {
+			t.Errorf("before\n%s\nafter\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+		}
+		if n := r.mailsTo(eveAddress); n != mails {
+			t.Errorf("%d mails, before %d", n, mails)
+		}
+		if r.actions(events.StaffOpened) != 1 || r.actions(events.StaffDisclosed) != 1 {
+			t.Error("it is not kept")
+		}
+	})
+}
+
+// A program reads the ledger with a key that has the scope.
+func TestALedgerIsReadByKey(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		eve := r.joined()
+		eve.want(204, "PUT", "/v1/account/consents/marketing", `{"granted":true}`)
+		key := eve.want(201, "POST", "/v1/keys", `{"scopes":["account"]}`).text(t, "token")
+		a := r.do("GET", "/v1/account/ledger", key, "")
+		if a.status != 200 || a.field(t, "data.kind") != "consent.given" || a.field(t, "data.purpose") != "marketing" || a.field(t, "data.policy_version") == nil {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if own := eve.want(200, "GET", "/v1/account/ledger", ""); own.body != a.body {
+			t.Errorf("the session reads %s, the key %s", own.body, a.body)
+		}
+	})
+}
+
 func TestCheckpointIsForEverybody(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		anybody := &browser{rig: r}
-		anybody.want(404, "GET", "/v1/privacy/ledger/checkpoint", "")
+		before := anybody.want(200, "GET", "/v1/privacy/ledger/checkpoint", "")
+		r.api.checkpoint.last.Store(nil) // or it were told for seconds
 		eve := r.joined()
 		eve.want(204, "PUT", "/v1/account/consents/marketing", `{"granted":true}`)
 		if _, err := r.ledger.Seal(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		if again := anybody.want(200, "GET", "/v1/privacy/ledger/checkpoint", ""); again.text(t, "at") == before.text(t, "at") && again.body != before.body {
+			t.Errorf("it tells that something was sealed: %s, before %s", again.body, before.body)
 		}
 		a := anybody.want(200, "GET", "/v1/privacy/ledger/checkpoint", "")
 		held, err := privacy.ParseCheckpoint([]byte(a.body))
@@ -130,11 +196,14 @@ func TestCheckpointIsForEverybody(t *testing.T) {
 		if _, err := r.ledger.Verify(t.Context(), &held, nil); err != nil {
 			t.Error(err)
 		}
+		// Whoever asks again and again has nothing read: it is not even there any more.
 		if _, err := r.db.Exec(t.Context(), `DELETE FROM ledger_batches`); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.ledger.Verify(t.Context(), &held, nil); err == nil {
-			t.Error("its holder does not find the truncation")
+		for range 100 {
+			if again := anybody.want(200, "GET", "/v1/privacy/ledger/checkpoint", ""); again.body != a.body {
+				t.Fatalf("%s, and a moment later %s", a.body, again.body)
+			}
 		}
 	})
 }

@@ -29,8 +29,9 @@ type call struct {
 	head   bool              // HEAD came; it is served as GET
 	quiet  bool              // no line is logged of it
 
-	writer http.ResponseWriter // to move the deadlines of its connection
-	leave  func()              // gives the place in the crowd back
+	writer   http.ResponseWriter // to move the deadlines of its connection
+	stranger *stranger           // on public routes, once it has a place
+	leave    func()              // gives its place back; may be called again
 }
 
 // idle gives the request's place to another: from here on it waits, or sends what
@@ -135,6 +136,7 @@ func (a *API) begin(c *gin.Context) {
 	call := callOf(c.Request.Context())
 	call.writer = c.Writer
 	call.client = a.clientOf(c)
+	call.client.Idle = call.idle
 	h := c.Writer.Header()
 	h.Set("X-Request-ID", call.id)
 	h.Set("X-Content-Type-Options", "nosniff")

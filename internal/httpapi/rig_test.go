@@ -120,6 +120,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		Place:    func(addr netip.Addr) string { return "Near " + addr.String() },
 	}
 	accounts := account.New(options)
+	r.accountOptions = options
 	r.otherProcess = func() *account.Service { return account.New(options) }
 	described, err := privacy.DataMap()
 	must(err)

@@ -88,8 +88,8 @@ func (a *API) routes() {
 
 	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)
 
-	add(a, http.MethodGet, "/healthz", public, healthDoc, a.health)
-	add(a, http.MethodGet, "/readyz", public, readyDoc, a.ready)
+	add(a, http.MethodGet, "/healthz", probing, healthDoc, a.health)
+	add(a, http.MethodGet, "/readyz", probing, readyDoc, a.ready)
 
 	a.engine.GET("/openapi.json", a.serveOpenAPI)
 	a.engine.GET("/docs", a.serveDocs)
@@ -107,6 +107,9 @@ func add[I, O any](a *API, method, path string, need access, d doc, handle func(
 	op.MaxBodyBytes = maxBody + 1 // readStrict has already counted it
 	op.BodyReadTimeout = -1       // and taken the time
 	op.Middlewares = append(op.Middlewares, a.guard(need))
+	if need.public && !need.probe {
+		op.Middlewares = append(op.Middlewares, a.seat(d.request != nil))
+	}
 	if d.request != nil {
 		op.Middlewares = append(op.Middlewares, a.readStrict(need, d), a.checkQuery)
 	} else {

@@ -4,7 +4,8 @@ import "context"
 
 type findBody struct {
 	Email  string `json:"email" minLength:"3" maxLength:"254" doc:"The person's mail address."`
-	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why you open personal data. It is kept, and the person sees it."`
+	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Why you open personal data. It is kept, and the person sees it, unless a case forbids that."`
+	Case   string `json:"case,omitempty" maxLength:"300" doc:"Reference of a case that forbids that the person learns of it: then they do not see that you opened their account. For privacy officers."`
 }
 
 type findInput struct {
@@ -12,6 +13,9 @@ type findInput struct {
 }
 
 func (a *API) findAccount(ctx context.Context, in *findInput) (*accountOutput, error) {
+	if in.Body.Case != "" {
+		return shown(a.rooms.Accounts.FindForCase(ctx, callOf(ctx).who, in.Body.Email, in.Body.Case, in.Body.Reason))
+	}
 	return shown(a.rooms.Accounts.FindAccount(ctx, callOf(ctx).who, in.Body.Email, in.Body.Reason))
 }
 

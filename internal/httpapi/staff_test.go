@@ -70,6 +70,9 @@ func TestPromise_X3_StaffActWithARoleAReasonAndTwoFactors(t *testing.T) {
 			t.Errorf("%d openings are kept, want 2", n)
 		}
 		operator.want(404, "POST", "/v1/admin/accounts/find", strings.Replace(find, eveAddress, "nobody@example.org", 1))
+		if n := r.actions(events.StaffLookedFor); n != 1 {
+			t.Errorf("%d searches in vain are kept, want 1", n)
+		}
 
 		for _, what := range []string{"/suspend", "/unsuspend", "/close-child"} {
 			support.want(403, "POST", admin+what, because)

@@ -2,12 +2,14 @@ package httpapi
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -17,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"zimage/internal/account"
 	"zimage/internal/db"
 	"zimage/internal/testenv"
@@ -24,11 +28,11 @@ import (
 
 func TestStrangers(t *testing.T) {
 	t.Parallel()
-	l := strangers{most: 5, ofNetwork: 3}
+	l := strangers{anybody: hall{most: 5, ofNear: 3, ofFar: 5}}
 	var cut []string
 	come := func(name, from string) *stranger {
 		addr, _ := netip.ParseAddr(from)
-		return l.enter(account.Client{Addr: addr}, func() { cut = append(cut, name) })
+		return l.enter(account.Client{Addr: addr}, false, func() { cut = append(cut, name) })
 	}
 	want := func(what string, names ...string) {
 		t.Helper()
@@ -41,7 +45,7 @@ func TestStrangers(t *testing.T) {
 	come("a2", "10.0.0.1")
 	a3 := come("a3", "10.0.0.1")
 	want("as many as a network may have")
-	if l.arrived(a) {
+	if a.arrived() {
 		t.Error("the first was cut off")
 	}
 	come("a4", "10.0.0.1")
@@ -51,20 +55,20 @@ func TestStrangers(t *testing.T) {
 	want("as many as there may be")
 	come("c1", "10.0.0.3")
 	want("one more of all", "a3")
-	if !l.arrived(a3) {
+	if !a3.arrived() {
 		t.Error("it does not know")
 	}
-	l.leave(a3) // again: it had to go already
+	a3.leave() // again: it had to go already
 	come("d1", "2001:db8::1")
 	want("of the network that has most that still come", "b1")
 	for range 4 {
 		come("d", "2001:db8::2")
 	}
-	if len(l.in) != 5 {
-		t.Errorf("%d are in", len(l.in))
+	if len(l.anybody.in) != 5 {
+		t.Errorf("%d are in", len(l.anybody.in))
 	}
-	for _, s := range l.in {
-		l.arrived(s)
+	for _, s := range l.anybody.in {
+		s.arrived()
 	}
 	cut = nil
 	if s := come("e1", "10.0.0.5"); s != nil {
@@ -72,7 +76,7 @@ func TestStrangers(t *testing.T) {
 	}
 	want("nobody who is worked on")
 	for range 5 {
-		l.leave(l.in[0])
+		l.anybody.in[0].leave()
 	}
 	for range 5 { // over a socket, where nobody has a network
 		if come("s", "") == nil {
@@ -80,6 +84,246 @@ func TestStrangers(t *testing.T) {
 		}
 	}
 	want("of those without an address")
+}
+
+// Whoever has a part of the net to themselves, with any number of networks, takes
+// no more than its share, and it is theirs that is cut off.
+func TestAttack_ManyNetworksOfOneProvider(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{"2001:db8:%x::1", "198.51.%d.1"} {
+		l := newStrangers()
+		cut := map[string]int{}
+		come := func(name, addr string) *stranger {
+			return l.enter(account.Client{Addr: netip.MustParseAddr(addr)}, false, func() { cut[name]++ })
+		}
+		honest := []*stranger{come("honest", "192.0.2.1"), come("honest", "2001:db9::1")}
+		for i := range 3000 {
+			if come("eve", fmt.Sprintf(form, i%256)) == nil {
+				t.Fatal("nobody of hers was cut off")
+			}
+		}
+		if n := len(l.anybody.in) - len(honest); n != mostAround {
+			t.Errorf("%d of one provider are in, want %d", n, mostAround)
+		}
+		for i := range mostStrangers { // others, each from another provider, as many as there are places
+			if come("others", fmt.Sprintf("10.%d.0.1", i%128)) == nil {
+				t.Fatal("no room beside her")
+			}
+		}
+		if cut["honest"] != 0 || cut["eve"] < 3000-mostAround {
+			t.Errorf("%v were cut off", cut)
+		}
+		for _, s := range l.anybody.in {
+			s.arrived()
+		}
+		if come("late", "203.0.113.1") != nil {
+			t.Error("there are more than there may be")
+		}
+	}
+}
+
+// Browsers that were signed in here before have places of their own, of which one
+// browser and one network get some.
+func TestKnownBrowsersHavePlacesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	l := newStrangers()
+	for i := range mostStrangers { // nobody of whom can be cut off
+		if l.enter(account.Client{Addr: netip.AddrFrom4([4]byte{10, byte(i % 128), 0, 1})}, false, nil) == nil {
+			t.Fatal("no room")
+		}
+	}
+	n := 0
+	come := func(token, addr string) bool {
+		ok := l.enter(account.Client{Addr: netip.MustParseAddr(addr), Device: token}, true, nil) != nil
+		if ok {
+			n++
+		}
+		return ok
+	}
+	if l.enter(account.Client{Addr: netip.MustParseAddr("192.0.2.1"), Device: "made up"}, false, nil) != nil {
+		t.Error("there is room for a browser that is not known")
+	}
+	for i := range 100 {
+		come("eve's", fmt.Sprintf("198.51.100.%d", i))
+	}
+	if n != mostOfBrowser {
+		t.Errorf("one browser has %d places, want %d", n, mostOfBrowser)
+	}
+	n = 0
+	for i := range 100 {
+		come(fmt.Sprint("eve's ", i), "203.0.113.1")
+	}
+	if n != mostBeside {
+		t.Errorf("the browsers of one network have %d places, want %d", n, mostBeside)
+	}
+	if !come("ann's", "192.0.2.1") {
+		t.Error("another known browser is kept out")
+	}
+	for i := range 100 {
+		come(fmt.Sprint("others' ", i), fmt.Sprintf("192.0.2.%d", i))
+	}
+	if got := len(l.familiar.in); got != mostFamiliar {
+		t.Errorf("%d known browsers are in, want %d", got, mostFamiliar)
+	}
+}
+
+// fill takes all places of strangers, for good.
+func (r *rig) fill() {
+	r.api.strangers.anybody.mu.Lock()
+	defer r.api.strangers.anybody.mu.Unlock()
+	for range mostStrangers {
+		r.api.strangers.anybody.in = append(r.api.strangers.anybody.in, &stranger{hall: &r.api.strangers.anybody})
+	}
+}
+
+// places are how many strangers are in, of all and of browsers that are known.
+func (r *rig) places() (anybody, familiar int) {
+	for n, h := range map[*int]*hall{&anybody: &r.api.strangers.anybody, &familiar: &r.api.strangers.familiar} {
+		h.mu.Lock()
+		*n = len(h.in)
+		h.mu.Unlock()
+	}
+	return anybody, familiar
+}
+
+// Every route that is open to everybody has a bound, but for the probes. A browser
+// that is known comes in past it, and one that says so does not.
+func TestEveryPublicRouteIsBounded(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		eve := r.joined()
+		eve.want(204, "DELETE", "/v1/session", "") // what is left of it knows the browser
+		r.fill()
+		routes := 0
+		for path, item := range r.api.spec.OpenAPI().Paths {
+			for method, op := range map[string]*huma.Operation{"GET": item.Get, "POST": item.Post, "PUT": item.Put, "PATCH": item.Patch, "DELETE": item.Delete} {
+				if op == nil || len(op.Security) > 0 {
+					continue
+				}
+				body := ""
+				if op.RequestBody != nil {
+					body = "{}"
+				}
+				routes++
+				for what, token := range map[string]string{"a stranger": "", "a made-up browser": "zs_" + strings.Repeat("a", len(eve.token)-3)} {
+					a := (&browser{rig: r, token: token}).do(method, path, body)
+					if path == "/healthz" || path == "/readyz" {
+						if a.status != 200 {
+							t.Errorf("%s: %d %s", path, a.status, a.body)
+						}
+						continue
+					}
+					if a.status != 503 || a.text(t, "code") != "unavailable" || a.Header.Get("Retry-After") == "" {
+						t.Errorf("%s, %s %s: %d %v %s", what, method, path, a.status, a.Header, a.body)
+					}
+				}
+				if a := (&browser{rig: r, token: eve.token}).do(method, path, body); a.status == 503 {
+					t.Errorf("a known browser, %s %s: %s", method, path, a.body)
+				}
+			}
+		}
+		if routes != len(openRoutes)+2 {
+			t.Errorf("%d public routes, want %d", routes, len(openRoutes)+2)
+		}
+		eve.want(200, "POST", "/v1/session", eveSignIn)
+		testenv.Eventually(t, 20*time.Second, func() bool {
+			anybody, familiar := r.places()
+			return anybody == mostStrangers && familiar == 0
+		})
+	})
+}
+
+// Whoever only waits for the time of the answer holds no place meanwhile.
+func TestWhoWaitsForTheTimeOfTheAnswerHoldsNoPlace(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		slow, o := r.accountOptions, r.options
+		slow.Level = time.Hour
+		o.Accounts = account.New(slow)
+		r.serve(o)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		req, err := http.NewRequestWithContext(ctx, "POST", r.url+"/v1/session", strings.NewReader(credentials("ada@example.org", "not the password")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		go func() {
+			defer close(ended)
+			if res, err := http.DefaultClient.Do(req); err == nil {
+				_ = res.Body.Close()
+			}
+		}()
+		testenv.Eventually(t, 20*time.Second, func() bool { return len(r.networks()) == 1 }) // its attempt is counted
+		testenv.Eventually(t, 20*time.Second, func() bool {
+			anybody, _ := r.places()
+			return anybody == 0
+		})
+		select {
+		case <-ended:
+			t.Error("it was answered: nothing was tested")
+		default:
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// deadlines remembers the last read deadline of an answer. It calls before it is
+// given time.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	before func()
+	last   time.Time
+}
+
+func (d *deadlines) SetReadDeadline(at time.Time) error {
+	if at.After(time.Now()) {
+		d.before()
+	}
+	d.last = at
+	return nil
+}
+
+// held is a body that does not come. It looks at the deadline.
+type held struct {
+	d    *deadlines
+	read func()
+	late bool // it was read although its time was over
+}
+
+func (h *held) Read([]byte) (int, error) {
+	h.read()
+	h.late = h.d.last.After(time.Now())
+	return 0, os.ErrDeadlineExceeded
+}
+
+// However early a body is cut off, nothing gives it time again.
+func TestACutIsNotLost(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		for _, early := range []bool{true, false} {
+			r.api.strangers = newStrangers()
+			crowd := func() { // of the same network, whose slowest is cut off once it is in
+				anybody, _ := r.places()
+				for range anybody * mostOfNetwork {
+					r.api.strangers.enter(account.Client{Addr: netip.MustParseAddr("192.0.2.1")}, false, nil)
+				}
+			}
+			d := &deadlines{ResponseRecorder: httptest.NewRecorder(), before: func() {}}
+			body := &held{d: d, read: crowd}
+			if early {
+				d.before = crowd
+			}
+			req := httptest.NewRequestWithContext(t.Context(), "POST", "/v1/session", body)
+			req.RemoteAddr, req.ContentLength = "192.0.2.1:1", 100
+			req.Header.Set("Content-Type", "application/json")
+			r.api.Handler().ServeHTTP(d, req)
+			if body.late || d.Code != http.StatusServiceUnavailable {
+				t.Errorf("cut off early (%v): %d, and it had time again: %v", early, d.Code, body.late)
+			}
+		}
+	})
 }
 
 // The longest that a form can be still comes in.

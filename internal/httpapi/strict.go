@@ -49,17 +49,8 @@ func (need access) bodyLimit() int64 {
 func (a *API) readStrict(need access, d doc) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		c := humagin.Unwrap(hc)
-		var s *stranger
-		if need.public {
-			rc := http.NewResponseController(c.Writer)
-			if s = a.strangers.enter(callOf(c.Request.Context()).client, func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }); s == nil {
-				a.fail(c, crowded())
-				return
-			}
-			defer a.strangers.leave(s)
-		}
 		data, err := a.readBody(c, need.bodyLimit())
-		if s != nil && a.strangers.arrived(s) {
+		if s := callOf(c.Request.Context()).stranger; s != nil && s.arrived() {
 			err = crowded()
 		}
 		if err == nil && d.before != nil {
@@ -94,7 +85,9 @@ func (a *API) readBody(c *gin.Context, most int64) ([]byte, error) {
 	}
 	started := time.Now()
 	rc := http.NewResponseController(c.Writer)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+	if callOf(r.Context()).stranger == nil { // whose time has begun, and may be over by now
+		_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+	}
 	data, err := io.ReadAll(http.MaxBytesReader(c.Writer, r.Body, most))
 	if err == nil {
 		// It is whole: the connection can go on, and a read deadline that passes

@@ -197,7 +197,9 @@ func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (Job, error) {
 
 // takeTurn charges a party for a job and returns its new finish tag: start-time
 // fair queueing. The upsert locks the party's row until the transaction ends,
-// so that parallel jobs of one party get distinct tags.
+// so that parallel jobs of one party get distinct tags. A party's turn comes after
+// every row of a job in the order in which everybody locks: who has it waits for no
+// job.
 func takeTurn(ctx context.Context, tx *db.Tx, lane, party string, cost int64) (finish int64, err error) {
 	err = tx.Get(ctx, &finish, `
 		INSERT INTO job_turns (lane, party, finish) VALUES (?, ?, ? + coalesce(
@@ -225,11 +227,12 @@ func (q *Queue) Cancel(ctx context.Context, tx *db.Tx, id, why string) (State, e
 	switch j.State {
 	case Queued, Waiting:
 		if j.State == Queued && j.Attempt == 0 {
-			// It never ran: its party gets the turn back.
-			if _, err := tx.Exec(ctx, `UPDATE job_turns SET finish = finish - ? WHERE lane = ? AND party = ?`,
-				j.Cost, j.Lane, j.Party); err != nil {
-				return "", err
-			}
+			// It never ran: its party gets the turn back, after all jobs that the
+			// transaction may still cancel.
+			tx.AtLast("job_turns "+j.Lane+" "+j.Party, func() error {
+				_, err := tx.Exec(ctx, `UPDATE job_turns SET finish = finish - ? WHERE lane = ? AND party = ?`, j.Cost, j.Lane, j.Party)
+				return err
+			})
 		}
 		return Canceled, q.end(ctx, tx, j, Canceled, why)
 	case Running:

@@ -231,23 +231,51 @@ func (q *Queue) endLost(ctx context.Context, id, lost string, before int64) (err
 	})
 }
 
-// byParty is the order in which schedulers take turns for others: two of them
-// that lock the same parties in different orders would stop each other.
 func byParty(a, b Job) int {
 	return cmp.Or(cmp.Compare(a.Lane, b.Lane), cmp.Compare(a.Party, b.Party))
 }
 
-func (s *Scheduler) queueDue(ctx context.Context) (int, error) {
+// queueDue queues a batch of those that have waited long enough, and returns how
+// many. Each party's turn is taken in a transaction of its own, or it would be kept
+// while others' are waited for.
+func (s *Scheduler) queueDue(ctx context.Context) (total int, err error) {
+	var due []Job
+	err = s.queue.db.Select(ctx, &due, `SELECT `+columns+` FROM jobs WHERE state = 'waiting' AND run_after <= ? ORDER BY run_after LIMIT ?`,
+		s.queue.clock.Millis(), batch)
+	if err != nil {
+		return 0, err
+	}
+	slices.SortStableFunc(due, byParty)
+	for len(due) > 0 {
+		n := 1
+		for n < len(due) && byParty(due[0], due[n]) == 0 {
+			n++
+		}
+		queued, err := s.queueParty(ctx, due[:n])
+		total += queued
+		if err != nil {
+			return total, err
+		}
+		due = due[n:]
+	}
+	return total, nil
+}
+
+// queueParty queues what still waits of one party's jobs in one lane.
+func (s *Scheduler) queueParty(ctx context.Context, jobs []Job) (int, error) {
 	q := s.queue
+	ids := make([]any, len(jobs))
+	for i, j := range jobs {
+		ids[i] = j.ID
+	}
 	var due []Job
 	err := q.db.Tx(ctx, func(tx *db.Tx) error {
 		due = due[:0]
-		err := tx.Select(ctx, &due, `SELECT `+columns+` FROM jobs WHERE state = 'waiting' AND run_after <= ?
-			ORDER BY run_after LIMIT ?`+db.SkipLocked(tx), q.clock.Millis(), batch)
+		err := tx.Select(ctx, &due, `SELECT `+columns+` FROM jobs WHERE id IN (`+db.Marks(len(ids))+`) AND state = 'waiting'
+			ORDER BY run_after`+db.SkipLocked(tx), ids...)
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(due, byParty)
 		for _, j := range due {
 			finish, err := takeTurn(ctx, tx, j.Lane, j.Party, j.Cost)
 			if err != nil {

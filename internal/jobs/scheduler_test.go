@@ -198,3 +198,110 @@ func TestAJobThatCannotBeEndedKeepsNoOther(t *testing.T) {
 		}
 	})
 }
+
+// impatient has PostgreSQL roll this transaction back, and no other, when it meets
+// one in a deadlock.
+func impatient(ctx context.Context, tx *db.Tx) error {
+	if tx.Dialect() == db.SQLite {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `SET LOCAL deadlock_timeout = '10ms'`)
+	return err
+}
+
+// Whoever cancels several jobs of a party keeps nobody who cancels another one of it
+// from ending, and the party gets every turn back.
+func TestCancelsOfOnePartyDoNotStopOneAnother(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		b := open(t, d, "redis://127.0.0.1:1/0", clock.New(), idle)
+		finish := func() (n int64) {
+			t.Helper()
+			if err := d.Get(ctx, &n, `SELECT finish FROM job_turns WHERE lane = 'a' AND party = 'ann'`); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		b.add(jobs.NewJob{Kind: "test:run", Party: "ann"})
+		before := finish()
+		one, two := b.add(jobs.NewJob{Kind: "test:run", Party: "ann", Cost: 5}), b.add(jobs.NewJob{Kind: "test:run", Party: "ann", Cost: 7})
+		cancel := func(tx *db.Tx, id string) error {
+			_, err := b.queue.Cancel(ctx, tx, id, jobs.AtWish)
+			return err
+		}
+		runs := 0
+		var other <-chan error
+		err := d.Tx(ctx, func(tx *db.Tx) error {
+			runs++
+			if err := impatient(ctx, tx); err != nil {
+				return err
+			}
+			if err := cancel(tx, one); err != nil {
+				return err
+			}
+			if runs == 1 {
+				other = testenv.Beside(t, d, func() error { return d.Tx(ctx, func(tx *db.Tx) error { return cancel(tx, two) }) })
+			}
+			return cancel(tx, two)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-other; err != nil || runs != 1 {
+			t.Errorf("%d runs, %v", runs, err)
+		}
+		for _, id := range []string{one, two} {
+			if j := b.find(id); j.State != jobs.Canceled {
+				t.Errorf("it is %s", j.State)
+			}
+		}
+		if n := finish(); n != before {
+			t.Errorf("the party's turns end at %d, before at %d", n, before)
+		}
+	})
+}
+
+// A scheduler keeps no party's turn while it waits for another's.
+func TestWhoAddsAndWhoQueuesDoNotStopOneAnother(t *testing.T) {
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx := context.Background()
+		c := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		b := open(t, d, "redis://127.0.0.1:1/0", c, idle)
+		var due []string
+		for _, lane := range []string{"a", "b"} {
+			b.add(jobs.NewJob{Kind: "test:run", Party: "ann", Lane: lane}) // so that the turn's row is there
+			due = append(due, b.add(jobs.NewJob{Kind: "test:run", Party: "ann", Lane: lane, RunAfter: c.Now().Add(time.Second)}))
+		}
+		c.Advance(time.Minute)
+		runs := 0
+		var queued <-chan error
+		err := d.Tx(ctx, func(tx *db.Tx) error {
+			runs++
+			if err := impatient(ctx, tx); err != nil {
+				return err
+			}
+			add := func(lane string) error {
+				_, err := b.queue.Add(ctx, tx, jobs.NewJob{Kind: "test:run", Party: "ann", Lane: lane})
+				return err
+			}
+			if err := add("b"); err != nil {
+				return err
+			}
+			if runs == 1 {
+				queued = testenv.Beside(t, d, func() error { return b.queue.NewScheduler().Reconcile(ctx) })
+			}
+			return add("a")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-queued; err != nil || runs != 1 {
+			t.Errorf("%d runs, %v", runs, err)
+		}
+		for _, id := range due {
+			if j := b.find(id); j.State != jobs.Queued {
+				t.Errorf("a job that is due is %s", j.State)
+			}
+		}
+	})
+}

@@ -35,6 +35,7 @@ var (
 type Failure struct {
 	Code  string        // stable and safe to show
 	Final bool          // never tried again
+	Off   bool          // called off: the end is canceled, not failed
 	After time.Duration // before the next attempt; 0: the kind's backoff
 	// Spared means that the attempt does not count: the job is queued again at
 	// once, in the turn that it has.
@@ -44,6 +45,12 @@ type Failure struct {
 
 // Fail ends the job as failed.
 func Fail(code string, cause error) error { return &Failure{Code: code, Final: true, cause: cause} }
+
+// CallOff ends the job as canceled: what may not be done any more ends so, whoever
+// finds it out.
+func CallOff(code string, cause error) error {
+	return &Failure{Code: code, Final: true, Off: true, cause: cause}
+}
 
 // Retry runs the job again, after the kind's backoff, until its attempts are
 // used up; then code is why it failed.
@@ -670,6 +677,8 @@ func (q *Queue) fail(ctx context.Context, r *Run, cause error) error {
 			return q.stop(ctx, tx, j)
 		case f.Spared:
 			return q.giveBack(ctx, tx, j)
+		case f.Off:
+			return q.end(ctx, tx, j, Canceled, f.Code)
 		case f.Final || j.Attempt >= j.MaxAttempts:
 			return q.end(ctx, tx, j, Failed, f.Code)
 		}

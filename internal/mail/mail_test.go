@@ -350,6 +350,50 @@ func TestAServerThatStallsIsLeftAndTriedAgain(t *testing.T) {
 	}
 }
 
+// Also after the operator has changed the sender and the address of the service.
+func TestAMailThatIsTriedAgainIsTheSameMail(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		s := newServer(t, serverOptions{secure: true})
+		r := newRig(t, setup{db: d, transport: func(*rig) Transport {
+			return sending(func(ctx context.Context, e Envelope) error {
+				if err := NewSMTP(s.options()).Send(ctx, e); err != nil {
+					return err
+				}
+				if len(s.arrived()) == 1 {
+					return &Fault{Code: CodeBroken} // its answer is lost
+				}
+				return nil
+			})
+		}})
+		id := r.send(reset(ada))
+		r.tried(id, 1)
+		r.mail.o.From, r.mail.o.PublicURL = "post@other.example", "https://other.example"
+		if j := r.again(id); j.State != jobs.Succeeded || len(s.arrived()) != 2 {
+			t.Fatalf("the job is %s (%s), %d mails arrived", j.State, j.ErrorCode, len(s.arrived()))
+		}
+		var ids, senders []string
+		for _, got := range s.arrived() {
+			header := parse(t, got.raw).header
+			ids, senders = append(ids, header.Get("Message-Id")), append(senders, header.Get("From"))
+		}
+		if want := "<" + id + "@zimage.example>"; ids[0] != want || ids[1] != want || senders[0] == senders[1] {
+			t.Errorf("the mails are %v from %v, want %s", ids, senders, want)
+		}
+	})
+}
+
+func TestTheHostOfAMessageID(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"https://images.example.org": "images.example.org", "http://127.0.0.1:8080": "127.0.0.1", "https://[2001:db8::1]:8443": "[2001:db8::1]", "": "", "://": "",
+	} {
+		if got := host(address); got != want {
+			t.Errorf("%q gives %q, want %q", address, got, want)
+		}
+	}
+}
+
 func TestAWorkerThatStopsGivesTheMailBack(t *testing.T) {
 	t.Parallel()
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/url"
+	"strings"
 	"time"
 
 	"zimage/internal/db"
@@ -129,9 +131,23 @@ func (m *Mailer) open(ctx context.Context, r row) (Envelope, error) {
 	if err := json.Unmarshal(sealed, &data); err != nil {
 		return Envelope{}, vault.ErrCorrupt // the decoder's words may quote it
 	}
-	e := Envelope{ID: r.ID, From: m.o.From, To: string(address), At: time.UnixMilli(r.CreatedAt).UTC(), Subject: l.subject}
+	e := Envelope{ID: r.ID, Host: host(data[urlKey]), From: m.o.From, To: string(address), At: time.UnixMilli(r.CreatedAt).UTC(), Subject: l.subject}
 	e.Text, e.HTML, err = l.write(r.Template, data, e.At)
 	return e, err
+}
+
+// host is that of the service as it was when the mail was written: the sender's
+// domain is a setting of each worker and may change before the next attempt.
+func host(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	name := u.Hostname()
+	if strings.Contains(name, ":") { // an IPv6 address
+		name = "[" + name + "]"
+	}
+	return name
 }
 
 func (m *Mailer) unseal(ctx context.Context, r row, column string, sealed []byte) ([]byte, error) {

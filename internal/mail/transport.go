@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	netmail "net/mail"
@@ -12,7 +13,8 @@ import (
 
 // An Envelope is one mail as it goes out.
 type Envelope struct {
-	ID       string // the same at every attempt
+	ID       string // with Host the Message-ID, the same at every attempt
+	Host     string // empty: the domain of From
 	From, To string
 	At       time.Time // when it was written
 	Subject  string
@@ -72,7 +74,7 @@ func compose(e Envelope) (*gomail.Msg, error) {
 	m.ToMailAddress(&netmail.Address{Address: e.To})
 	m.Subject(e.Subject)
 	m.SetDateWithValue(e.At)
-	m.SetMessageIDWithValue(e.ID + "@" + domain(from.Address))
+	m.SetMessageIDWithValue(e.ID + "@" + cmp.Or(e.Host, domain(from.Address)))
 	m.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no answering machine answers
 	m.SetBodyString(gomail.TypeTextPlain, e.Text)
 	m.AddAlternativeString(gomail.TypeTextHTML, e.HTML)

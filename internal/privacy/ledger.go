@@ -35,7 +35,7 @@ const (
 var ledgerKinds = map[events.Type]bool{
 	events.AccountClosing: true, events.AccountRestricted: true, events.AccountUnrestricted: true,
 	events.ConsentGiven: true, events.ConsentWithdrawn: true, events.ObjectionMade: true, events.ObjectionWithdrawn: true,
-	events.StaffOpened: true, events.StaffSuspended: true, events.StaffUnsuspended: true, events.StaffClosed: true,
+	events.StaffOpened: true, events.StaffLookedFor: true, events.StaffMadeAccount: true, events.StaffSuspended: true, events.StaffUnsuspended: true, events.StaffClosed: true,
 	events.StaffClosedChild: true, events.StaffResetFactors: true, events.StaffGaveRole: true, events.StaffTookRole: true,
 	events.StaffListedKeys: true, events.StaffMadeKey: true, events.StaffRevokedKey: true,
 	events.StaffDisclosed: true, events.HoldPlaced: true, events.HoldReleased: true,

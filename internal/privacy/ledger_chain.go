@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 	"time"
 
 	"zimage/internal/db"
-	"zimage/internal/problem"
 	"zimage/internal/vault"
 )
 
@@ -125,41 +125,71 @@ func (l *Ledger) last(ctx context.Context, q db.Querier) (batchRow, error) {
 }
 
 // A Checkpoint fixes the ledger as it was: whoever holds one can have it compared,
-// and a ledger that was cut off or written anew since does not fit. It tells
-// nothing of what is in there, and not how much.
+// and a ledger that was cut off or written anew since does not fit. It tells nothing
+// of what is in there, and, since its hash is a keyed one that is another at each
+// time, neither how much nor whether anything was added since another one.
 type Checkpoint struct {
-	Batch     int64             `json:"batch"`
 	At        time.Time         `json:"at"`
 	Hash      []byte            `json:"hash"`
 	Signature []byte            `json:"signature"`
 	PublicKey ed25519.PublicKey `json:"public_key"`
 }
 
-// Checkpoint is the newest one; NotFound before anything was sealed.
+const (
+	// checkpointEvery is how often there is another checkpoint for everybody: at each
+	// full hour, whatever happened.
+	checkpointEvery = time.Hour
+	// checkpointRest is how long one is kept back, until no batch of before can come
+	// any more: whoever asks all the time would otherwise see that one came.
+	checkpointRest = 10 * time.Minute
+)
+
+// Checkpoint is the one of the last full hour, for everybody.
 func (l *Ledger) Checkpoint(ctx context.Context) (Checkpoint, error) {
-	b, err := l.last(ctx, l.o.DB)
-	if err != nil {
+	return l.checkpoint(ctx, l.o.Clock.Now().Add(-checkpointRest).Truncate(checkpointEvery))
+}
+
+// CheckpointNow holds all that is sealed, for the operator: two of them, with what the
+// clock said, may tell when something was sealed.
+func (l *Ledger) CheckpointNow(ctx context.Context) (Checkpoint, error) {
+	return l.checkpoint(ctx, l.o.Clock.Now())
+}
+
+func (l *Ledger) checkpoint(ctx context.Context, at time.Time) (Checkpoint, error) {
+	b := noBatch()
+	err := l.o.DB.Get(ctx, &b, selectBatch+`WHERE at <= ? ORDER BY number DESC LIMIT 1`, at.UnixMilli())
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return Checkpoint{}, db.Unavailable(err)
 	}
-	if b.Number == 0 {
-		return Checkpoint{}, problem.New(problem.NotFound, "Nothing has been sealed yet.")
-	}
-	return Checkpoint{Batch: b.Number, At: time.UnixMilli(b.At).UTC(), Hash: b.Hash, Signature: b.Signature, PublicKey: l.o.Vault.PublicKey()}, nil
+	c := Checkpoint{At: time.UnixMilli(at.UnixMilli()).UTC(), PublicKey: l.o.Vault.PublicKey()}
+	c.Hash = l.seen(c, b)
+	c.Signature = l.o.Vault.Sign(c.message())
+	return c, nil
+}
+
+// seen is the hash of a checkpoint that has seen the ledger up to a batch.
+func (l *Ledger) seen(c Checkpoint, b batchRow) []byte {
+	of := vault.Data(ledgerNumber(c.At.UnixMilli()), ledgerNumber(b.Number), string(b.Hash))
+	sum, _ := hex.DecodeString(l.o.Vault.Lookup("ledger checkpoint", string(of))) // it is hex
+	return sum
+}
+
+func (c Checkpoint) message() []byte {
+	return vault.Data("zimage ledger as of", ledgerNumber(c.At.UnixMilli()), string(c.Hash))
 }
 
 // ParseCheckpoint reads one as the API gives it.
 func ParseCheckpoint(text []byte) (Checkpoint, error) {
 	var c Checkpoint
-	if err := json.Unmarshal(text, &c); err != nil || c.Batch < 1 || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
-		return Checkpoint{}, errors.New("this is no checkpoint of a ledger: it needs batch, at, hash, signature and public_key")
+	if err := json.Unmarshal(text, &c); err != nil || c.At.IsZero() || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
+		return Checkpoint{}, errors.New("this is no checkpoint of a ledger: it needs at, hash, signature and public_key")
 	}
 	return c, nil
 }
 
 // Genuine reports whether a checkpoint was signed with its key.
 func (c Checkpoint) Genuine() bool {
-	b := batchRow{Number: c.Batch, At: c.At.UnixMilli(), Hash: c.Hash}
-	return len(c.PublicKey) == ed25519.PublicKeySize && ed25519.Verify(c.PublicKey, b.message(), c.Signature)
+	return len(c.PublicKey) == ed25519.PublicKeySize && ed25519.Verify(c.PublicKey, c.message(), c.Signature)
 }
 
 // A LedgerFault is the first thing that is wrong with the ledger.
@@ -193,6 +223,7 @@ func (l *Ledger) Verify(ctx context.Context, held *Checkpoint, progress func(ent
 		}
 	}
 	before := noBatch()
+	found := held == nil || bytes.Equal(held.Hash, l.seen(*held, before))
 	for after := int64(math.MinInt64); ; after = before.Number { // one below the first is wrong too
 		var batches []batchRow
 		if err := l.o.DB.Select(ctx, &batches, selectBatch+`WHERE number > ? ORDER BY number LIMIT 100`, after); err != nil {
@@ -202,9 +233,7 @@ func (l *Ledger) Verify(ctx context.Context, held *Checkpoint, progress func(ent
 			if err := l.verifyBatch(ctx, before, b, &r); err != nil {
 				return r, err
 			}
-			if held != nil && held.Batch == b.Number && !bytes.Equal(held.Hash, b.Hash) {
-				return r, ledgerFault("batch %d is another one than the checkpoint has seen", b.Number)
-			}
+			found = found || bytes.Equal(held.Hash, l.seen(*held, b))
 			r.Batches, r.Entries = r.Batches+1, r.Entries+b.Entries
 			before = b
 			if progress != nil {
@@ -215,8 +244,9 @@ func (l *Ledger) Verify(ctx context.Context, held *Checkpoint, progress func(ent
 			break
 		}
 	}
-	if held != nil && held.Batch > before.Number {
-		return r, ledgerFault("it ends with batch %d, and the checkpoint has seen batch %d: what came between is missing", before.Number, held.Batch)
+	if !found {
+		return r, ledgerFault("it ends with batch %d, and was another one at %s, when the checkpoint saw it: it was cut off or written anew",
+			before.Number, held.At.Format(time.RFC3339))
 	}
 	err := l.verifyOutside(ctx)
 	if err == nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -146,8 +147,10 @@ func (b *book) wrong(what string, held *Checkpoint, says string) {
 	}
 }
 
+// checkpoint is the first that everybody gets after what has happened.
 func (b *book) checkpoint() *Checkpoint {
 	b.t.Helper()
+	b.clock.Advance(checkpointEvery + checkpointRest)
 	c, err := b.Checkpoint(context.Background())
 	if err != nil {
 		b.t.Fatal(err)
@@ -299,8 +302,8 @@ func TestPromise_X3_AReorderADeletionAndATruncationAreFound(t *testing.T) {
 		"details of somebody else": {func(b *book) {
 			b.exec(`UPDATE ledger_details SET details = (SELECT details FROM ledger_details WHERE subject = '') WHERE subject = 'sub_ann'`)
 		}, "do not fit", false},
-		"the end is cut off": {cutOff, "what came between is missing", true},
-		"and goes on":        {func(b *book) { cutOff(b); b.seal() }, "another one than the checkpoint", true},
+		"the end is cut off": {cutOff, "ends with batch 1, and was another one at ", true},
+		"and goes on":        {func(b *book) { cutOff(b); b.seal() }, "written anew", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -343,7 +346,7 @@ func TestPromise_X3_AChainWrittenAnewIsFound(t *testing.T) {
 		foreign := *held
 		foreign.PublicKey = forger.vault.PublicKey()
 		edited := *held
-		edited.Batch++
+		edited.At = edited.At.Add(time.Hour)
 		for what, c := range map[string]*Checkpoint{"another installation": &foreign, "it was changed": &edited} {
 			if _, err := b.Verify(context.Background(), c, nil); err == nil || !strings.Contains(err.Error(), what) {
 				t.Errorf("%s: %v", what, err)
@@ -355,10 +358,13 @@ func TestPromise_X3_AChainWrittenAnewIsFound(t *testing.T) {
 func TestCheckpointsAreReadAsTheyAreWritten(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, b *book) {
-		if _, err := b.Checkpoint(context.Background()); problem.CodeOf(err) != problem.NotFound {
-			t.Errorf("before anything was sealed: %v", err)
-		}
+		b.whole(b.checkpoint()) // of nothing
 		b.small()
+		now, err := b.CheckpointNow(context.Background())
+		if err != nil || !now.At.Equal(b.clock.Now()) {
+			t.Fatalf("%+v, %v", now, err)
+		}
+		b.whole(&now)
 		held := b.checkpoint()
 		text, err := json.Marshal(held)
 		if err != nil {
@@ -370,13 +376,60 @@ func TestCheckpointsAreReadAsTheyAreWritten(t *testing.T) {
 		}
 		b.seal()
 		b.whole(&read)
-		for _, wrong := range []string{"", "{}", "[]", `{"batch":1}`, `{"batch":1,"hash":"AA==","public_key":"AA=="}`} {
+		for _, wrong := range []string{"", "{}", "[]", `{"at":"2026-01-01T00:00:00Z"}`, `{"at":"2026-01-01T00:00:00Z","hash":"AA==","public_key":"AA=="}`} {
 			if _, err := ParseCheckpoint([]byte(wrong)); err == nil {
 				t.Errorf("%q was taken", wrong)
 			}
 		}
-		if read.Batch++; read.Genuine() {
+		if read.At = read.At.Add(time.Hour); read.Genuine() {
 			t.Error("the signature fits everything")
+		}
+	})
+}
+
+// Whoever fetches every checkpoint learns nothing: there is one an hour, and it is
+// another one each hour, whether something that must not be told was sealed or not.
+func TestPromise_D2_CheckpointsDoNotTellWhetherAnythingHappened(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, b *book) {
+		b.people("sub_ann")
+		b.clock.Advance(b.clock.Now().Truncate(checkpointEvery).Add(checkpointEvery).Sub(b.clock.Now())) // begins an hour
+		seen := map[string]bool{}
+		for hour, happens := range []bool{false, false, true, false, true, true, false} {
+			var first Checkpoint
+			for minute := range 60 {
+				if happens && minute%7 == 3 {
+					b.happens(events.Event{Type: events.StaffDisclosed, Subject: "sub_ann", Hidden: true})
+					b.seal()
+				}
+				c, err := b.Checkpoint(context.Background())
+				if err != nil || !c.Genuine() || !c.At.Equal(c.At.Truncate(checkpointEvery)) {
+					t.Fatalf("%+v, %v", c, err)
+				}
+				if minute == int(checkpointRest/time.Minute) {
+					if first = c; seen[string(c.Hash)] {
+						t.Errorf("hour %d: the checkpoint of another hour", hour)
+					}
+					seen[string(c.Hash)] = true
+				}
+				if minute > int(checkpointRest/time.Minute) && !reflect.DeepEqual(c, first) {
+					t.Errorf("hour %d: it changes in minute %d", hour, minute)
+				}
+				b.clock.Advance(time.Minute)
+			}
+			b.whole(&first)
+			text, err := json.Marshal(first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var fields map[string]any
+			if err := json.Unmarshal(text, &fields); err != nil || len(fields) != 4 || strings.Contains(string(text), "batch") {
+				t.Errorf("%s", text)
+			}
+			var known int
+			if err := b.db.Get(context.Background(), &known, `SELECT count(*) FROM ledger_batches WHERE hash = ?`, first.Hash); err != nil || known != 0 {
+				t.Errorf("%d batches have the hash that everybody sees (%v)", known, err)
+			}
 		}
 	})
 }

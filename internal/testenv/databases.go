@@ -224,31 +224,33 @@ func hashFiles(files fs.FS) (string, error) {
 // SQLite it does not wait, since there the one writer keeps second back anyway.
 func Overtaken(t testing.TB, d *db.DB, first func(tx *db.Tx) error, second func() error) (firstErr, secondErr error) {
 	t.Helper()
-	ended := make(chan error, 1)
-	through := false
+	var ended <-chan error
 	firstErr = d.Tx(context.Background(), func(tx *db.Tx) error {
 		if err := first(tx); err != nil {
 			return err
 		}
-		go func() { ended <- second() }()
-		if d.Dialect() == db.SQLite {
-			return nil
-		}
-		Eventually(t, 20*time.Second, func() bool {
-			select {
-			case secondErr = <-ended:
-				through = true
-				return true
-			default:
-			}
-			var waiting int
-			err := d.Get(context.Background(), &waiting, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
-			return err == nil && waiting > 0
-		})
+		ended = Beside(t, d, second)
 		return nil
 	})
-	if firstErr == nil && !through {
+	if firstErr == nil {
 		secondErr = <-ended
 	}
 	return firstErr, secondErr
+}
+
+// Beside starts f beside a transaction that is open, and returns when f is through
+// or waits for a row; on SQLite at once. The channel tells what f returned.
+func Beside(t testing.TB, d *db.DB, f func() error) <-chan error {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- f() }()
+	if d.Dialect() == db.SQLite {
+		return ended
+	}
+	Eventually(t, 20*time.Second, func() bool {
+		var waiting int
+		err := d.Get(context.Background(), &waiting, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+		return len(ended) > 0 || err == nil && waiting > 0
+	})
+	return ended
 }

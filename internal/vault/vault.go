@@ -223,6 +223,12 @@ func (v *Vault) Lookup(purpose, value string) string {
 	return hex.EncodeToString(v.lookup(Data("lookup", purpose, value)))
 }
 
+// MAC is a keyed hash of 32 bytes, by which the installation knows again what it
+// made itself, such as a token. Under different purposes it is another one.
+func (v *Vault) MAC(purpose string, message []byte) []byte {
+	return v.lookup(Data("mac", purpose, string(message)))
+}
+
 // Sign signs a message with the installation's Ed25519 key, which stays the same
 // when roots are rotated.
 func (v *Vault) Sign(message []byte) []byte { return v.sign(message) }
