@@ -211,12 +211,23 @@ func (s *Service) deleteRows(ctx context.Context, e *erasure) error {
 	return s.dropHolds(ctx, e.Subject)
 }
 
-// deleteTable deletes the person's rows of a table, in bounded batches. What it did
-// is counted in the same transaction, where that is the same database.
+// deleteTable deletes the person's rows of a table. What a case forbids to tell is
+// not told by a number either: rows that are hidden go first, and are not counted.
 func (s *Service) deleteTable(ctx context.Context, e *erasure, t *Table) error {
+	if t.Column("hidden") != nil {
+		if err := s.deleteRowsOf(ctx, e, t, " AND hidden = 1", false); err != nil {
+			return err
+		}
+	}
+	return s.deleteRowsOf(ctx, e, t, "", true)
+}
+
+// deleteRowsOf deletes some of the person's rows, in bounded batches. What it did is
+// counted in the same transaction, where that is the same database.
+func (s *Service) deleteRowsOf(ctx context.Context, e *erasure, t *Table, which string, count bool) error {
 	q := s.store(t.Store)
 	kept, more := s.keptBack(t)
-	condition := s.Map.Of(t) + " AND NOT " + kept
+	condition := s.Map.Of(t) + which + " AND NOT " + kept
 	key := strings.Join(t.Key, ", ")
 	some := fmt.Sprintf("SELECT %s FROM %s WHERE %s LIMIT %d", key, t.Name, condition, eraseBatch)
 	statement := "DELETE FROM " + t.Name + " WHERE (" + key + ") IN (" + some + ")"
@@ -224,24 +235,20 @@ func (s *Service) deleteTable(ctx context.Context, e *erasure, t *Table) error {
 		statement = "DELETE FROM " + t.Name + " WHERE " + key + " " + db.InOnce(q, some)
 	}
 	args := append([]any{e.Subject}, times(e.Subject, more)...)
-	for {
-		var n int64
+	for n := int64(eraseBatch); n == eraseBatch; {
 		err := s.change(ctx, e.ID, func(tx *db.Tx, w *work) (err error) {
 			if t.Store == StoreMain {
 				n, err = tx.Exec(ctx, statement, args...)
 			} else {
 				n, err = q.Exec(ctx, statement, args...)
 			}
-			if n > 0 {
+			if n > 0 && count {
 				w.Rows[t.Store+"/"+t.Name] += n
 			}
 			return err
 		})
 		if err != nil {
 			return err
-		}
-		if n < eraseBatch {
-			break
 		}
 	}
 	return nil

@@ -117,6 +117,11 @@ func TestPromise_R2_NothingIsLeft(t *testing.T) {
 			t.Error("the raw files do not hold what the database holds")
 		}
 
+		// What a case forbids to tell, the receipt must not tell by a number.
+		if n, err := h.db.Exec(ctx, `UPDATE ledger_details SET hidden = 1 WHERE subject = ?`, p.id); err != nil || n == 0 {
+			t.Fatalf("%d entries are hidden, %v", n, err)
+		}
+
 		id, secret := h.close(p)
 		must(t, h.erase(id))
 		h.erased(p)
@@ -132,7 +137,7 @@ func TestPromise_R2_NothingIsLeft(t *testing.T) {
 			t.Errorf("the raw files still hold %d pieces", n)
 		}
 		r := h.receipt(id, secret)
-		wantDeleted(t, r, map[string]int64{"objects images/": 6, "main images": 4, "main users": 1})
+		wantDeleted(t, r, map[string]int64{"objects images/": 6, "main images": 4, "main users": 1, "main ledger_details": 0})
 		for _, s := range r.Stores {
 			kept := slices.ContainsFunc(r.Exceptions, func(x privacy.ReceiptException) bool {
 				return x.Store == s.Store && x.Name == s.Name && x.Basis != "" && x.Until != ""
