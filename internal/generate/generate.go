@@ -90,7 +90,7 @@ func (s *Service) Close() { s.bulletin.close() }
 
 // Schedules are the room's recurring work.
 func Schedules() []jobs.Schedule {
-	return []jobs.Schedule{{Name: "generation-sweep", Every: time.Hour, Kind: KindSweep}}
+	return []jobs.Schedule{{Name: sweepAll, Every: time.Hour, Kind: KindSweep}}
 }
 
 // row is a generation with what its job knows of it.

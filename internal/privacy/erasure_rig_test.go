@@ -96,6 +96,15 @@ type away struct {
 	mu      sync.Mutex
 	down    bool
 	refuses bool
+	left    int    // deletions until then; and
+	then    func() // nil: nothing
+}
+
+// after has something happen behind the nth deletion from now.
+func (a *away) after(n int, then func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.left, a.then = n, then
 }
 
 func (a *away) refuse(deletes bool) {
@@ -132,6 +141,9 @@ func (a *away) Delete(ctx context.Context, keys ...string) error {
 	}
 	a.mu.Lock()
 	refuses := a.refuses
+	if a.left--; a.left == 0 && a.then != nil {
+		defer a.then()
+	}
 	a.mu.Unlock()
 	if refuses {
 		return &objects.Error{Op: "delete", Code: "AccessDenied"}
@@ -284,7 +296,10 @@ func (h *home) rooms() {
 	o := h.options
 	o.Metrics, o.Policy = privacy.NewMetrics(h.registry), privacy.DefaultPolicy()
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
-	o.Map = dataMap(h.t)
+	if o.Map == nil {
+		o.Map = dataMap(h.t)
+	}
+	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
 	var err error
 	own, err = privacy.New(o)
 	must(h.t, err)

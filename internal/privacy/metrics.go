@@ -10,6 +10,8 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+
+	purged prometheus.Counter
 }
 
 // What became of an export.
@@ -38,6 +40,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		purged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_rows_purged_total", Help: "Rows, or their content, that retention ended because their time was over."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -46,7 +50,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures)
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
+			m.purged)
 	}
 	return m
 }
