@@ -94,6 +94,7 @@ func (a *App) runScheduler(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { a.Privacy.Tend(ctx) })
+	beside.Go(func() { a.Privacy.SetBackstop(ctx) })
 	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)

@@ -7,6 +7,7 @@
 package generate
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -51,6 +52,10 @@ type Options struct {
 
 	Engines engine.Config // which models there are
 	Rules   *Rules        // of the operator, for prompts; nil: none
+
+	// Journal keeps beside the keys which rows of a table people deleted. nil: nobody
+	// does.
+	Journal func(ctx context.Context, table string, ids []string) error
 
 	RetentionDays int // how long content is kept, by the policy
 	QueuedLimit   int // generations of one owner that have not started

@@ -387,19 +387,19 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	var failed []error
 	inARow := 0
 	for after := ""; ; {
-		var batch []struct {
-			ID    string `db:"id"`
-			Owner string `db:"owner"`
-		}
-		query, args := `SELECT id, owner FROM generations WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
+		var batch []unswept
+		query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
 		if everybody {
-			query, args = `SELECT id, owner FROM generations WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
+			query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
 		}
 		if err := s.DB.Select(ctx, &batch, query, args...); err != nil {
 			return jobs.Retry("internal", err)
 		}
+		if err := s.journal(ctx, batch); err != nil {
+			return jobs.Retry("internal", err)
+		}
 		for _, g := range batch {
-			err := s.sweepOne(ctx, g.Owner, g.ID)
+			err := s.sweepOne(ctx, g)
 			if inARow++; err == nil {
 				inARow = 0
 			} else if failed = append(failed, err); len(failed) > sweepPatience {
@@ -428,9 +428,50 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	}
 }
 
+// unswept is a generation of which objects may be left, or deletions that are not
+// journalled.
+type unswept struct {
+	ID    string `db:"id"`
+	Owner string `db:"owner"`
+	Gone  int    `db:"gone"` // how much of it its owner deleted
+}
+
+const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT count(*) FROM images i WHERE i.generation_id = g.id AND i.removed_reason = 'user'))`
+
+const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
+
+// journal keeps what people deleted where a restored database does not lose it,
+// before the objects go.
+func (s *Service) journal(ctx context.Context, batch []unswept) error {
+	var ids []any
+	for _, g := range batch {
+		if g.Gone > 0 {
+			ids = append(ids, g.ID)
+		}
+	}
+	if s.Journal == nil || len(ids) == 0 {
+		return nil
+	}
+	for table, query := range map[string]string{
+		"generations": `SELECT id FROM generations WHERE removed_reason = 'user' AND id IN (` + db.Marks(len(ids)) + `)`,
+		"images": `SELECT i.id FROM images i JOIN generations g ON g.id = i.generation_id
+			WHERE i.removed_reason = 'user' AND g.removed_reason <> 'user' AND g.id IN (` + db.Marks(len(ids)) + `)`,
+	} {
+		var deleted []string
+		if err := s.DB.Select(ctx, &deleted, query, ids...); err != nil {
+			return err
+		}
+		if err := s.Journal(ctx, table, deleted); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sweepOne deletes the objects of one generation that no living image needs. A
 // running attempt's own objects are left alone.
-func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
+func (s *Service) sweepOne(ctx context.Context, g unswept) error {
+	owner, id := g.Owner, g.ID
 	// The job first: a completion between the two questions is then still seen as
 	// running, and never as ended without images.
 	var job jobs.Job
@@ -471,8 +512,8 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		return nil // an attempt may still be storing: it is looked at again later
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		var unswept int
-		err := tx.Get(ctx, &unswept, `SELECT unswept FROM generations WHERE id = ?`+db.ForUpdate(tx), id)
+		var deleted int
+		err := tx.Get(ctx, &deleted, `SELECT `+gone+` FROM generations g WHERE id = ?`+db.ForUpdate(tx), id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -481,7 +522,7 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		}
 		// An image removed since needs another look: its sweep must find the generation.
 		now, err := s.needed(ctx, tx, owner, id)
-		if err != nil || len(now) != len(needed) {
+		if err != nil || len(now) != len(needed) || deleted != g.Gone {
 			return err
 		}
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)

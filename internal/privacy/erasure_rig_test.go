@@ -288,13 +288,16 @@ func (h *home) rooms() {
 	})
 	rooms = generate.New(generate.Options{
 		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
-		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
+		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), Journal: func(ctx context.Context, table string, ids []string) error { return own.Journal(ctx, table, ids) }, RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
 	})
 	h.t.Cleanup(rooms.Close)
 	h.generate = rooms
 	h.registry = prometheus.NewRegistry()
 	o := h.options
-	o.Metrics, o.Policy = privacy.NewMetrics(h.registry), privacy.DefaultPolicy()
+	o.Metrics = privacy.NewMetrics(h.registry)
+	if o.Policy.Version == "" {
+		o.Policy = privacy.DefaultPolicy()
+	}
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
 	if o.Map == nil {
 		o.Map = dataMap(h.t)

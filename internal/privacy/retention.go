@@ -2,7 +2,6 @@ package privacy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -110,6 +109,7 @@ func (p plan) due(t *Table, k Keep) string { return p.applies(t, k) + " AND " + 
 func (s *Service) purgeKind() jobs.Kind {
 	return jobs.Kind{Name: KindPurge, MaxAttempts: 100, Run: func(ctx context.Context, r *jobs.Run) error {
 		if r.Ref == sweepSchedule {
+			s.SetBackstop(ctx)
 			if _, err := s.ShortenWindows(ctx); err != nil {
 				return jobs.Retry("internal", err)
 			}
@@ -123,6 +123,24 @@ func (s *Service) purgeKind() jobs.Kind {
 		}
 		return nil
 	}}
+}
+
+// BackstopDays is after how many days the object store is to delete pictures by
+// itself: one more than the policy's window.
+func (p Policy) BackstopDays() int {
+	days, _ := p.Windows.GeneratedContent.Days()
+	return days + 1
+}
+
+// BackstopPrefix is where it does so.
+const BackstopPrefix = pictures + "/"
+
+// SetBackstop has the object store itself delete pictures, a day after retention
+// should have. A store that knows no rules is used without.
+func (s *Service) SetBackstop(ctx context.Context) {
+	if err := s.Objects.Backstop(ctx, BackstopPrefix, s.Policy.BackstopDays()); err != nil && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "the object store takes no rule of its own to delete old pictures", "error", err)
+	}
 }
 
 // A Sweep is the job that goes through one table.
@@ -181,7 +199,7 @@ func (s *Service) Purge(ctx context.Context, table string) (ended int, err error
 		s.Log.InfoContext(ctx, "rows past their time were ended", "table", table, "rows", ended)
 	}
 	s.Metrics.purged.Add(float64(ended))
-	if err := s.swept(ctx, table, map[string]int{"rows": ended}); err != nil {
+	if err := s.swept(ctx, table, fmt.Appendf(nil, `{"rows":%d}`, ended)); err != nil {
 		return ended, err
 	}
 	for _, part := range s.Map.purged() {
@@ -211,13 +229,9 @@ func (s *Service) schema(ctx context.Context) (plan, error) {
 }
 
 // swept keeps that a plan was gone through to its end.
-func (s *Service) swept(ctx context.Context, name string, result map[string]int) error {
-	text, err := json.Marshal(result)
-	if err != nil {
-		return err
-	}
-	_, err = s.DB.Exec(ctx, `INSERT INTO sweeps (plan, ended_at, result) VALUES (?, ?, ?)
-		ON CONFLICT (plan) DO UPDATE SET ended_at = excluded.ended_at, result = excluded.result`, name, s.Clock.Millis(), string(text))
+func (s *Service) swept(ctx context.Context, name string, result []byte) error {
+	_, err := s.DB.Exec(ctx, `INSERT INTO sweeps (plan, ended_at, result) VALUES (?, ?, ?)
+		ON CONFLICT (plan) DO UPDATE SET ended_at = excluded.ended_at, result = excluded.result`, name, s.Clock.Millis(), string(result))
 	return err
 }
 

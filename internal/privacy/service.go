@@ -56,7 +56,9 @@ type Service struct {
 func New(o Options) (*Service, error) {
 	s := &Service{Options: o, at: func(string, bool) error { return nil }}
 	o.Queue.Register(s.erasureKind())
-	o.Queue.Register(s.purgeKind())
+	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
+		o.Queue.Register(k)
+	}
 	return s, errors.Join(s.initExports(), s.checkPurge())
 }
 
@@ -65,6 +67,8 @@ func Schedules() []jobs.Schedule {
 	return []jobs.Schedule{
 		{Name: "export-sweep", Every: time.Hour, Kind: KindExportSweep},
 		{Name: sweepSchedule, Every: time.Hour, Kind: KindPurge},
+		{Name: holdSchedule, Every: time.Hour, Kind: KindHold},
+		{Name: "comparison", Every: 24 * time.Hour, Kind: KindCompare},
 	}
 }
 
