@@ -49,6 +49,9 @@ type cli struct {
 		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
 		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
 	} `cmd:"" help:"Look after the privacy policy."`
+	Retention struct {
+		Plan retentionPlan `cmd:"" help:"Say what the next sweep ends, by table, and why. It changes nothing."`
+	} `cmd:"" help:"Look after what is past its time."`
 	Ledger struct {
 		Verify     ledgerVerify     `cmd:"" help:"Check the whole ledger, and name the first entry or batch that was changed."`
 		Checkpoint ledgerCheckpoint `cmd:"" help:"Print the newest checkpoint, to be kept somewhere else."`

@@ -320,6 +320,24 @@ func (d doctor) objects(ctx context.Context) {
 		d.warn(part, "there is no bucket "+d.c.S3Bucket+" yet", "the first start makes it, if the access key may; otherwise make it")
 	default:
 		d.good(part, "the bucket answers; that it can be written, once only, is tried at start")
+		d.backstop(ctx)
+	}
+}
+
+// backstop looks for the rule by which the bucket itself deletes old pictures.
+func (d doctor) backstop(ctx context.Context) {
+	const part = "objects"
+	p, err := readPolicy(d.c)
+	if err != nil {
+		return // it is said elsewhere
+	}
+	switch there, err := objects.LookBackstop(ctx, s3Options(d.c), privacy.BackstopPrefix, p.BackstopDays()); {
+	case err != nil:
+		d.warn(part, "the bucket's rules cannot be read: "+err.Error(), "let the access key read and set the bucket's lifecycle; without its rule, nothing deletes old pictures while the service is down")
+	case !there:
+		d.warn(part, fmt.Sprintf("the bucket has no rule that deletes pictures after %d days", p.BackstopDays()), "the start of a scheduler sets it, and every hour after; if it stays so, let the access key set the bucket's lifecycle")
+	default:
+		d.good(part, fmt.Sprintf("the bucket itself deletes pictures after %d days", p.BackstopDays()))
 	}
 }
 

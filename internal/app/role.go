@@ -76,6 +76,10 @@ func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
 // one of them fails. started is called once every listener is open, before any
 // work is taken on; it may be nil.
 func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), roles ...config.Role) error {
+	// Before anything is shown: a window may be shorter than when it was stored.
+	if _, err := a.Privacy.ShortenWindows(ctx); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	var begin []func() error
 	if a.config.MetricsListen != "off" {

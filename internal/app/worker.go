@@ -97,7 +97,8 @@ func (a *App) runScheduler(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { a.Privacy.Tend(ctx) })
-	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
+	beside.Go(func() { a.Privacy.SetBackstop(ctx) })
+	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})...).Run(ctx)
 }

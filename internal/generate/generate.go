@@ -7,6 +7,7 @@
 package generate
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -52,6 +53,10 @@ type Options struct {
 	Engines engine.Config // which models there are
 	Rules   *Rules        // of the operator, for prompts; nil: none
 
+	// Journal keeps beside the keys which rows of a table people deleted. nil: nobody
+	// does.
+	Journal func(ctx context.Context, table string, ids []string) error
+
 	RetentionDays int // how long content is kept, by the policy
 	QueuedLimit   int // generations of one owner that have not started
 	DailyLimit    int // generations of one owner in a day (UTC)
@@ -90,7 +95,7 @@ func (s *Service) Close() { s.bulletin.close() }
 
 // Schedules are the room's recurring work.
 func Schedules() []jobs.Schedule {
-	return []jobs.Schedule{{Name: "generation-sweep", Every: time.Hour, Kind: KindSweep}}
+	return []jobs.Schedule{{Name: sweepAll, Every: time.Hour, Kind: KindSweep}}
 }
 
 // row is a generation with what its job knows of it.

@@ -39,7 +39,7 @@ func TestAHoldStopsADeletionThatHasBegun(t *testing.T) {
 			{"generations", both, func(g Generation) error { return some(s.DeleteMany(ctx, r.ada, []string{g.ID}, false)) }, passesOver},
 			{"an image", both, func(g Generation) error { return s.DeleteImage(ctx, r.ada, g.Images[0].ID) }, problem.Conflict},
 			{"images", both, func(g Generation) error { return some(s.DeleteImages(ctx, r.ada, []string{g.Images[0].ID}, false)) }, passesOver},
-			{"what has expired", both, func(g Generation) error { r.clock.Advance(g.ExpiresAt.Sub(r.clock.Now())); return s.expire(ctx) }, passesOver},
+			{"what has expired", both, func(g Generation) error { r.clock.Advance(g.ExpiresAt.Sub(r.clock.Now())); return r.purge() }, passesOver},
 		}
 		stop := r.work()
 		var made []Generation
@@ -88,7 +88,7 @@ func TestWhatIsBeingRemovedCannotBeHeld(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return r.service.removeImage(ctx, tx, i)
+			return r.service.removeImage(ctx, tx, i, "user")
 		}
 		for _, c := range []struct {
 			table, record string
@@ -172,7 +172,7 @@ func TestAHoldStopsATombstoneFromBeingForgotten(t *testing.T) {
 		r.swept()
 		stop()
 		r.clock.Advance(tombstoneFor + time.Second)
-		first, second := testenv.Overtaken(t, r.db, func(tx *db.Tx) error { return r.hold(tx, "generations", g.ID) }, func() error { return r.service.expire(ctx) })
+		first, second := testenv.Overtaken(t, r.db, func(tx *db.Tx) error { return r.hold(tx, "generations", g.ID) }, func() error { return r.purge() })
 		if first != nil || second != nil {
 			t.Fatal(first, second)
 		}

@@ -130,7 +130,8 @@ func (s *Service) view(ctx context.Context, owner string, rows []row) ([]Generat
 	}
 	if len(finished) > 0 {
 		var found []imageRow
-		err := s.DB.Select(ctx, &found, selectImage+`WHERE generation_id IN (`+db.Marks(len(finished))+`) AND removed_at = 0 ORDER BY n`, finished...)
+		err := s.DB.Select(ctx, &found, selectImage+`WHERE generation_id IN (`+db.Marks(len(finished))+`) AND removed_at = 0 AND expires_at > ? ORDER BY n`,
+			append(finished, s.Clock.Millis())...)
 		if err != nil {
 			return nil, err
 		}

@@ -273,7 +273,7 @@ func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, 
 		for _, id := range ids {
 			i, err := s.findImage(ctx, tx, owner, id)
 			if err == nil {
-				err = s.removeImage(ctx, tx, i)
+				err = s.removeImage(ctx, tx, i, "user")
 			}
 			if !strict && passedOver(err) {
 				continue
@@ -292,7 +292,7 @@ func (s *Service) deleteImages(ctx context.Context, owner string, ids []string, 
 }
 
 // removeImage makes a tombstone of one image, with remove's errors.
-func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error {
+func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow, reason string) error {
 	// The generation before the image, in the order in which everybody locks.
 	held, err := subject.Held(ctx, tx, "generations", i.GenerationID)
 	if err == nil && !held {
@@ -308,56 +308,98 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow) error 
 		return err
 	}
 	now := s.Clock.Now()
-	n, err := s.removeImages(ctx, tx, `id = ?`, i.ID, "user", now)
+	n, err := s.removeImages(ctx, tx, `id = ?`, i.ID, reason, now)
 	if err == nil && n == 0 {
 		err = errRemoved
 	}
 	if err != nil {
 		return err
 	}
-	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Reason: "user", At: now})
+	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Reason: reason, At: now})
 }
 
-// addSweep has the objects of an owner's unswept generations deleted, after a
-// while when an attempt that no longer counts may still be storing some.
+// RemoveGenerations makes tombstones of some people's generations, for retention and
+// for what must be deleted again after a restore. What a hold keeps it passes over. It
+// returns how many were removed; their objects are gone soon after.
+func (s *Service) RemoveGenerations(ctx context.Context, tx *db.Tx, ids []string, reason string) (int, error) {
+	return s.removeEach(ctx, tx, ids, func(id string) error {
+		var r row
+		if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, id); err != nil {
+			return err
+		}
+		return s.remove(ctx, tx, r, reason)
+	})
+}
+
+// RemoveImages is RemoveGenerations for images.
+func (s *Service) RemoveImages(ctx context.Context, tx *db.Tx, ids []string, reason string) (int, error) {
+	return s.removeEach(ctx, tx, ids, func(id string) error {
+		var i imageRow
+		if err := tx.Get(ctx, &i, selectImage+`WHERE id = ?`, id); err != nil {
+			return err
+		}
+		return s.removeImage(ctx, tx, i, reason)
+	})
+}
+
+func (s *Service) removeEach(ctx context.Context, tx *db.Tx, ids []string, remove func(id string) error) (removed int, err error) {
+	for _, id := range ids {
+		switch err := remove(id); {
+		case err == nil:
+			removed++
+		case !passedOver(err) && !errors.Is(err, sql.ErrNoRows):
+			return 0, err
+		}
+	}
+	if removed == 0 {
+		return 0, nil
+	}
+	return removed, s.addSweep(ctx, tx, sweepAll, 0)
+}
+
+// sweepAll is the schedule of sweeps, and the ref of one for everybody.
+const sweepAll = "generation-sweep"
+
+// addSweep has the objects of an owner's unswept generations deleted, or of
+// everybody's, after a while when an attempt that no longer counts may still be
+// storing some.
 func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after time.Duration) error {
+	party := owner
+	if owner == sweepAll {
+		party = jobs.System
+	}
 	// One that is due by then will see what this transaction writes: its row is
 	// kept, so that no worker claims it before the commit.
 	var waiting string
 	err := tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND run_after <= ?
-		LIMIT 1`+db.SkipLocked(tx), owner, KindSweep, s.Clock.Now().Add(after).UnixMilli())
+		LIMIT 1`+db.SkipLocked(tx), party, KindSweep, s.Clock.Now().Add(after).UnixMilli())
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: owner, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
+	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: party, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
 	return err
 }
 
-// sweep removes what has expired and deletes every object that no living image
-// needs. Its job names an owner, or comes from the schedule and is for all.
+// sweep deletes every object that no living image needs. Its job names an owner, or
+// is for all: the schedule's, and that of what has expired.
 func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
-	everybody := strings.HasPrefix(r.Ref, "generation-sweep")
-	if everybody {
-		if err := s.expire(ctx); err != nil {
-			return jobs.Retry("internal", err)
-		}
-	}
+	everybody := r.Ref == sweepAll
 	var failed []error
 	inARow := 0
 	for after := ""; ; {
-		var batch []struct {
-			ID    string `db:"id"`
-			Owner string `db:"owner"`
-		}
-		query, args := `SELECT id, owner FROM generations WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
+		var batch []unswept
+		query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
 		if everybody {
-			query, args = `SELECT id, owner FROM generations WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
+			query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
 		}
 		if err := s.DB.Select(ctx, &batch, query, args...); err != nil {
 			return jobs.Retry("internal", err)
 		}
+		if err := s.journal(ctx, batch); err != nil {
+			return jobs.Retry("internal", err)
+		}
 		for _, g := range batch {
-			err := s.sweepOne(ctx, g.Owner, g.ID)
+			err := s.sweepOne(ctx, g)
 			if inARow++; err == nil {
 				inARow = 0
 			} else if failed = append(failed, err); len(failed) > sweepPatience {
@@ -386,9 +428,50 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	}
 }
 
+// unswept is a generation of which objects may be left, or deletions that are not
+// journalled.
+type unswept struct {
+	ID    string `db:"id"`
+	Owner string `db:"owner"`
+	Gone  int    `db:"gone"` // how much of it its owner deleted
+}
+
+const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT count(*) FROM images i WHERE i.generation_id = g.id AND i.removed_reason = 'user'))`
+
+const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
+
+// journal keeps what people deleted where a restored database does not lose it,
+// before the objects go.
+func (s *Service) journal(ctx context.Context, batch []unswept) error {
+	var ids []any
+	for _, g := range batch {
+		if g.Gone > 0 {
+			ids = append(ids, g.ID)
+		}
+	}
+	if s.Journal == nil || len(ids) == 0 {
+		return nil
+	}
+	for table, query := range map[string]string{
+		"generations": `SELECT id FROM generations WHERE removed_reason = 'user' AND id IN (` + db.Marks(len(ids)) + `)`,
+		"images": `SELECT i.id FROM images i JOIN generations g ON g.id = i.generation_id
+			WHERE i.removed_reason = 'user' AND g.removed_reason <> 'user' AND g.id IN (` + db.Marks(len(ids)) + `)`,
+	} {
+		var deleted []string
+		if err := s.DB.Select(ctx, &deleted, query, ids...); err != nil {
+			return err
+		}
+		if err := s.Journal(ctx, table, deleted); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sweepOne deletes the objects of one generation that no living image needs. A
 // running attempt's own objects are left alone.
-func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
+func (s *Service) sweepOne(ctx context.Context, g unswept) error {
+	owner, id := g.Owner, g.ID
 	// The job first: a completion between the two questions is then still seen as
 	// running, and never as ended without images.
 	var job jobs.Job
@@ -429,8 +512,8 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		return nil // an attempt may still be storing: it is looked at again later
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		var unswept int
-		err := tx.Get(ctx, &unswept, `SELECT unswept FROM generations WHERE id = ?`+db.ForUpdate(tx), id)
+		var deleted int
+		err := tx.Get(ctx, &deleted, `SELECT `+gone+` FROM generations g WHERE id = ?`+db.ForUpdate(tx), id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -439,7 +522,7 @@ func (s *Service) sweepOne(ctx context.Context, owner, id string) error {
 		}
 		// An image removed since needs another look: its sweep must find the generation.
 		now, err := s.needed(ctx, tx, owner, id)
-		if err != nil || len(now) != len(needed) {
+		if err != nil || len(now) != len(needed) || deleted != g.Gone {
 			return err
 		}
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)
@@ -484,104 +567,4 @@ func attemptOf(key string) int {
 		return 1 << 30 // not ours: never deleted
 	}
 	return n
-}
-
-// expire makes tombstones of what has passed its window, in bounded batches,
-// and forgets tombstones and idempotency keys that have had their time.
-func (s *Service) expire(ctx context.Context) error {
-	type due struct {
-		ID        string `db:"id"`
-		ExpiresAt int64  `db:"expires_at"`
-	}
-	var after due // by the time of their end, which has the index
-	for {
-		var batch []due
-		err := s.DB.Select(ctx, &batch, `SELECT id, expires_at FROM generations WHERE removed_at = 0 AND expires_at <= ?
-			AND (expires_at, id) > (?, ?) ORDER BY expires_at, id LIMIT ?`, s.Clock.Millis(), after.ExpiresAt, after.ID, sweepBatch)
-		if err != nil {
-			return err
-		}
-		if len(batch) == 0 {
-			break
-		}
-		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-			for _, g := range batch {
-				var r row
-				if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, g.ID); err != nil {
-					return err
-				}
-				if err := s.remove(ctx, tx, r, "expired"); err != nil && !passedOver(err) {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		after = batch[len(batch)-1]
-	}
-	for n := int64(sweepBatch); n == sweepBatch; {
-		var err error
-		n, err = s.DB.Exec(ctx, `DELETE FROM idempotency_keys WHERE (owner, key_lookup) IN
-			(SELECT owner, key_lookup FROM idempotency_keys WHERE created_at < ? LIMIT ?)`, s.Clock.Now().Add(-idempotentFor).UnixMilli(), sweepBatch)
-		if err != nil {
-			return fmt.Errorf("forget what is old: %w", err)
-		}
-	}
-	if err := s.forget(ctx, "images", `SELECT id, generation_id AS whole, removed_at FROM images WHERE removed_at > 0`); err != nil {
-		return err
-	}
-	return s.forget(ctx, "generations", `SELECT id, id AS whole, removed_at FROM generations WHERE unswept = 0 AND removed_at > 0`)
-}
-
-// forget deletes the tombstones of a table that have had their time, in bounded
-// batches. A hold on a generation also keeps what is left of images that were
-// removed before it.
-func (s *Service) forget(ctx context.Context, table, tombstones string) error {
-	type tombstone struct {
-		ID        string `db:"id"`
-		Whole     string `db:"whole"` // the generation
-		RemovedAt int64  `db:"removed_at"`
-	}
-	until := s.Clock.Now().Add(-tombstoneFor).UnixMilli()
-	for after := (tombstone{}); ; {
-		var batch []tombstone
-		err := s.DB.Select(ctx, &batch, tombstones+` AND removed_at < ? AND (removed_at, id) > (?, ?) ORDER BY removed_at, id LIMIT ?`,
-			until, after.RemovedAt, after.ID, sweepBatch)
-		if err != nil {
-			return fmt.Errorf("forget what is old: %w", err)
-		}
-		if len(batch) == 0 {
-			return nil
-		}
-		after = batch[len(batch)-1]
-		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-			var wholes, ids []string
-			for _, t := range batch {
-				wholes = append(wholes, t.Whole)
-			}
-			free, err := subject.Free(ctx, tx, "generations", wholes)
-			if err != nil {
-				return err
-			}
-			for _, t := range batch {
-				if slices.Contains(free, t.Whole) {
-					ids = append(ids, t.ID)
-				}
-			}
-			if ids, err = subject.Free(ctx, tx, table, ids); err != nil || len(ids) == 0 {
-				return err
-			}
-			args := make([]any, len(ids))
-			for i, id := range ids {
-				args[i] = id
-			}
-			_, err = tx.Exec(ctx, `DELETE FROM `+table+` WHERE id IN (`+db.Marks(len(ids))+`)`, args...)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("forget what is old: %w", err)
-		}
-	}
 }

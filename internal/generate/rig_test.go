@@ -25,6 +25,7 @@ import (
 	"zimage/internal/events"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 	"zimage/internal/testenv"
@@ -62,6 +63,7 @@ type rig struct {
 	vault   *vault.Vault
 	queue   *jobs.Queue
 	service *Service
+	privacy *privacy.Service // ends what is past its time
 	engine  *scripted
 	fleet   *engine.Fleet
 	told    *told
@@ -158,6 +160,14 @@ func newRig(t *testing.T, dialect db.Dialect, s setup) *rig {
 		RetentionDays: 90, QueuedLimit: limit(s.queued), DailyLimit: limit(s.daily),
 	})
 	t.Cleanup(r.service.Close)
+	m, err := privacy.DataMap()
+	must(err)
+	r.privacy, err = privacy.New(privacy.Options{
+		DB: r.db, Keys: keys, Vault: r.vault, Objects: store, Queue: r.queue, Clock: r.clock, Log: log,
+		Metrics: privacy.NewMetrics(nil), Map: m, Policy: privacy.DefaultPolicy(),
+		Removes: map[string]privacy.Remove{"generations": r.service.RemoveGenerations, "images": r.service.RemoveImages},
+	})
+	must(err)
 	open := s.open
 	if open == nil {
 		open = func(engine.Settings) (engine.Engine, error) { return r.engine, nil }
@@ -335,21 +345,32 @@ func (r *rig) mend(d time.Duration) {
 func (r *rig) swept() {
 	r.t.Helper()
 	testenv.Eventually(r.t, 20*time.Second, func() bool {
-		return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('queued', 'running')`, KindSweep) == 0
+		return r.count(`SELECT count(*) FROM jobs WHERE kind IN (?, ?) AND state IN ('queued', 'running')`, KindSweep, privacy.KindPurge) == 0
 	})
 }
 
-// hourly runs the schedule's sweep.
+// hourly runs what the schedules run every hour.
 func (r *rig) hourly() {
 	r.t.Helper()
-	err := r.db.Tx(context.Background(), func(tx *db.Tx) error {
-		_, err := r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: Schedules()[0].Kind, Ref: Schedules()[0].Name})
-		return err
-	})
-	if err != nil {
-		r.t.Fatal(err)
+	for _, s := range append(privacy.Schedules(), Schedules()...) {
+		if s.Kind != privacy.KindPurge && s.Kind != KindSweep {
+			continue
+		}
+		err := r.db.Tx(context.Background(), func(tx *db.Tx) error {
+			_, err := r.queue.Add(context.Background(), tx, jobs.NewJob{Kind: s.Kind, Ref: s.Name})
+			return err
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.swept()
 	}
-	r.swept()
+}
+
+// purge ends what is past its time, and leaves objects to the sweep.
+func (r *rig) purge() error {
+	_, err := r.privacy.Purge(context.Background(), "generations")
+	return err
 }
 
 func wantCode(t *testing.T, err error, want problem.Code) {

@@ -84,6 +84,8 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/close-child", inSession, closeChildDoc, a.closeChild)
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/disclosures", inSession, discloseDoc, a.disclose)
 
+	add(a, http.MethodPost, "/v1/admin/retention/sweeps", inSession, sweepDoc, a.sweep)
+
 	add(a, http.MethodGet, "/v1/privacy/ledger/checkpoint", public, checkpointDoc, a.getCheckpoint)
 
 	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)

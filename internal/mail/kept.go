@@ -1,5 +1,7 @@
 package mail
 
+import "time"
+
 // RowKept is how long it stays on record that a mail was sent, without its content:
-// the policy page says so.
-const RowKept = rowLife
+// the policy page says so, and retention ends it by the data map.
+const RowKept = 30 * 24 * time.Hour

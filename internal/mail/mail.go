@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	netmail "net/mail"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,8 +28,6 @@ import (
 const (
 	// KindSend is the job that sends one mail; its ref is the mail's id.
 	KindSend = "mail:send"
-	// KindPrune is the job that removes what is not needed any more.
-	KindPrune = "mail:prune"
 	// Lane is where mails wait: a server that hangs must not hold up the other
 	// housekeeping.
 	Lane = "mail"
@@ -97,13 +94,7 @@ func New(o Options) *Mailer {
 	}
 	m := &Mailer{o: o, metrics: newMetrics(o.Registry)}
 	o.Queue.Register(jobs.Kind{Name: KindSend, Lane: Lane, MaxAttempts: attempts, Backoff: backoff, Run: m.send, Ended: m.ended})
-	o.Queue.Register(jobs.Kind{Name: KindPrune, Run: m.prune})
 	return m
-}
-
-// Schedules of what comes round.
-func Schedules() []jobs.Schedule {
-	return []jobs.Schedule{{Name: "mail-prune", Every: time.Hour, Kind: KindPrune}}
 }
 
 // urlKey stands in a mail's data beside what the template shows: the address of

@@ -688,79 +688,6 @@ func TestSendRefusesWhatNoAttemptCouldSend(t *testing.T) {
 	})
 }
 
-func TestOldRowsArePruned(t *testing.T) {
-	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		ctx := context.Background()
-		r := newRig(t, setup{db: d, transport: func(r *rig) Transport { return NewDirectory(filepath.Join(t.TempDir(), "mail"), r.clock) }})
-		old := r.send(reset(ada))
-		r.await(old, jobs.Succeeded)
-		heldOne := r.send(reset(ada))
-		r.await(heldOne, jobs.Succeeded)
-		var hold string
-		err := d.Tx(ctx, func(tx *db.Tx) (err error) {
-			hold, err = subject.Hold(ctx, tx, "sub_ada", "mails", heldOne, "case 7", r.clock.Now())
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		many := 2*pruneBatch + 7
-		err = d.Tx(ctx, func(tx *db.Tx) error {
-			for range many {
-				if _, err := tx.Exec(ctx, `INSERT INTO mails (id, subject, template, created_at, failed_at) VALUES (?, 'sub_ada', 'x', ?, ?)`,
-					db.NewID("mail", r.clock.Now()), r.clock.Millis(), r.clock.Millis()); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.exec(`INSERT INTO mails (id, subject, template, created_at) VALUES (?, 'sub_ada', 'x', ?)`, db.NewID("mail", r.clock.Now()), r.clock.Millis()) // never ended
-		rows := func() (n int) {
-			if err := d.Get(ctx, &n, `SELECT count(*) FROM mails`); err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-		prune := func() {
-			t.Helper()
-			if err := r.queue.NewScheduler(Schedules()...).Tick(ctx); err != nil {
-				t.Fatal(err)
-			}
-			testenv.Eventually(t, 20*time.Second, func() bool {
-				var n int
-				if err := d.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE kind = ? AND state <> 'succeeded'`, KindPrune); err != nil {
-					t.Fatal(err)
-				}
-				return n == 0
-			})
-		}
-		r.clock.Advance(29 * 24 * time.Hour)
-		if prune(); rows() != many+3 {
-			t.Errorf("%d rows after 29 days, want %d", rows(), many+3)
-		}
-		r.clock.Advance(24*time.Hour + time.Minute)
-		young := r.send(reset(ada))
-		r.await(young, jobs.Succeeded)
-		if prune(); rows() != 3 {
-			t.Errorf("%d rows after 30 days, want the held, the unended and the young one", rows())
-		}
-		if r.row(heldOne).ID == "" || r.row(young).ID == "" {
-			t.Error("a wrong row is gone")
-		}
-		if err := d.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, r.clock.Now()) }); err != nil {
-			t.Fatal(err)
-		}
-		r.clock.Advance(time.Hour)
-		if prune(); rows() != 2 {
-			t.Errorf("%d rows after the hold's release", rows())
-		}
-	})
-}
-
 // A hold on a mail keeps that it was written and what became of it. What it said,
 // and to whom, is there to be sent and goes with that.
 func TestAHoldOnAMailKeepsItsRowAndNotItsWords(t *testing.T) {
@@ -792,32 +719,6 @@ func TestAHoldOnAMailKeepsItsRowAndNotItsWords(t *testing.T) {
 		r.gone(sent, true)
 		r.await(refused, jobs.Failed)
 		r.gone(refused, false)
-		r.clock.Advance(rowLife + time.Hour)
-		if n, _, err := r.mail.pruneSome(ctx, ""); n != 0 || err != nil {
-			t.Errorf("%d rows of held mails were removed, %v", n, err)
-		}
-	})
-}
-
-// A hold that is placed while old rows are being removed.
-func TestAHoldStopsARowFromBeingPruned(t *testing.T) {
-	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		ctx := context.Background()
-		r := newRig(t, setup{db: d, idle: true, transport: func(*rig) Transport { return nil }})
-		id := r.send(reset(ada))
-		r.exec(`UPDATE mails SET accepted_at = ?, address = NULL, data = NULL`, r.clock.Millis())
-		r.clock.Advance(rowLife + time.Hour)
-		first, second := testenv.Overtaken(t, d,
-			func(tx *db.Tx) error {
-				_, err := subject.Hold(ctx, tx, "sub_ada", "mails", id, "case 7", r.clock.Now())
-				return err
-			},
-			func() error { _, _, err := r.mail.pruneSome(ctx, ""); return err })
-		if first != nil || second != nil {
-			t.Fatal(first, second)
-		}
-		r.row(id) // it is there
 	})
 }
 

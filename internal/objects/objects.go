@@ -48,6 +48,10 @@ type Store interface {
 	// versioned bucket it also names those of which only old versions or a
 	// delete marker are left: Get does not find them, Delete removes them.
 	List(ctx context.Context, prefix, after string, limit int) ([]Info, error)
+	// Backstop has the store itself delete objects that lie under prefix for longer
+	// than days, some time later, and parts that streams have left: should nobody
+	// else do so. In a folder it does nothing.
+	Backstop(ctx context.Context, prefix string, days int) error
 	// Check says whether objects can be written. It writes a few bytes and
 	// removes them, in S3 under probe/.
 	Check(ctx context.Context) error
@@ -63,6 +67,7 @@ type Info struct {
 	Key      string
 	Size     int64 // bytes
 	Modified time.Time
+	Hidden   bool // Get does not find it: only old versions or a marker are left
 }
 
 // What a Store says; find them with errors.Is. Of every other error, trying
@@ -78,7 +83,7 @@ var (
 // An Error is a failure of the store in words that may be logged. The cause,
 // which may name keys and addresses, is reached only by errors.Is and errors.As.
 type Error struct {
-	Op   string // open, put, get, delete, list or check
+	Op   string // open, put, get, delete, list, backstop or check
 	Code string // S3's code, an HTTP status, or what the system or network said
 	kind error  // one of the errors above, or nil
 	err  error

@@ -45,6 +45,7 @@ type S3 struct {
 	core    minio.Core
 	bucket  string
 	region  string
+	plain   *http.Client  // for what core does not know
 	proving chan struct{} // holds one while somebody proves the server
 	proved  atomic.Bool
 }
@@ -80,7 +81,11 @@ func OpenS3(ctx context.Context, o S3Options) (*S3, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &S3{core: *core, bucket: o.Bucket, region: o.Region, proving: make(chan struct{}, 1)}
+	transport, err := o.transport()
+	if err != nil {
+		return nil, err
+	}
+	s := &S3{core: *core, bucket: o.Bucket, region: o.Region, plain: &http.Client{Transport: transport}, proving: make(chan struct{}, 1)}
 	if err := s.prove(ctx, "open"); err != nil && (ctx.Err() != nil || !IsAway(err)) {
 		return nil, err
 	}
@@ -561,6 +566,7 @@ func (s *S3) List(ctx context.Context, prefix, after string, limit int) ([]Info,
 		info := Info{Key: o.Key, Size: o.Size, Modified: o.LastModified.UTC()}
 		if n := len(found); n > 0 && found[n-1].Key == o.Key {
 			if marker && !o.IsDeleteMarker {
+				info.Hidden = true
 				found[n-1], marker = info, false
 			}
 			continue
@@ -568,6 +574,7 @@ func (s *S3) List(ctx context.Context, prefix, after string, limit int) ([]Info,
 		if len(found) == limit {
 			break
 		}
+		info.Hidden = o.IsDeleteMarker
 		found, marker = append(found, info), o.IsDeleteMarker
 	}
 	return found, s3Error("list", ctx.Err()) // an ended context ends the listing without a word

@@ -35,6 +35,8 @@ type proxy struct {
 	mu     sync.Mutex
 	fault  fault
 	count  map[string]int // by method
+
+	everything bool // also what is about no object of ours
 }
 
 func faulty(t *testing.T, b testenv.S3Bucket) (*proxy, testenv.S3Bucket) {
@@ -48,7 +50,7 @@ func faulty(t *testing.T, b testenv.S3Bucket) (*proxy, testenv.S3Bucket) {
 	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		f := p.fault
-		if strings.HasPrefix(r.URL.Path, "/"+b.Bucket+"/images/") {
+		if p.everything || strings.HasPrefix(r.URL.Path, "/"+b.Bucket+"/images/") {
 			p.count[r.Method]++
 		} else {
 			f = nil

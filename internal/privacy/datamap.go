@@ -18,6 +18,9 @@ import (
 //go:embed datamap.yaml
 var dataMap []byte
 
+// ShippedMap is its text.
+func ShippedMap() []byte { return dataMap }
+
 // DataMap is the map of this version of the program.
 func DataMap() (*Map, error) { return ParseMap(dataMap) }
 
@@ -100,6 +103,7 @@ type Keep struct {
 	For      string   `yaml:"for"`        // a span of ours such as 30d or 24h,
 	From     string   `yaml:"from"`       // since the time in this column; NULL or 0: it has not begun
 	Until    string   `yaml:"until"`      // the column with the end, where one is stored
+	Unless   string   `yaml:"unless"`     // a column that keeps the row from it as long as it is not 0 or NULL
 	Then     Action   `yaml:"then"`       // delete or null
 	Columns  []string `yaml:"columns"`    // that become null
 	By       string   `yaml:"by"`         // the task type that does it, or the process

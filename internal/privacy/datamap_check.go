@@ -237,7 +237,7 @@ func (c *checker) keep(where string, t *Table, k Keep) {
 	}
 	if k.AsLongAs != "" {
 		c.among(where, "as_long_as", k.AsLongAs, []string{"account", "installation", "need"})
-		if k.From != "" || k.Until != "" || k.Then != "" {
+		if k.From != "" || k.Until != "" || k.Then != "" || k.Unless != "" {
 			c.bad(where, "as_long_as has no times")
 		}
 		return
@@ -258,6 +258,15 @@ func (c *checker) keep(where string, t *Table, k Keep) {
 		if col := t.Column(column); col == nil || col.Type != "time" {
 			c.bad(where, "%s names %s, which is no column of the type time", field, column)
 		}
+	}
+	if col := t.Column(k.Unless); k.Unless != "" && (col == nil || col.Type != "time" && col.Type != "flag") {
+		c.bad(where, "unless names %s, which is no column of the type time or flag", k.Unless)
+	}
+	if k.By == KindPurge && t.Store != StoreMain {
+		c.bad(where, "%s ends rows of the main store alone: holds stand there", KindPurge)
+	}
+	if k.Window != "" && k.Until != "" && k.Window != inDays {
+		c.bad(where, "until beside a window is for %s, which is given in days: an end that is stored must follow a shorter one", inDays)
 	}
 	c.among(where, "then", string(k.Then), []string{string(Delete), string(Null)})
 	if (k.Then == Null) != (len(k.Columns) > 0) {
@@ -419,7 +428,7 @@ func (t *Table) role(column string) string {
 		roles = append(roles, "says whose the row is")
 	}
 	for _, k := range t.Keep {
-		if k.From == column || k.Until == column {
+		if k.From == column || k.Until == column || k.Unless == column {
 			roles = append(roles, "decides when the row goes")
 			break
 		}

@@ -173,7 +173,11 @@ func (s *Service) moveObjects(ctx context.Context, t *Table, x exception) error 
 			return err
 		}
 		_, rest, _ := strings.Cut(from, x.Subject+"/")
-		if err := s.move(ctx, from, heldPrefix+x.Subject+"/"+x.ID+"/"+rest, o.Bound(from), x); err != nil {
+		copies, err := s.copiesOf(ctx, x, rest)
+		if err != nil {
+			return err
+		}
+		if err := s.move(ctx, append([]string{from}, copies...), heldPrefix+x.Subject+"/"+x.ID+"/"+rest, o.Bound(from), x); err != nil {
 			return err
 		}
 	}
@@ -204,8 +208,15 @@ func (s *Service) keyOf(ctx context.Context, o *StoredObject, t *Table, x except
 	return key, nil
 }
 
-func (s *Service) move(ctx context.Context, from, to string, data []byte, x exception) error {
-	sealed, _, err := s.Objects.Get(ctx, from)
+// move copies the first of some objects that is there: the bucket may have deleted the
+// original of what is held.
+func (s *Service) move(ctx context.Context, from []string, to string, data []byte, x exception) error {
+	sealed, _, err := s.Objects.Get(ctx, from[0])
+	for _, copied := range from[1:] {
+		if errors.Is(err, objects.ErrNotExist) {
+			sealed, _, err = s.Objects.Get(ctx, copied)
+		}
+	}
 	if errors.Is(err, objects.ErrNotExist) {
 		return nil // it had been removed before
 	}

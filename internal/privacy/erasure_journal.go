@@ -35,12 +35,12 @@ func (s *Service) writeJournal(ctx context.Context, e *erasure) error {
 	return nil
 }
 
-// journal goes through all accounts in the journal.
-func (s *Service) journal(ctx context.Context, f func([]entry) error) error {
+// journal goes through all entries of a kind in the journal.
+func (s *Service) journal(ctx context.Context, kind string, f func([]entry) error) error {
 	for after := ""; ; {
 		var page []entry
 		err := s.Keys.Select(ctx, &page, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND id > ? ORDER BY id LIMIT ?`,
-			journalAccount, after, eraseBatch)
+			kind, after, eraseBatch)
 		if err != nil {
 			return fmt.Errorf("read the journal of erasures: %w", err)
 		}
@@ -54,11 +54,11 @@ func (s *Service) journal(ctx context.Context, f func([]entry) error) error {
 	}
 }
 
-// Unreplayed counts erasures of the journal that the main database does not know:
-// it was restored from before them, or belongs to another key store. Until they
-// are replayed nothing may be served from it.
+// Unreplayed counts erasures and deletions of the journal that the main database does
+// not know: it was restored from before them, or belongs to another key store. Until
+// they are replayed nothing may be served from it.
 func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
-	err = s.journal(ctx, func(page []entry) error {
+	err = s.journal(ctx, journalAccount, func(page []entry) error {
 		args := []any{subject.Closing, subject.Erased}
 		for _, e := range page {
 			args = append(args, e.ID)
@@ -72,13 +72,19 @@ func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
 		n += len(page) - known
 		return nil
 	})
-	return n, err
+	if err != nil {
+		return n, err
+	}
+	back, err := s.deletionsBack(ctx)
+	return n + back, err
 }
 
 // Replayed is what a replay did.
 type Replayed struct {
 	Erased int // complete
 	Open   int // go on by themselves: they wait for late work, or failed
+
+	Deleted int // generations and images
 }
 
 // Replay repeats every erasure of the journal on the main database and on the
@@ -86,7 +92,7 @@ type Replayed struct {
 // nothing that the erasures would not. An erasure that fails is left to its job.
 func (s *Service) Replay(ctx context.Context) (Replayed, error) {
 	var ids []string
-	err := s.journal(ctx, func(page []entry) error {
+	err := s.journal(ctx, journalAccount, func(page []entry) error {
 		for _, j := range page {
 			if err := s.reopen(ctx, j); err != nil {
 				return err
@@ -100,6 +106,9 @@ func (s *Service) Replay(ctx context.Context) (Replayed, error) {
 	}
 	var done Replayed
 	var failed []error
+	if done.Deleted, err = s.deleteAgain(ctx); err != nil {
+		failed = append(failed, err)
+	}
 	for _, id := range ids {
 		complete, err := s.finish(ctx, id)
 		if complete {

@@ -96,6 +96,15 @@ type away struct {
 	mu      sync.Mutex
 	down    bool
 	refuses bool
+	left    int    // deletions until then; and
+	then    func() // nil: nothing
+}
+
+// after has something happen behind the nth deletion from now.
+func (a *away) after(n int, then func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.left, a.then = n, then
 }
 
 func (a *away) refuse(deletes bool) {
@@ -132,6 +141,9 @@ func (a *away) Delete(ctx context.Context, keys ...string) error {
 	}
 	a.mu.Lock()
 	refuses := a.refuses
+	if a.left--; a.left == 0 && a.then != nil {
+		defer a.then()
+	}
 	a.mu.Unlock()
 	if refuses {
 		return &objects.Error{Op: "delete", Code: "AccessDenied"}
@@ -276,15 +288,21 @@ func (h *home) rooms() {
 	})
 	rooms = generate.New(generate.Options{
 		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
-		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
+		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), Journal: func(ctx context.Context, table string, ids []string) error { return own.Journal(ctx, table, ids) }, RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
 	})
 	h.t.Cleanup(rooms.Close)
 	h.generate = rooms
 	h.registry = prometheus.NewRegistry()
 	o := h.options
-	o.Metrics, o.Policy = privacy.NewMetrics(h.registry), privacy.DefaultPolicy()
+	o.Metrics = privacy.NewMetrics(h.registry)
+	if o.Policy.Version == "" {
+		o.Policy = privacy.DefaultPolicy()
+	}
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
-	o.Map = dataMap(h.t)
+	if o.Map == nil {
+		o.Map = dataMap(h.t)
+	}
+	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
 	var err error
 	own, err = privacy.New(o)
 	must(h.t, err)

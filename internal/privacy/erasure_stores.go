@@ -48,7 +48,7 @@ func (s *Service) deleteObjects(ctx context.Context, e *erasure) error {
 			return err
 		}
 	}
-	return nil
+	return s.deleteCopies(ctx, e.Subject)
 }
 
 // deletePrefix counts what it deletes before it is gone, each object once.

@@ -43,7 +43,7 @@ func (s *Service) Tend(ctx context.Context) {
 // what has had its time, and measures what is open. alarm also tells in the log
 // what nears its deadline.
 func (s *Service) Look(ctx context.Context, alarm bool) error {
-	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.measure(ctx, alarm))
+	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.forgetDeletions(ctx), s.measure(ctx, alarm), s.measureSweeps(ctx))
 }
 
 // adopt requests erasures of accounts that closed before there was one.
@@ -111,8 +111,8 @@ func (s *Service) forget(ctx context.Context) error {
 	}
 	// A backup may have been made a moment before the deadline.
 	var old []entry
-	err = s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE at < ? ORDER BY at LIMIT ?`,
-		s.Policy.Backups.Before(s.Policy.Windows.Deletion.Before(now)).UnixMilli(), eraseBatch)
+	err = s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND at < ? ORDER BY at LIMIT ?`,
+		journalAccount, s.Policy.Backups.Before(s.Policy.Windows.Deletion.Before(now)).UnixMilli(), eraseBatch)
 	if err != nil {
 		return fmt.Errorf("forget the old journal: %w", err)
 	}

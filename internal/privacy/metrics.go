@@ -10,6 +10,10 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+
+	purged, orphans                prometheus.Counter
+	objectsMissing, objectsUnknown prometheus.Gauge
+	sweepsOldest                   prometheus.Gauge
 }
 
 // What became of an export.
@@ -38,6 +42,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		purged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_rows_purged_total", Help: "Rows, or their content, that retention ended because their time was over."}),
+		orphans: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zimage_orphans_deleted_total", Help: "Objects that no row needed, found by the daily comparison and deleted."}),
+		objectsMissing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_objects_missing", Help: "Objects that rows need and the last daily comparison did not find (from the scheduler)."}),
+		objectsUnknown: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_objects_unknown", Help: "Objects that the last daily comparison found and nobody can tell whose they are (from the scheduler)."}),
+		sweepsOldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_sweeps_oldest_seconds", Help: "Time since the last good sweep of the table that waits longest (from the scheduler)."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -46,7 +60,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures)
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
+			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.sweepsOldest)
 	}
 	return m
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"zimage/internal/clock"
@@ -34,6 +35,10 @@ type Options struct {
 
 	// Erasers are asked by every erasure. None: nobody outside holds anything.
 	Erasers []Eraser
+
+	// Removes end the content of rows, by table, where retention would not know all
+	// that goes with it.
+	Removes map[string]Remove
 }
 
 // Service is the room. Its methods are safe for concurrent use.
@@ -42,18 +47,29 @@ type Service struct {
 
 	// at is called before and after each step of an erasure. Tests end it there.
 	at func(step string, done bool) error
+
+	once sync.Mutex
+	main *plan // what the main database demands; nil: not read yet
 }
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
 	s := &Service{Options: o, at: func(string, bool) error { return nil }}
 	o.Queue.Register(s.erasureKind())
-	return s, s.initExports()
+	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
+		o.Queue.Register(k)
+	}
+	return s, errors.Join(s.initExports(), s.checkPurge())
 }
 
 // Schedules are the room's recurring work.
 func Schedules() []jobs.Schedule {
-	return []jobs.Schedule{{Name: "export-sweep", Every: time.Hour, Kind: KindExportSweep}}
+	return []jobs.Schedule{
+		{Name: "export-sweep", Every: time.Hour, Kind: KindExportSweep},
+		{Name: sweepSchedule, Every: time.Hour, Kind: KindPurge},
+		{Name: holdSchedule, Every: time.Hour, Kind: KindHold},
+		{Name: "comparison", Every: 24 * time.Hour, Kind: KindCompare},
+	}
 }
 
 // Happened is told of every event, in its transaction.

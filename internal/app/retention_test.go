@@ -1,0 +1,129 @@
+//go:build unix
+
+package app
+
+import (
+	"archive/zip"
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/config"
+	"zimage/internal/objects"
+	"zimage/internal/privacy"
+	"zimage/internal/testenv"
+)
+
+// The same number, for what is stored already: page, what can be read, purge, the
+// bucket's rule and the text of an export follow the one file.
+func TestPromise_P1_OneNumberInOneFileChangesWhatIsStored(t *testing.T) {
+	t.Parallel()
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		ctx, bucket := t.Context(), testenv.S3(t)
+		settings := map[string]string{"ZIMAGE_DATABASE_URL": url, "ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"),
+			"ZIMAGE_S3_ENDPOINT": bucket.Endpoint, "ZIMAGE_S3_BUCKET": bucket.Bucket, "ZIMAGE_S3_ACCESS_KEY": bucket.AccessKey,
+			"ZIMAGE_S3_SECRET_KEY": bucket.SecretKey, "ZIMAGE_S3_TLS": "false"}
+		rule := func(days int) bool {
+			there, err := objects.LookBackstop(ctx, objects.S3Options{Endpoint: bucket.Endpoint, Bucket: bucket.Bucket,
+				AccessKey: bucket.AccessKey, SecretKey: bucket.SecretKey}, privacy.BackstopPrefix, days+1)
+			return err == nil && there
+		}
+		first := serve(t, "", settings)
+		first.app.start(t, config.RoleScheduler)
+		testenv.Eventually(t, 30*time.Second, func() bool { return rule(90) })
+		var made struct{ ID string }
+		first.answered("/v1/generations", `{"prompt":"a lighthouse","width":64,"height":64}`, &made)
+		back := (70 * 24 * time.Hour).Milliseconds()
+		if _, err := first.app.db.Exec(ctx, `UPDATE generations SET created_at = created_at - ?, expires_at = expires_at - ?`, back, back); err != nil {
+			t.Fatal(err)
+		}
+		path := "/v1/generations/" + made.ID
+		status := func(s served) int {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+first.key)
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = res.Body.Close()
+			return res.StatusCode
+		}
+		if got := status(first); got != http.StatusOK {
+			t.Fatalf("with 90 days it is answered %d", got)
+		}
+
+		file := filepath.Join(t.TempDir(), "policy.yaml")
+		if err := os.WriteFile(file, []byte(strings.Replace(string(privacy.Example), "generated_content: 90 days", "generated_content: 60 days", 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		settings["ZIMAGE_POLICY"], settings["ZIMAGE_LISTEN"] = file, freePort(t)
+		a := open(t, config.RoleUp, settings)
+		a.start(t, config.RoleAPI)
+		second := served{t: t, app: a, base: "http://" + settings["ZIMAGE_LISTEN"]}
+		if got := status(second); got != http.StatusGone {
+			t.Errorf("with 60 days it is answered %d", got)
+		}
+		if _, page := second.do(http.MethodGet, "/privacy", ""); !strings.Contains(page, `<span id="window-generated-content">60 days</span>`) {
+			t.Error("the page does not say it")
+		}
+		if n, err := a.Privacy.Purge(ctx, "generations"); n != 1 || err != nil {
+			t.Errorf("%d are purged, %v", n, err)
+		}
+		var found string
+		Examine(ctx, a.config, config.RoleUp, func(f Finding) {
+			if f.Part == "objects" {
+				found += fmt.Sprintln(f)
+			}
+		})
+		if !strings.Contains(found, "rule") {
+			t.Errorf("before a scheduler was there, the doctor says %s", found)
+		}
+		a.Privacy.SetBackstop(ctx)
+		if !rule(60) {
+			t.Error("the bucket's rule is another")
+		}
+		owner, err := a.Accounts.FindUser(ctx, "ada@example.org")
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked, err := a.Privacy.AskExport(ctx, owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.start(t, config.RoleWorker)
+		testenv.Eventually(t, time.Minute, func() bool {
+			e, err := a.Privacy.Export(ctx, owner, asked.ID)
+			return err == nil && e.Status == privacy.ExportReady
+		})
+		archive, err := a.Privacy.ExportArchive(ctx, owner, asked.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = archive.Close() }()
+		content, err := io.ReadAll(archive)
+		if err != nil {
+			t.Fatal(err)
+		}
+		z, err := zip.NewReader(bytes.NewReader(content), int64(len(content)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := z.Open("manifest.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(f)
+		if err != nil || !strings.Contains(string(text), "At most 60 days after created_at") || strings.Contains(string(text), "90 days after created_at") {
+			t.Errorf("the export says %s, %v", text, err)
+		}
+	})
+}
