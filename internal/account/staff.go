@@ -101,6 +101,9 @@ func (p Principal) may(roles ...Role) error {
 	return problem.New(problem.Forbidden, "This is for staff.")
 }
 
+// OnlyFor is may for doors to what opens nobody's account.
+func (p Principal) OnlyFor(roles ...Role) error { return p.may(roles...) }
+
 // atTheMachine refuses everybody but the command line: a member of staff can be
 // talked into things.
 func (p Principal) atTheMachine(what string) error {

@@ -43,6 +43,7 @@ type rig struct {
 	otherProcess func() *account.Service // of the same installation
 	vault        *vault.Vault
 	ledger       *privacy.Ledger
+	usage        *privacy.Usage
 	options      Options // of the API, to serve it once more with others
 }
 
