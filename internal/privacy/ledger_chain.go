@@ -137,20 +137,43 @@ type Checkpoint struct {
 
 // Checkpoint is the newest one; NotFound before anything was sealed.
 func (l *Ledger) Checkpoint(ctx context.Context) (Checkpoint, error) {
-	b, err := l.last(ctx, l.o.DB)
+	c, err := l.newest(ctx, l.o.DB)
 	if err != nil {
 		return Checkpoint{}, db.Unavailable(err)
 	}
-	if b.Number == 0 {
+	if c == nil {
 		return Checkpoint{}, problem.New(problem.NotFound, "Nothing has been sealed yet.")
 	}
-	return Checkpoint{Batch: b.Number, At: time.UnixMilli(b.At).UTC(), Hash: b.Hash, Signature: b.Signature, PublicKey: l.o.Vault.PublicKey()}, nil
+	return *c, nil
 }
 
-// ParseCheckpoint reads one as the API gives it.
+// newest is the newest checkpoint; nil before anything was sealed.
+func (l *Ledger) newest(ctx context.Context, q db.Querier) (*Checkpoint, error) {
+	b, err := l.last(ctx, q)
+	if err != nil || b.Number == 0 {
+		return nil, err
+	}
+	return &Checkpoint{Batch: b.Number, At: time.UnixMilli(b.At).UTC(), Hash: b.Hash, Signature: b.Signature, PublicKey: l.o.Vault.PublicKey()}, nil
+}
+
+// ParseCheckpoint reads one as the API gives it, or out of the manifest of an
+// export or the receipt of an erasure.
 func ParseCheckpoint(text []byte) (Checkpoint, error) {
 	var c Checkpoint
-	if err := json.Unmarshal(text, &c); err != nil || c.Batch < 1 || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
+	var in struct {
+		Checkpoint *Checkpoint
+		Receipt    *struct{ Checkpoint *Checkpoint }
+	}
+	err := json.Unmarshal(text, &in)
+	switch {
+	case err == nil && in.Checkpoint != nil:
+		c = *in.Checkpoint
+	case err == nil && in.Receipt != nil && in.Receipt.Checkpoint != nil:
+		c = *in.Receipt.Checkpoint
+	case err == nil:
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil || c.Batch < 1 || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
 		return Checkpoint{}, errors.New("this is no checkpoint of a ledger: it needs batch, at, hash, signature and public_key")
 	}
 	return c, nil
