@@ -49,6 +49,7 @@ type cli struct {
 		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
 		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
 	} `cmd:"" help:"Look after the privacy policy."`
+	Import importCommand `cmd:"" help:"Put the generations and images of an export into a user's account."`
 	Ledger struct {
 		Verify     ledgerVerify     `cmd:"" help:"Check the whole ledger, and name the first entry or batch that was changed."`
 		Checkpoint ledgerCheckpoint `cmd:"" help:"Print the newest checkpoint, to be kept somewhere else."`

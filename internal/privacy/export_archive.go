@@ -493,7 +493,7 @@ func (a *archive) manifest(w io.Writer) error {
 		return err
 	}
 	head, err := json.MarshalIndent(map[string]any{
-		"format": "zimage-export/1", "export": a.id, "subject": a.owner, "made_at": stamp(a.at), "records": a.records,
+		"format": exportFormat, "export": a.id, "subject": a.owner, "made_at": stamp(a.at), "records": a.records,
 		"lists": lists, "left_out": a.s.Map.omissions(), "removed_while_it_was_made": a.removed,
 		"checkpoint": checkpoint,
 	}, "", "  ")
