@@ -129,6 +129,27 @@ func TestPromise_U1_UsageIsWrittenSealedAndExported(t *testing.T) {
 	})
 }
 
+// Usage is kept for the policy's window and no longer: the map says so to whoever
+// deletes, and of each generation an event without content outlives the generation.
+func TestPromise_R4_UsageHasItsWindow(t *testing.T) {
+	t.Parallel()
+	m := dataMap(t)
+	table := m.Table(privacy.StoreMain, "usage_events")
+	if k := table.Keep; len(k) != 1 || k[0].Window != "usage" || k[0].From != "at" || k[0].Then != privacy.Delete {
+		t.Errorf("usage is kept as %+v", k)
+	}
+	usage, _ := privacy.DefaultPolicy().Window("usage")
+	content, _ := privacy.DefaultPolicy().Window("generated_content")
+	if !usage.After(start).Equal(start.AddDate(1, 0, 0)) || !content.After(start).Before(usage.After(start)) {
+		t.Errorf("usage is kept for %s, content for %s", usage, content)
+	}
+	for _, c := range table.Columns {
+		if strings.Contains(c.Name, "generation") || strings.Contains(c.Name, "prompt") || c.Sealed == "" && c.Type == "bytes" {
+			t.Errorf("an event has %s", c.Name)
+		}
+	}
+}
+
 // Of whoever objects to statistics, restricts, closes or is gone, nothing is
 // written from then on, whatever was noted before.
 func TestPromise_U1_NotOfWhoeverObjects(t *testing.T) {
