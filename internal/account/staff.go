@@ -101,8 +101,14 @@ func (p Principal) may(roles ...Role) error {
 	return problem.New(problem.Forbidden, "This is for staff.")
 }
 
-// OnlyFor is may for doors to what opens nobody's account.
-func (p Principal) OnlyFor(roles ...Role) error { return p.may(roles...) }
+// AskStaff refuses whoever is not staff in one of the roles, or no longer: for what is
+// about nobody's account.
+func (s *Service) AskStaff(ctx context.Context, staff Principal, roles ...Role) error {
+	if err := staff.may(roles...); err != nil {
+		return err
+	}
+	return away(s.db.Tx(ctx, func(tx *db.Tx) error { return s.stillStaff(ctx, tx, staff) }))
+}
 
 // atTheMachine refuses everybody but the command line: a member of staff can be
 // talked into things.

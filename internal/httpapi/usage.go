@@ -61,7 +61,7 @@ func (a *API) tellUsage(ctx context.Context, in *usageInput) (*struct{}, error) 
 }
 
 func (a *API) usageReport(ctx context.Context, in *usageReportInput) (*usageReportOutput, error) {
-	if err := callOf(ctx).who.OnlyFor(account.RoleOperator); err != nil {
+	if err := a.rooms.Accounts.AskStaff(ctx, callOf(ctx).who, account.RoleOperator); err != nil {
 		return nil, err
 	}
 	counts, err := a.rooms.Usage.Report(ctx, in.Per, in.Last)
