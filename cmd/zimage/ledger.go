@@ -11,7 +11,7 @@ import (
 )
 
 type ledgerVerify struct {
-	Checkpoint string `type:"path" help:"File with a checkpoint that somebody kept, as GET /v1/privacy/ledger/checkpoint gives it: finds what was cut off or written anew since."`
+	Checkpoint string `type:"path" help:"File with a checkpoint that somebody kept, as GET /v1/privacy/ledger/checkpoint gives it, the manifest of an export, or the receipt of an erasure: finds what was cut off or written anew since."`
 }
 
 func (l ledgerVerify) Run(ctx context.Context) error {

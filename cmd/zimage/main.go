@@ -52,10 +52,14 @@ type cli struct {
 	Retention struct {
 		Plan retentionPlan `cmd:"" help:"Say what the next sweep ends, by table, and why. It changes nothing."`
 	} `cmd:"" help:"Look after what is past its time."`
+	Import importCommand `cmd:"" help:"Put the generations and images of an export into a user's account."`
 	Ledger struct {
 		Verify     ledgerVerify     `cmd:"" help:"Check the whole ledger, and name the first entry or batch that was changed."`
 		Checkpoint ledgerCheckpoint `cmd:"" help:"Print the newest checkpoint, to be kept somewhere else."`
 	} `cmd:"" help:"Look after the ledger of what was done with people's data."`
+	Usage struct {
+		Report usageReport `cmd:"" help:"Count how many people used which feature, in tens and without names."`
+	} `cmd:"" help:"Learn which features are used."`
 	Root struct {
 		Rotate rootRotate `cmd:"" help:"Wrap every key with the current root, and make a new one when it is due: call it every day."`
 	} `cmd:"" help:"Look after the root keys."`

@@ -61,6 +61,7 @@ type App struct {
 	Generate *generate.Service
 	Ledger   *privacy.Ledger
 	Privacy  *privacy.Service
+	Usage    *privacy.Usage
 
 	restored atomic.Bool // the main database lacks erasures that were done: nothing may be served from it
 
@@ -160,6 +161,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	if err != nil {
 		return nil, err
 	}
+	a.Usage = privacy.NewUsage(privacy.UsageOptions{
+		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Registry: a.registry, Place: places, Window: a.policy.Windows.Usage,
+	})
 	a.vault = v
 	if err := a.findRestored(ctx); err != nil {
 		return nil, err

@@ -247,6 +247,41 @@ func BenchmarkAccept(b *testing.B) {
 	}
 }
 
+// BenchmarkUsage submits over HTTP to two services, of which one writes usage
+// events, in turns.
+func BenchmarkUsage(b *testing.B) {
+	for b.Loop() {
+		const n, turns = 1000, 9
+		with, without := openHouse(b, 100, 1), openHouse(b, 100, 1)
+		without.Usage = nil
+		c := client()
+		post := func(h *house) float64 {
+			return parallel(connections, n, func(i int) { h.submit(b, c, i, `{"prompt":"`+prompt+`"}`) })
+		}
+		for _, h := range []*house{with, without} {
+			h.start(b, config.RoleAPI)
+			post(h)
+		}
+		floors := []float64{post(without)}
+		var ratios []float64
+		for i := range turns {
+			rate := post(with)
+			floors = append(floors, post(without))
+			ratios = append(ratios, 2*rate/(floors[i]+floors[i+1]))
+		}
+		var written int
+		testenv.Eventually(b, 20*time.Second, func() bool {
+			if err := with.db.Get(context.Background(), &written, `SELECT count(*) FROM usage_events`); err != nil {
+				b.Fatal(err)
+			}
+			return written == (turns+1)*n
+		})
+		b.ReportMetric(median(floors), "accepts/s-without")
+		b.ReportMetric(slices.Max(floors)/slices.Min(floors), "floor-max/min")
+		atLeast(b, "with/without", median(ratios), 0.95)
+	}
+}
+
 func median(of []float64) float64 {
 	sorted := slices.Sorted(slices.Values(of))
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2

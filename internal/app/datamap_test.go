@@ -189,6 +189,7 @@ var planted = map[string]string{
 	"model":    "canary-model",
 	"agent":    "CanaryBrowser/7",
 	"place":    "Canaryville, Canaria",
+	"address":  canaryAddress,
 	"key":      "laptop of canary",
 	"passkey":  "phone of canary",
 	"reason":   "ticket 17 of canary",
@@ -347,7 +348,6 @@ func (w *witness) person() {
 	w.send(200, "PATCH", "/v1/account", object{"preferences": object{"model": planted["model"], "width": 64, "height": 64}}, nil)
 	w.send(200, "POST", "/v1/account/email", object{"email": planted["new mail"]}, nil)
 	w.send(200, "POST", "/v1/account/totp", nil, nil)
-	w.send(200, "PUT", "/v1/account/objections/statistics", nil, nil)
 	w.passkey()
 	var made struct{ Token string }
 	w.send(200, "POST", "/v1/keys", object{"name": planted["key"], "scopes": []string{"generate", "read"}}, &made)
@@ -362,6 +362,13 @@ func (w *witness) person() {
 	if generation.Status != "succeeded" {
 		w.t.Fatalf("the generation is %s", generation.Status)
 	}
+	// What was used is written beside the requests, until the person objects.
+	testenv.Eventually(w.t, time.Minute, func() bool {
+		var n int
+		w.must(w.a.db.Get(ctx, &n, `SELECT count(*) FROM usage_events WHERE feature = 'create-generation'`))
+		return n == 1
+	})
+	w.send(200, "PUT", "/v1/account/objections/statistics", nil, nil)
 	// And what goes wrong.
 	w.send(400, "GET", "/v1/generations/gen_canary?q=canary", nil, nil, append(program, "X-Canary", "canary", "Referer", "https://canary.example/")...)
 	w.send(404, "GET", "/v1/generations/gen_canary", nil, nil, program...)

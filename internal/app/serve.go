@@ -27,7 +27,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 		return err
 	}
 	api, err := httpapi.New(httpapi.Options{
-		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Redis: a.redis, Log: a.log, Clock: a.clock,
+		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Usage: a.Usage, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
 		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready, Closed: a.restored.Load,
 	})
@@ -40,6 +40,9 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 	defer stop()
 	beside.Go(func() { watchers.Run(besideCtx) })
 	beside.Go(func() { _ = a.awaitReplay(besideCtx) })
+	if a.Usage != nil {
+		beside.Go(func() { a.Usage.Run(besideCtx) })
+	}
 	beside.Go(func() {
 		a.Accounts.Run(besideCtx, func(err error) { a.log.Warn("could not tidy up behind accounts", "error", err) })
 	})

@@ -35,6 +35,8 @@ type Options struct {
 	Accounts *account.Service
 	Ledger   *privacy.Ledger
 	Privacy  *privacy.Service
+	// Usage is told which features are used. Nil: nobody is.
+	Usage *privacy.Usage
 	// Closed says that nothing may be served yet, but the probes. Nil: never.
 	Closed func() bool
 	// Redis shares the rate limits between processes. Nil, or away: each process

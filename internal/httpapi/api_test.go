@@ -44,6 +44,7 @@ type rig struct {
 	accountOptions account.Options
 	vault          *vault.Vault
 	ledger         *privacy.Ledger
+	usage          *privacy.Usage
 	options        Options // of the API, to serve it once more with others
 }
 

@@ -46,6 +46,7 @@ func (a *API) guard(need access) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		c := humagin.Unwrap(hc)
 		ctx := c.Request.Context()
+		callOf(ctx).route = hc.Operation().OperationID
 		err := a.checkOrigin(c.Request)
 		// Public routes have bounds of their own (strangers, and the queue of hashes): a
 		// crowd that signs in must not keep those waiting who are at work.

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"zimage/internal/account"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
 
@@ -26,6 +28,8 @@ type call struct {
 	token  string            // of the key or session, to look again whether it still holds
 	client account.Client    // who asks, as far as can be seen
 	code   string            // of the problem that was answered
+	route  string            // the operation's id, once the request was let in
+	screen string            // size of the screen, told with consent
 	head   bool              // HEAD came; it is served as GET
 	quiet  bool              // no line is logged of it
 
@@ -164,6 +168,10 @@ func (a *API) begin(c *gin.Context) {
 		took := time.Since(started)
 		a.meters.requests.WithLabelValues(route, method, strconv.Itoa(status)).Inc()
 		a.meters.seconds.WithLabelValues(route, method).Observe(took.Seconds())
+		if a.rooms.Usage != nil && call.owner != "" && status < http.StatusBadRequest {
+			a.rooms.Usage.Note(privacy.Use{Subject: call.owner, Caller: cmp.Or(call.who.KeyID, call.who.SessionID), Feature: call.route,
+				Look: c.Request.Method == http.MethodGet, Addr: call.client.Addr, Agent: call.client.Agent, Screen: call.screen})
+		}
 		if call.quiet {
 			return
 		}

@@ -128,6 +128,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(),
 	})
 	must(err)
+	r.usage = privacy.NewUsage(privacy.UsageOptions{DB: d, Vault: v, Clock: c, Log: log, Window: privacy.DefaultPolicy().Windows.Usage})
 	watchers := rooms.NewWatchers()
 
 	gate := make(chan struct{})
@@ -185,6 +186,6 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
 	r.accounts, r.vault, r.ledger = accounts, v, ledger
-	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Privacy: rights, Redis: client, Log: log, Clock: c})
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Privacy: rights, Usage: r.usage, Redis: client, Log: log, Clock: c})
 	return r
 }

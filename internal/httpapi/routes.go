@@ -43,6 +43,7 @@ func (a *API) routes() {
 	add(a, http.MethodGet, "/v1/account/objections", with(account.ScopeAccount), objectionsDoc, a.listObjections)
 	add(a, http.MethodPut, "/v1/account/objections/{purpose}", inSession, objectDoc, a.object)
 	add(a, http.MethodDelete, "/v1/account/objections/{purpose}", inSession, withdrawObjectionDoc, a.withdrawObjection)
+	add(a, http.MethodPost, "/v1/usage", inSession, usageDoc, a.tellUsage)
 	add(a, http.MethodPut, "/v1/account/restriction", inSession, restrictDoc, a.restrict)
 	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
 
@@ -85,6 +86,7 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/admin/accounts/{id}/disclosures", inSession, discloseDoc, a.disclose)
 
 	add(a, http.MethodPost, "/v1/admin/retention/sweeps", inSession, sweepDoc, a.sweep)
+	add(a, http.MethodGet, "/v1/admin/usage", inSession, usageReportDoc, a.usageReport)
 
 	add(a, http.MethodGet, "/v1/privacy/ledger/checkpoint", public, checkpointDoc, a.getCheckpoint)
 

@@ -94,6 +94,16 @@ type Table struct {
 	Erase    *Erase   `yaml:"erase"`  // nil: nobody's
 	Export   string   `yaml:"export"` // the name of its list in the category's section; empty: no column is exported
 	Columns  []Column `yaml:"columns"`
+	// Beside are fields of its list that stand in tables which are nobody's: the
+	// ledger's, which joins them.
+	Beside []Beside `yaml:"beside"`
+}
+
+// A Beside is a field of an exported list that is no column of its table.
+type Beside struct {
+	Name  string `yaml:"name"`
+	Type  string `yaml:"type"`
+	Holds string `yaml:"holds"`
 }
 
 // A Keep is one reason for which a row, or part of it, is kept no longer.
@@ -138,11 +148,12 @@ type Column struct {
 	Name        string `yaml:"name"`
 	Type        string `yaml:"type"`
 	Holds       string `yaml:"holds"`
-	Sealed      string `yaml:"sealed"`  // with the key of the row's subject: text or json is inside
+	Sealed      string `yaml:"sealed"`  // with the key of the row's subject: text or json is inside, or what the ledger opens
 	Hashed      string `yaml:"hashed"`  // how
 	Wrapped     string `yaml:"wrapped"` // by which key of the installation
 	Plain       string `yaml:"plain"`   // the query or the code that needs it so
 	Export      string `yaml:"export"`
+	Without     string `yaml:"without"` // what of its value is not exported, and why
 	NotExported string `yaml:"not_exported"`
 	Erase       Action `yaml:"erase"` // of a row that is kept: null or shred; empty: kept with it
 }

@@ -204,6 +204,18 @@ func (c *checker) table(where string, t *Table) {
 		}
 		c.column(at, t, col)
 	}
+	for _, b := range t.Beside {
+		at := where + ": beside " + b.Name
+		c.once(names, at, "export", b.Name)
+		c.said(at, "holds", b.Holds)
+		c.among(at, "type", b.Type, slices.Sorted(maps.Keys(types)))
+		if !plainName.MatchString(b.Name) {
+			c.bad(at, "the name must be of small letters, digits and _")
+		}
+		if t.Name != ledgerTable {
+			c.bad(at, "only the ledger joins other tables for an export")
+		}
+	}
 	if (t.Export != "") != (len(names) > 0) {
 		c.bad(where, "needs the name of its list in the export exactly when a column is exported")
 	}
@@ -322,7 +334,7 @@ func (c *checker) column(where string, t *Table, col Column) {
 	c.said(where, "holds", col.Holds)
 	c.one(where, map[string]string{"sealed": col.Sealed, "hashed": col.Hashed, "wrapped": col.Wrapped, "plain": col.Plain})
 	if col.Sealed != "" {
-		c.among(where, "sealed", col.Sealed, []string{"text", "json"})
+		c.among(where, "sealed", col.Sealed, []string{"text", "json", sealedLedger})
 		if col.Type != "bytes" || len(t.Key) != 1 || t.Subject == "" || t.Through != "" {
 			c.bad(where, "sealed needs bytes, a key of one column and the subject in the row itself: the key and the binding are made of them")
 		}
@@ -336,6 +348,12 @@ func (c *checker) column(where string, t *Table, col Column) {
 	}
 	if col.Export != "" && !plainName.MatchString(col.Export) {
 		c.bad(where, "export must be of small letters, digits and _")
+	}
+	if col.Without != "" && col.Export == "" {
+		c.bad(where, "without is for what is exported in part; nothing of this is")
+	}
+	if (col.Sealed == sealedLedger) != (t.Name == ledgerTable && col.Sealed != "") {
+		c.bad(where, "sealed is %s exactly in the table %s", sealedLedger, ledgerTable)
 	}
 	if col.Export != "" && col.Hashed+col.Wrapped != "" {
 		c.bad(where, "a hash or a wrapped key says nothing to anybody: not_exported")

@@ -36,6 +36,7 @@ type Receipt struct {
 	Stores      []ReceiptStore     `json:"stores"`
 	Processors  []ReceiptProcessor `json:"processors"`
 	Exceptions  []ReceiptException `json:"exceptions"`
+	Checkpoint  *Checkpoint        `json:"checkpoint,omitempty"` // the ledger's for everybody when it was issued
 }
 
 // A ReceiptStep is a step that was done.
@@ -222,6 +223,11 @@ func (s *Service) issue(ctx context.Context, id string) error {
 			e.CompletedAt = now
 		}
 		r, err := s.receipt(ctx, tx, &e)
+		if err == nil {
+			var c Checkpoint
+			c, err = s.ledger.public(ctx, tx)
+			r.Checkpoint = &c
+		}
 		if err != nil {
 			return err
 		}
@@ -336,6 +342,9 @@ func (r Receipt) String() string {
 		} else {
 			line("  kept: %d of %s %s. %s Until: %s", x.Records, x.Store, x.Name, x.Basis, x.Until)
 		}
+	}
+	if r.Checkpoint != nil {
+		line("It holds the ledger's checkpoint of %s: `zimage ledger verify --checkpoint` compares the ledger with it.", day(r.Checkpoint.At))
 	}
 	return b.String()
 }

@@ -367,12 +367,9 @@ func (a *archive) object(l *listing, o *StoredObject, r row) (path string, err e
 // schema writes the JSON Schema of a table's list.
 func (t *Table) schema(w io.Writer) error {
 	properties, required := map[string]any{}, []string{}
-	for _, c := range t.Columns {
-		if c.Export == "" {
-			continue
-		}
-		p := map[string]any{"description": c.Holds}
-		switch c.Type {
+	add := func(name, kind, holds string) {
+		p := map[string]any{"description": holds}
+		switch kind {
 		case "number":
 			p["type"] = []string{"integer", "null"}
 		case "flag":
@@ -381,14 +378,24 @@ func (t *Table) schema(w io.Writer) error {
 			p["type"], p["items"] = []string{"array", "null"}, map[string]any{"type": "string"}
 		case "time":
 			p["type"], p["format"] = []string{"string", "null"}, "date-time"
+		case "object":
+			p["type"] = []string{"object", "null"}
 		default:
 			p["type"] = []string{"string", "null"}
-			if c.Sealed == "json" {
-				p["type"] = []string{"object", "null"}
-			}
 		}
-		properties[c.Export] = p
-		required = append(required, c.Export)
+		properties[name] = p
+		required = append(required, name)
+	}
+	for _, c := range t.Columns {
+		if c.Sealed == "json" || c.Sealed == sealedLedger {
+			c.Type = "object"
+		}
+		if c.Export != "" {
+			add(c.Export, c.Type, c.Holds)
+		}
+	}
+	for _, b := range t.Beside {
+		add(b.Name, b.Type, b.Holds)
 	}
 	return indented(w, map[string]any{
 		"$schema": "https://json-schema.org/draft/2020-12/schema", "title": t.Export, "description": t.Holds, "type": "array",
@@ -415,10 +422,10 @@ func (m *Map) omissions() []omission {
 	var all []omission
 	for _, t := range m.Tables {
 		for _, c := range t.Columns {
-			if c.NotExported == "" {
+			if c.NotExported+c.Without == "" {
 				continue
 			}
-			o := omission{Holds: c.Holds, Why: c.NotExported}
+			o := omission{Holds: c.Holds, Why: c.NotExported + c.Without}
 			if t.Export != "" {
 				o.List = t.Category + "/" + t.Export
 			} else {
@@ -480,9 +487,14 @@ func (a *archive) manifest(w io.Writer) error {
 	for _, l := range a.lists {
 		lists = append(lists, kept{l.path("", ".json"), l.path("schemas/", ".schema.json"), l.table.Holds, l.Records, a.s.kept(l.table)})
 	}
+	checkpoint, err := a.s.ledger.public(a.ctx, a.s.DB)
+	if err != nil {
+		return err
+	}
 	head, err := json.MarshalIndent(map[string]any{
-		"format": "zimage-export/1", "export": a.id, "subject": a.owner, "made_at": stamp(a.at), "records": a.records,
+		"format": exportFormat, "export": a.id, "subject": a.owner, "made_at": stamp(a.at), "records": a.records,
 		"lists": lists, "left_out": a.s.Map.omissions(), "removed_while_it_was_made": a.removed,
+		"checkpoint": checkpoint,
 	}, "", "  ")
 	if err != nil {
 		return err

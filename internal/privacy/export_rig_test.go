@@ -21,6 +21,7 @@ import (
 
 	"zimage/internal/clock"
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
@@ -274,6 +275,8 @@ func (r *rig) plant(name string) planted {
 				v = owner
 			case c.Name == t.Key[0]:
 				v = id
+			case c.Sealed == "ledger":
+				continue // below
 			case c.Sealed == "json":
 				v = `{"said":"` + text + `"}`
 			case c.Type == "text", c.Sealed == "text":
@@ -303,10 +306,40 @@ func (r *rig) plant(name string) planted {
 			}
 		}
 		p.tables[t.Name] = plain
+		if t.Name == "ledger_details" {
+			plain["entry_id"] = r.told(owner, false)
+			r.told(owner, true)
+			continue
+		}
 		r.insert(t.Name, stored)
 	}
 	r.picture(owner, generation, 1, 0, pictureOf(owner, 0))
 	return p
+}
+
+// told writes an entry of the ledger about a person, with a canary in every fact,
+// and returns its id.
+func (r *rig) told(owner string, hidden bool) (id string) {
+	r.t.Helper()
+	facts := map[events.Fact]string{}
+	secret := ""
+	if hidden {
+		secret = " hidden"
+	}
+	for _, f := range []events.Fact{events.Staff, events.Role, events.Reason, events.Purpose, events.Policy, events.Case, events.Authority, events.Scope, events.State} {
+		facts[f] = canary(owner, "ledger"+secret, string(f))
+	}
+	ctx := context.Background()
+	ledger := privacy.NewLedger(privacy.LedgerOptions{DB: r.db, Vault: r.vault, Clock: r.clock})
+	before := r.count(`SELECT count(*) FROM ledger_details`)
+	r.must(r.db.Tx(ctx, func(tx *db.Tx) error {
+		return ledger.Happened(ctx, tx, events.Event{Type: events.StaffDisclosed, Subject: owner, Ref: canary(owner, "ledger"+secret, "ref"), At: r.clock.Now(), Facts: facts, Hidden: hidden})
+	}))
+	if r.count(`SELECT count(*) FROM ledger_details`) != before+1 {
+		r.t.Fatal("the ledger did not keep it")
+	}
+	r.must(r.db.Get(ctx, &id, `SELECT entry_id FROM ledger_details WHERE subject = ? AND hidden = ?`, owner, map[bool]int{true: 1}[hidden]))
+	return id
 }
 
 // pictureOf is what stands for a picture.

@@ -48,6 +48,9 @@ func (s *Service) walk(t *Table, owner string) *walk {
 			need(c.Name)
 		}
 	}
+	if len(t.Beside) > 0 {
+		need("subject", "hidden", "kind", "at", "commitment", "sequence")
+	}
 	for _, k := range t.Keep { // whether the row, or part of it, is over
 		need(k.From, k.Until)
 	}
@@ -57,6 +60,14 @@ func (s *Service) walk(t *Table, owner string) *walk {
 		}
 	}
 	return w
+}
+
+// shown are the rows of the table that their person may see.
+func (t *Table) shown() string {
+	if t.Name == ledgerTable {
+		return ledgerShown
+	}
+	return t.Name
 }
 
 // store is where a store's tables are.
@@ -72,7 +83,7 @@ func (w *walk) next(ctx context.Context) ([]row, error) {
 	t := w.table
 	key := "(" + strings.Join(t.Key, ", ") + ")"
 	marks := "(" + db.Marks(len(t.Key)) + ")"
-	query := `SELECT ` + strings.Join(w.columns, ", ") + ` FROM ` + t.Name + ` WHERE ` + w.s.Map.Of(t)
+	query := `SELECT ` + strings.Join(w.columns, ", ") + ` FROM ` + t.shown() + ` WHERE ` + w.s.Map.Of(t)
 	args := []any{w.owner}
 	if w.last != nil {
 		query += ` AND ` + key + ` > ` + marks
@@ -105,7 +116,7 @@ func (r row) key(t *Table) []any {
 // again reads a row once more: nil when it is there no longer.
 func (w *walk) again(ctx context.Context, r row) (row, error) {
 	one := &walk{s: w.s, table: w.table, owner: w.owner, columns: w.columns, until: r.key(w.table)}
-	rows, err := one.s.store(w.table.Store).Maps(ctx, `SELECT `+strings.Join(w.columns, ", ")+` FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table)+
+	rows, err := one.s.store(w.table.Store).Maps(ctx, `SELECT `+strings.Join(w.columns, ", ")+` FROM `+w.table.shown()+` WHERE `+w.s.Map.Of(w.table)+
 		` AND (`+strings.Join(w.table.Key, ", ")+`) = (`+db.Marks(len(w.table.Key))+`)`, append([]any{w.owner}, one.until...)...)
 	if err != nil || len(rows) == 0 {
 		return nil, err
@@ -137,7 +148,7 @@ func (w *walk) parent(ctx context.Context, o *StoredObject, r row) (*Table, row,
 
 // count of a person's rows.
 func (w *walk) count(ctx context.Context) (n int64, err error) {
-	err = w.s.store(w.table.Store).Get(ctx, &n, `SELECT count(*) FROM `+w.table.Name+` WHERE `+w.s.Map.Of(w.table), w.owner)
+	err = w.s.store(w.table.Store).Get(ctx, &n, `SELECT count(*) FROM `+w.table.shown()+` WHERE `+w.s.Map.Of(w.table), w.owner)
 	return n, err
 }
 
@@ -200,6 +211,9 @@ type field struct {
 
 // record opens a row as the map says.
 func (s *Service) record(ctx context.Context, t *Table, owner string, r row) ([]field, error) {
+	if t.Name == ledgerTable {
+		return s.ledger.record(ctx, t, r)
+	}
 	var fields []field
 	for _, c := range t.Columns {
 		if c.Export == "" {

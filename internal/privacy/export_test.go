@@ -69,6 +69,12 @@ func TestPromise_G1_TheExportHasEveryColumnOfTheMap(t *testing.T) {
 				columns++
 				want := values[c.Name]
 				switch {
+				case c.Sealed == "ledger":
+					facts := map[string]any{}
+					for _, fact := range []string{"ref", "role", "reason", "purpose", "policy", "case", "authority", "scope", "state"} {
+						facts[fact] = canary(ada.owner, "ledger", fact)
+					}
+					want = facts
 				case want == nil:
 				case c.Sealed == "json":
 					want = map[string]any{"said": canary(ada.owner, table.Name, c.Name)}
@@ -100,6 +106,14 @@ func TestPromise_G1_TheExportHasEveryColumnOfTheMap(t *testing.T) {
 		if has("sub-benjamin") || has("sub_benjamin") {
 			t.Error("the archive names somebody else")
 		}
+		// Of the ledger, what the person may see: no staff, no trace of what is hidden.
+		if list := listOf(t, files, "security/ledger.json"); len(list) != 1 || list[0]["kind"] != "staff.disclosed" || list[0]["at"] != "2031-03-03T12:00:00.000Z" ||
+			list[0]["sealed"] != false || list[0]["damaged"] != false {
+			t.Errorf("the ledger is %v", list)
+		}
+		if has(canary(ada.owner, "ledger", "staff")) || has("ledger hidden") || !has("Which member of staff it was") {
+			t.Error("the ledger tells too much, or does not say what it leaves out")
+		}
 		// What is left out is said.
 		var manifest struct {
 			LeftOut []struct{ List, Holds, Why string } `json:"left_out"`
@@ -112,7 +126,7 @@ func TestPromise_G1_TheExportHasEveryColumnOfTheMap(t *testing.T) {
 		}
 		for _, table := range r.m.Tables {
 			for _, c := range table.Columns {
-				if c.NotExported != "" && !said[c.NotExported] {
+				if why := c.NotExported + c.Without; why != "" && !said[why] {
 					t.Errorf("that %s.%s is left out is not said", table.Name, c.Name)
 				}
 			}

@@ -218,18 +218,75 @@ func (l *Ledger) Entries(ctx context.Context, subject, cursor string, limit int)
 	}
 	list = make([]LedgerEntry, 0, len(rows))
 	for _, r := range rows {
-		d, err := l.open(ctx, r)
-		if err != nil && !errors.Is(err, errUnfit) {
+		e, err := l.show(ctx, r)
+		if err != nil {
 			return nil, "", db.Unavailable(err)
-		}
-		e := LedgerEntry{ID: r.ID, Kind: events.Type(r.Kind), At: time.UnixMilli(r.At).UTC(), Sealed: r.Sequence.Valid, Damaged: d == nil}
-		if d != nil {
-			e.Ref, e.Facts = d.Ref, d.Facts
-			delete(e.Facts, events.Staff)
 		}
 		list = append(list, e)
 	}
 	return list, next, nil
+}
+
+// show is what a person sees of an entry.
+func (l *Ledger) show(ctx context.Context, r entryRow) (LedgerEntry, error) {
+	d, err := l.open(ctx, r)
+	if err != nil && !errors.Is(err, errUnfit) {
+		return LedgerEntry{}, err
+	}
+	e := LedgerEntry{ID: r.ID, Kind: events.Type(r.Kind), At: time.UnixMilli(r.At).UTC(), Sealed: r.Sequence.Valid, Damaged: d == nil}
+	if d != nil {
+		e.Ref, e.Facts = d.Ref, d.Facts
+		delete(e.Facts, events.Staff)
+	}
+	return e, nil
+}
+
+const (
+	ledgerTable  = "ledger_details"
+	sealedLedger = "ledger" // what is sealed in it
+
+	// ledgerShown are the entries that people see, as a table for their export.
+	ledgerShown = `(SELECT d.entry_id, d.subject, d.hidden, d.details, e.kind, e.at, e.commitment, e.sequence
+		FROM ledger_details d JOIN ledger_entries e ON e.id = d.entry_id WHERE d.hidden = 0) AS shown`
+)
+
+// record is an entry in an export. It holds the same as the list that its person
+// sees: one that was damaged says so, and is no reason to fail.
+func (l *Ledger) record(ctx context.Context, t *Table, r row) ([]field, error) {
+	e := entryRow{ID: textOf(r["entry_id"]), Kind: textOf(r["kind"]), At: millisOf(r["at"]),
+		Subject: sql.NullString{String: textOf(r["subject"]), Valid: true}, Hidden: sql.NullInt64{Int64: millisOf(r["hidden"]), Valid: true}}
+	e.Commitment, _ = r["commitment"].([]byte)
+	e.Details, _ = r["details"].([]byte)
+	e.Sequence.Int64, e.Sequence.Valid = r["sequence"].(int64)
+	shown, err := l.show(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]any{"id": shown.ID, "kind": string(shown.Kind), "at": stamp(shown.At), "sealed": shown.Sealed, "damaged": shown.Damaged, "details": nil}
+	if !shown.Damaged {
+		details := map[string]string{}
+		for name, value := range shown.Facts {
+			details[string(name)] = value
+		}
+		if shown.Ref != "" {
+			details["ref"] = shown.Ref
+		}
+		text, err := json.Marshal(details)
+		if err != nil {
+			return nil, err
+		}
+		values["details"] = json.RawMessage(text)
+	}
+	var fields []field
+	for _, c := range t.Columns {
+		if c.Export != "" {
+			fields = append(fields, field{c.Export, values[c.Export]})
+		}
+	}
+	for _, b := range t.Beside {
+		fields = append(fields, field{b.Name, values[b.Name]})
+	}
+	return fields, nil
 }
 
 func (l *Ledger) cursor(subject, id string) string {

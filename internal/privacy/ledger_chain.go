@@ -146,18 +146,22 @@ const (
 
 // Checkpoint is the one of the last full hour, for everybody.
 func (l *Ledger) Checkpoint(ctx context.Context) (Checkpoint, error) {
-	return l.checkpoint(ctx, l.o.Clock.Now().Add(-checkpointRest).Truncate(checkpointEvery))
+	return l.public(ctx, l.o.DB)
 }
 
 // CheckpointNow holds all that is sealed, for the operator: two of them, with what the
 // clock said, may tell when something was sealed.
 func (l *Ledger) CheckpointNow(ctx context.Context) (Checkpoint, error) {
-	return l.checkpoint(ctx, l.o.Clock.Now())
+	return l.checkpoint(ctx, l.o.DB, l.o.Clock.Now())
 }
 
-func (l *Ledger) checkpoint(ctx context.Context, at time.Time) (Checkpoint, error) {
+func (l *Ledger) public(ctx context.Context, q db.Querier) (Checkpoint, error) {
+	return l.checkpoint(ctx, q, l.o.Clock.Now().Add(-checkpointRest).Truncate(checkpointEvery))
+}
+
+func (l *Ledger) checkpoint(ctx context.Context, q db.Querier, at time.Time) (Checkpoint, error) {
 	b := noBatch()
-	err := l.o.DB.Get(ctx, &b, selectBatch+`WHERE at <= ? ORDER BY number DESC LIMIT 1`, at.UnixMilli())
+	err := q.Get(ctx, &b, selectBatch+`WHERE at <= ? ORDER BY number DESC LIMIT 1`, at.UnixMilli())
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return Checkpoint{}, db.Unavailable(err)
 	}
@@ -178,10 +182,24 @@ func (c Checkpoint) message() []byte {
 	return vault.Data("zimage ledger as of", ledgerNumber(c.At.UnixMilli()), string(c.Hash))
 }
 
-// ParseCheckpoint reads one as the API gives it.
+// ParseCheckpoint reads one as the API gives it, or out of the manifest of an
+// export or the receipt of an erasure.
 func ParseCheckpoint(text []byte) (Checkpoint, error) {
 	var c Checkpoint
-	if err := json.Unmarshal(text, &c); err != nil || c.At.IsZero() || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
+	var in struct {
+		Checkpoint *Checkpoint
+		Receipt    *struct{ Checkpoint *Checkpoint }
+	}
+	err := json.Unmarshal(text, &in)
+	switch {
+	case err == nil && in.Checkpoint != nil:
+		c = *in.Checkpoint
+	case err == nil && in.Receipt != nil && in.Receipt.Checkpoint != nil:
+		c = *in.Receipt.Checkpoint
+	case err == nil:
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil || c.At.IsZero() || len(c.Hash) != sha256.Size || len(c.PublicKey) != ed25519.PublicKeySize {
 		return Checkpoint{}, errors.New("this is no checkpoint of a ledger: it needs at, hash, signature and public_key")
 	}
 	return c, nil

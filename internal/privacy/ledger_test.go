@@ -376,7 +376,19 @@ func TestCheckpointsAreReadAsTheyAreWritten(t *testing.T) {
 		}
 		b.seal()
 		b.whole(&read)
-		for _, wrong := range []string{"", "{}", "[]", `{"at":"2026-01-01T00:00:00Z"}`, `{"at":"2026-01-01T00:00:00Z","hash":"AA==","public_key":"AA=="}`} {
+		for what, document := range map[string]any{
+			"manifest": map[string]any{"format": "zimage-export/1", "records": 7, "checkpoint": held},
+			"receipt":  map[string]any{"receipt": map[string]any{"id": "era_1", "checkpoint": held}, "public_key": b.vault.PublicKey()},
+		} {
+			text, err := json.Marshal(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if in, err := ParseCheckpoint(text); err != nil || !in.Genuine() || !bytes.Equal(in.Hash, held.Hash) {
+				t.Errorf("in a %s: %+v, %v", what, in, err)
+			}
+		}
+		for _, wrong := range []string{"", "{}", `{"checkpoint":null}`, `{"receipt":{}}`, `{"checkpoint":{"at":"2026-01-01T00:00:00Z"}}`, "[]", `{"at":"2026-01-01T00:00:00Z"}`, `{"at":"2026-01-01T00:00:00Z","hash":"AA==","public_key":"AA=="}`} {
 			if _, err := ParseCheckpoint([]byte(wrong)); err == nil {
 				t.Errorf("%q was taken", wrong)
 			}

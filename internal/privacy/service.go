@@ -44,6 +44,7 @@ type Options struct {
 // Service is the room. Its methods are safe for concurrent use.
 type Service struct {
 	Options
+	ledger *Ledger // to read
 
 	// at is called before and after each step of an erasure. Tests end it there.
 	at func(step string, done bool) error
@@ -54,7 +55,7 @@ type Service struct {
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o, at: func(string, bool) error { return nil }}
+	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, bool) error { return nil }}
 	o.Queue.Register(s.erasureKind())
 	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
 		o.Queue.Register(k)
