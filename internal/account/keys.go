@@ -65,6 +65,8 @@ type Principal struct {
 	Method     Method
 	FreshAt    time.Time // when the session last proved who it is
 	SignedInAt time.Time // when the session was opened
+
+	DoNotSell bool // the person has said so
 }
 
 // Has reports whether the key or session has the scope.

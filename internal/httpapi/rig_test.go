@@ -124,7 +124,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	described, err := privacy.DataMap()
 	must(err)
 	rights, err = privacy.New(privacy.Options{
-		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(),
+		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(), Events: happened, Accounts: accounts,
 	})
 	must(err)
 	watchers := rooms.NewWatchers()

@@ -230,6 +230,10 @@ func (s *Service) issue(ctx context.Context, id string) error {
 			return stuck{"sign_failed", err}
 		}
 		_, err = tx.Exec(ctx, `UPDATE erasures SET receipt = ?, receipt_at = ?, completed_at = ?, failures = 0, failure = '' WHERE id = ?`, text, now, e.CompletedAt, id)
+		if err != nil {
+			return err
+		}
+		_, err = s.closeRequests(ctx, tx, OutcomeDone, `subject = ? AND kind = ?`, e.Subject, RequestErasure)
 		return err
 	})
 	if err == nil && first {

@@ -284,6 +284,7 @@ func (h *home) rooms() {
 	o := h.options
 	o.Metrics, o.Policy = privacy.NewMetrics(h.registry), privacy.DefaultPolicy()
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
+	o.Events, o.Accounts = happened, h.accounts
 	o.Map = dataMap(h.t)
 	var err error
 	own, err = privacy.New(o)
@@ -611,7 +612,7 @@ func (h *home) objects(prefix string) (keys []string) {
 func (h *home) erased(p person, more ...string) {
 	h.t.Helper()
 	// Counters name ids for some hours yet.
-	keeps := append([]string{"main/throttles", "main/subjects", "main/erasures", "keys/keysets", "keys/erasure_journal"}, more...)
+	keeps := append([]string{"main/throttles", "main/subjects", "main/erasures", "main/requests", "keys/keysets", "keys/erasure_journal"}, more...)
 	for place, n := range h.found(p.id) {
 		if !slices.Contains(keeps, place) {
 			h.t.Errorf("%d of %s are left", n, place)

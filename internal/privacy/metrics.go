@@ -10,6 +10,10 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+
+	requestsOpen                    *prometheus.GaugeVec
+	requestsOldest, requestsOverdue prometheus.Gauge
+	holdsOpen, holdsDue             prometheus.Gauge
 }
 
 // What became of an export.
@@ -38,6 +42,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		requestsOpen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_requests_open", Help: "Requests by people's rights that are not closed, by kind (every 10 s, from the scheduler)."}, []string{"kind"}),
+		requestsOldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_requests_oldest_seconds", Help: "Age of the oldest open request; 0 when none is open."}),
+		requestsOverdue: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_requests_overdue", Help: "Open requests behind their deadline: a promise is broken."}),
+		holdsOpen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_holds_open", Help: "Holds that are not released."}),
+		holdsDue: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_holds_review_due", Help: "Holds that somebody should have looked at again: a promise is broken."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -46,7 +60,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures)
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
+			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue)
 	}
 	return m
 }
