@@ -15,7 +15,7 @@ import (
 // session and key ends in one transaction, queued and running work is told to
 // stop, and what is left waits for its erasure. Signing in again does not bring
 // it back. also is what must be true with it, in the same transaction.
-func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentials, also func(*db.Tx) error) error {
+func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentials, also ...func(*db.Tx) error) error {
 	err := s.proveThen(ctx, p, c, cr, func(tx *db.Tx, _ Method) error {
 		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
@@ -23,7 +23,12 @@ func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentia
 		if err := s.close(ctx, tx, p.Subject, nil); err != nil {
 			return err
 		}
-		return also(tx)
+		for _, f := range also {
+			if err := f(tx); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	s.known.forgetOwner(p.Subject)
 	return err
