@@ -557,7 +557,7 @@ func TestPromise_G6_WhatForbidsWorkStopsItAndSaysWhy(t *testing.T) {
 			b.staff("op@example.org", account.RoleOperator).want(204, "POST", "/v1/admin/accounts/"+id+"/suspend", `{"reason":"`+reason+`"}`)
 		},
 		"account_closed": func(b *browser, _ string) {
-			b.want(204, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
+			b.want(202, "DELETE", "/v1/account", `{"password":"`+evePassword+`"}`)
 		},
 	} {
 		t.Run(code, func(t *testing.T) {

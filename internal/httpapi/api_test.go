@@ -346,6 +346,12 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 				if strings.HasSuffix(path, "/disclosures") {
 					body = `{"reason":"I would like to know","case":"c","authority":"a","scope":"s","may_be_told":true}`
 				}
+				if strings.HasSuffix(path, "/close") {
+					body = `{"reason":"I would like to know","outcome":"done"}`
+				}
+				if strings.HasPrefix(path, "/v1/privacy/receipts") && method == "POST" {
+					body = `{"secret":"zr_x"}`
+				}
 				made++
 				a := bens.do(method, strings.Replace(path, "{id}", mine, 1), body)
 				if wanted == 403 && a.status == 403 && !strings.Contains(a.body, mine) {
@@ -355,15 +361,15 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 					t.Errorf("%s %s: %d %s", method, path, a.status, a.body)
 				}
 				for _, strange := range []string{"gen_", "img_", "gen_UPPERCASE99", "gen_00000000000000000000000000", "img_00000000000000000000000000", "%00", "gen_a%00bcdefghi", "..%2f..", strings.Repeat("a", 3000)} {
-					a := adas.do(method, strings.Replace(path, "{id}", strange, 1), "")
+					a := adas.do(method, strings.Replace(path, "{id}", strange, 1), body)
 					if a.status != 404 || a.field(t, "code") != "not_found" {
 						t.Errorf("%s %s with a strange id: %d %s", method, path, a.status, a.body)
 					}
 				}
 			}
 		}
-		if made != 14 {
-			t.Errorf("%d routes with an id were tried, want 14", made)
+		if made != 23 {
+			t.Errorf("%d routes with an id were tried, want 23", made)
 		}
 		adas.want(200, "GET", "/v1/session", "")
 		if a := r.do("GET", "/v1/generations", r.ben, ""); a.status != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {

@@ -36,6 +36,7 @@ type Receipt struct {
 	Stores      []ReceiptStore     `json:"stores"`
 	Processors  []ReceiptProcessor `json:"processors"`
 	Exceptions  []ReceiptException `json:"exceptions"`
+	Complaint   string             `json:"complaint,omitempty"` // how to complain, when something was kept for a hold
 }
 
 // A ReceiptStep is a step that was done.
@@ -197,6 +198,9 @@ func (s *Service) excepted(r *Receipt, w work, exceptions []exception) {
 		}
 	}
 	holds := s.Map.Table(StoreMain, "holds")
+	if len(exceptions) > 0 {
+		r.Complaint = s.Policy.Complaint()
+	}
 	for _, x := range exceptions {
 		r.Exceptions = append(r.Exceptions, ReceiptException{Store: StoreMain, Name: x.Table, Records: 1,
 			Basis: holds.Erase.Basis, Until: holds.Erase.Until, Since: optional(x.KeptAt), EndedAt: optional(x.EndedAt)})
@@ -340,6 +344,9 @@ func (r Receipt) String() string {
 		} else {
 			line("  kept: %d of %s %s. %s Until: %s", x.Records, x.Store, x.Name, x.Basis, x.Until)
 		}
+	}
+	if r.Complaint != "" {
+		line("%s", r.Complaint)
 	}
 	return b.String()
 }
