@@ -174,7 +174,7 @@ func TestPromise_R8_AHoldAndAnErasureDoNotPassOneAnother(t *testing.T) {
 				holding.Wait()
 				must(t, h.erase(id))
 				switch there, readable := h.kept(p.id, image); {
-				case held == nil && !(there && readable):
+				case held == nil && (!there || !readable):
 					t.Errorf("beside %s: held, and there: %v, readable: %v", step, there, readable)
 				case held != nil && there:
 					t.Errorf("beside %s: refused with %v, and it is there", step, held)
@@ -252,7 +252,7 @@ func TestPromise_R8_OfTheErasedOnlyWhatIsHeldCanBeHeldAgain(t *testing.T) {
 			must(t, ended)
 			must(t, h.erase(id))
 			there, readable := h.kept(p.id, image)
-			if held == nil && !(there && readable) || held != nil && there {
+			if held == nil && (!there || !readable) || held != nil && there {
 				t.Errorf("round %d: %v, there: %v, readable: %v", round, held, there, readable)
 			}
 		}

@@ -38,11 +38,6 @@ func RequestKinds() []RequestKind {
 	return []RequestKind{RequestAccess, RequestExport, RequestErasure, RequestRectification, RequestRestriction, RequestObjection, RequestDoNotSell}
 }
 
-// atOnce are the kinds that are fulfilled in the moment in which they are made.
-func (k RequestKind) atOnce() bool {
-	return k == RequestRestriction || k == RequestObjection || k == RequestDoNotSell
-}
-
 // words are what a kind is called in a mail.
 func (k RequestKind) words() string {
 	switch k {
