@@ -36,6 +36,19 @@ type cli struct {
 		List   erasureList   `cmd:"" help:"List accounts that are being erased, and why one does not go on."`
 		Replay erasureReplay `cmd:"" help:"After a restore: erase again what the journal says was erased. Nothing is served before."`
 	} `cmd:"" help:"Look after erasures."`
+	Hold struct {
+		Place   holdPlace   `cmd:"" help:"Keep one record of a user's from every deletion and change."`
+		List    holdList    `cmd:"" help:"List holds, and by when they are to be looked at again."`
+		Renew   holdRenew   `cmd:"" help:"Keep a hold after a review."`
+		Release holdRelease `cmd:"" help:"Release a hold. The deletion that waited for the last one goes on."`
+	} `cmd:"" help:"Look after legal holds."`
+	Request struct {
+		List    requestList    `cmd:"" help:"List what people ask by their rights, and by when it is to be answered."`
+		Open    requestOpen    `cmd:"" help:"Open a request for somebody who wrote, with or without an account. A code goes to the address."`
+		Confirm requestConfirm `cmd:"" help:"Hand in the code that came back from the address."`
+		Show    requestShow    `cmd:"" help:"Open what a request says."`
+		Close   requestClose   `cmd:"" help:"Close a request with its outcome. The person is told."`
+	} `cmd:"" help:"Look after requests by people's rights."`
 	Receipt struct {
 		Verify receiptVerify `cmd:"" help:"Check the receipt of an erasure, without the service, and say it in words."`
 	} `cmd:"" help:"Check receipts."`

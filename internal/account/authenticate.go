@@ -58,9 +58,10 @@ func (s *Service) find(ctx context.Context, lookup string, now time.Time) (known
 	turn := s.known.turn()
 	var row struct {
 		keyRow
-		Role Role `db:"role"`
+		Role        Role          `db:"role"`
+		DoNotSellAt sql.NullInt64 `db:"do_not_sell_at"`
 	}
-	err := s.db.Get(ctx, &row, `SELECT k.id, k.owner, k.scopes, k.expires_at, k.revoked_at, u.role
+	err := s.db.Get(ctx, &row, `SELECT k.id, k.owner, k.scopes, k.expires_at, k.revoked_at, u.role, u.do_not_sell_at
 		FROM api_keys k JOIN users u ON u.id = k.owner WHERE k.token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return knownKey{}, refused()
@@ -77,7 +78,7 @@ func (s *Service) find(ctx context.Context, lookup string, now time.Time) (known
 		}
 		return knownKey{}, away(err)
 	}
-	who := Principal{Subject: row.Owner, KeyID: row.ID, Scopes: strings.Fields(row.Scopes), Role: row.Role}
+	who := Principal{Subject: row.Owner, KeyID: row.ID, Scopes: strings.Fields(row.Scopes), Role: row.Role, DoNotSell: row.DoNotSellAt.Valid}
 	if who.Role == NoRole { // a member of staff no longer: the key opens no more than its owner may
 		who.Scopes = slices.DeleteFunc(who.Scopes, func(scope string) bool { return scope == ScopeAdmin })
 	}

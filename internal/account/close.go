@@ -14,21 +14,29 @@ import (
 // who they are, in a session that has not ended since the request came, every
 // session and key ends in one transaction, queued and running work is told to
 // stop, and what is left waits for its erasure. Signing in again does not bring
-// it back.
-func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentials) error {
+// it back. also is what must be true with it, in the same transaction.
+func (s *Service) Close(ctx context.Context, p Principal, c Client, cr Credentials, also ...func(*db.Tx) error) error {
 	err := s.proveThen(ctx, p, c, cr, func(tx *db.Tx, _ Method) error {
 		if err := s.stillThere(ctx, tx, p); err != nil {
 			return err
 		}
-		return s.close(ctx, tx, p.Subject)
+		if err := s.close(ctx, tx, p.Subject, nil); err != nil {
+			return err
+		}
+		for _, f := range also {
+			if err := f(tx); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	s.known.forgetOwner(p.Subject)
 	return err
 }
 
 // close is one transaction's part of every way to close an account. Closing a
-// closed one changes nothing.
-func (s *Service) close(ctx context.Context, tx *db.Tx, owner string) error {
+// closed one changes nothing. by says who of the staff closes it; nil: its owner.
+func (s *Service) close(ctx context.Context, tx *db.Tx, owner string, by map[events.Fact]string) error {
 	now := s.clock.Now()
 	closed, err := subject.Close(ctx, tx, owner, now)
 	if err != nil || !closed {
@@ -54,5 +62,5 @@ func (s *Service) close(ctx context.Context, tx *db.Tx, owner string) error {
 			return fmt.Errorf("end all access: %w", err)
 		}
 	}
-	return s.stopWork(ctx, tx, owner, events.AccountClosing)
+	return s.o.Events.Append(ctx, tx, events.Event{Type: events.AccountClosing, Subject: owner, Ref: owner, At: now, Facts: by})
 }

@@ -67,6 +67,8 @@ type Principal struct {
 	// lookup finds the session by the token that was shown: what was let in by it
 	// ends when the session has another one.
 	lookup string
+
+	DoNotSell bool // the person has said so
 }
 
 // Has reports whether the key or session has the scope.

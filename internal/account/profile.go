@@ -34,9 +34,11 @@ type userRow struct {
 	Preferences []byte `db:"preferences"`
 	Role        Role   `db:"role"`
 	CreatedAt   int64  `db:"created_at"`
+
+	DoNotSellAt sql.NullInt64 `db:"do_not_sell_at"`
 }
 
-const selectUser = `SELECT id, email, username, profile, preferences, role, created_at FROM users `
+const selectUser = `SELECT id, email, username, profile, preferences, role, created_at, do_not_sell_at FROM users `
 
 // User is an account as its owner sees it; Unauthorized when there is none.
 func (s *Service) User(ctx context.Context, owner string) (User, error) {
@@ -63,7 +65,8 @@ func (s *Service) user(ctx context.Context, q db.Querier, owner string) (User, e
 	}
 	u := User{
 		ID: owner, Role: r.Role, CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), RestrictedAt: person.RestrictedAt, SuspendedAt: person.SuspendedAt,
-		TOTP: factors.TOTP, Passkeys: factors.Passkeys, CodesLeft: factors.CodesLeft,
+		DoNotSellAt: timeOf(r.DoNotSellAt),
+		TOTP:        factors.TOTP, Passkeys: factors.Passkeys, CodesLeft: factors.CodesLeft,
 	}
 	for _, f := range []struct {
 		column string
@@ -263,42 +266,46 @@ func (s *Service) Objections(ctx context.Context, owner string) ([]subject.Objec
 
 // Object ends a use that rests on a legitimate interest, at once.
 func (s *Service) Object(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.changeObjection(ctx, p, purpose, events.ObjectionMade, func(tx *db.Tx) (bool, error) {
-		return subject.Object(ctx, tx, p.Subject, purpose, s.clock.Now())
-	})
+	return s.change(ctx, p, func(tx *db.Tx) error { return s.object(ctx, tx, p.Subject, purpose) })
+}
+
+func (s *Service) object(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose) error {
+	changed, err := subject.Object(ctx, tx, owner, purpose, s.clock.Now())
+	return s.tellObjection(ctx, tx, owner, purpose, events.ObjectionMade, changed, err)
 }
 
 // WithdrawObjection allows the use again.
 func (s *Service) WithdrawObjection(ctx context.Context, p Principal, purpose subject.Purpose) error {
-	return s.changeObjection(ctx, p, purpose, events.ObjectionWithdrawn, func(tx *db.Tx) (bool, error) {
-		return subject.WithdrawObjection(ctx, tx, p.Subject, purpose)
+	return s.change(ctx, p, func(tx *db.Tx) error {
+		changed, err := subject.WithdrawObjection(ctx, tx, p.Subject, purpose)
+		return s.tellObjection(ctx, tx, p.Subject, purpose, events.ObjectionWithdrawn, changed, err)
 	})
 }
 
-// changeObjection tells of it only when something changes.
-func (s *Service) changeObjection(ctx context.Context, p Principal, purpose subject.Purpose, what events.Type, f func(tx *db.Tx) (changed bool, err error)) error {
-	return s.change(ctx, p, func(tx *db.Tx) error {
-		if changed, err := f(tx); err != nil || !changed {
-			return err
-		}
-		return s.o.Events.Append(ctx, tx, events.Event{Type: what, Subject: p.Subject, At: s.clock.Now(),
-			Facts: map[events.Fact]string{events.Purpose: string(purpose)}})
-	})
+// tellObjection tells of it only when something changed.
+func (s *Service) tellObjection(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose, what events.Type, changed bool, err error) error {
+	if err != nil || !changed {
+		return err
+	}
+	return s.o.Events.Append(ctx, tx, events.Event{Type: what, Subject: owner, At: s.clock.Now(),
+		Facts: map[events.Fact]string{events.Purpose: string(purpose)}})
 }
 
 // Restrict stops every use of the person's data but storing it and what the
 // person does with the account, at once.
 func (s *Service) Restrict(ctx context.Context, p Principal) error {
-	return s.change(ctx, p, func(tx *db.Tx) error {
-		person, err := subject.Find(ctx, tx, p.Subject)
-		if err != nil || !person.RestrictedAt.IsZero() {
-			return err
-		}
-		if err := subject.Restrict(ctx, tx, p.Subject, s.clock.Now()); err != nil {
-			return err
-		}
-		return s.stopWork(ctx, tx, p.Subject, events.AccountRestricted)
-	})
+	return s.change(ctx, p, func(tx *db.Tx) error { return s.restrict(ctx, tx, p.Subject) })
+}
+
+func (s *Service) restrict(ctx context.Context, tx *db.Tx, owner string) error {
+	person, err := subject.Find(ctx, tx, owner)
+	if err != nil || !person.RestrictedAt.IsZero() {
+		return err
+	}
+	if err := subject.Restrict(ctx, tx, owner, s.clock.Now()); err != nil {
+		return err
+	}
+	return s.stopWork(ctx, tx, owner, events.AccountRestricted)
 }
 
 // stopWork tells whoever works for a person to stop, in the transaction that

@@ -69,9 +69,10 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	now, lookup := s.clock.Now(), s.sessionLookup(token)
 	var row struct {
 		sessionRow
-		Role Role `db:"role"`
+		Role        Role          `db:"role"`
+		DoNotSellAt sql.NullInt64 `db:"do_not_sell_at"`
 	}
-	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role
+	err := s.db.Get(ctx, &row, `SELECT `+sessionColumns+`, u.role, u.do_not_sell_at
 		FROM sessions JOIN users u ON u.id = owner WHERE token_lookup = ?`, lookup)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, notSignedIn()
@@ -92,6 +93,7 @@ func (s *Service) AuthenticateSession(ctx context.Context, token string) (Princi
 	return Principal{
 		Subject: row.Owner, Scopes: sessionScopes(row.Role, row.Method), Role: row.Role,
 		SessionID: row.ID, Method: row.Method, FreshAt: time.UnixMilli(row.FreshAt).UTC(), lookup: lookup,
+		DoNotSell: row.DoNotSellAt.Valid,
 	}, nil
 }
 

@@ -31,16 +31,13 @@ func (s *Service) act(ctx context.Context, staff Principal, owner string, what e
 		return err
 	}
 	if staff.Subject == owner {
-		return problem.New(problem.Forbidden, "Staff do not act on their own account.")
+		return ownAccount()
 	}
 	reason, err := checkReason(reason)
 	if err != nil {
 		return err
 	}
-	what.Subject, what.At = owner, s.clock.Now()
-	facts := map[events.Fact]string{events.Staff: staff.Subject, events.Role: string(staff.Role), events.Reason: reason}
-	maps.Copy(facts, what.Facts)
-	what.Facts = facts
+	what.Subject, what.At, what.Facts = owner, s.clock.Now(), withStaff(staff, reason, what.Facts)
 	err = s.db.Tx(ctx, func(tx *db.Tx) error {
 		if err := s.stillStaff(ctx, tx, staff); err != nil {
 			return err
@@ -301,7 +298,9 @@ func (s *Service) CloseFor(ctx context.Context, staff Principal, owner, reason s
 }
 
 func (s *Service) closeFor(ctx context.Context, staff Principal, owner string, action events.Type, reason string) error {
-	err := s.act(ctx, staff, owner, events.Event{Type: action}, reason, []Role{RoleOperator}, func(tx *db.Tx) error { return s.close(ctx, tx, owner) })
+	err := s.act(ctx, staff, owner, events.Event{Type: action}, reason, []Role{RoleOperator}, func(tx *db.Tx) error {
+		return s.close(ctx, tx, owner, map[events.Fact]string{events.Role: string(staff.Role)})
+	})
 	s.known.forgetOwner(owner)
 	return err
 }
@@ -355,6 +354,50 @@ func (s *Service) Disclose(ctx context.Context, staff Principal, owner string, d
 		events.Case: d.Case, events.Authority: d.Authority, events.Scope: d.Scope,
 	}}
 	return s.act(ctx, staff, owner, what, reason, roles, func(*db.Tx) error { return nil })
+}
+
+// IsOfficer refuses whoever is no privacy officer and not at the machine.
+func (s *Service) IsOfficer(staff Principal) error { return staff.may(staff.officers()...) }
+
+// Officer is how another room does something for a privacy officer: it runs do, and
+// tells what it says has happened, by whom and why, in one transaction. Unlike act it
+// asks nothing of the person's account: there may be none any more.
+func (s *Service) Officer(staff Principal, reason string) func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
+	return func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
+		if err := s.IsOfficer(staff); err != nil {
+			return err
+		}
+		reason, err := checkReason(reason)
+		if err != nil {
+			return err
+		}
+		return away(s.db.Tx(ctx, func(tx *db.Tx) error {
+			if err := s.stillStaff(ctx, tx, staff); err != nil {
+				return err
+			}
+			what, err := do(tx)
+			if err != nil {
+				return err
+			}
+			if what.Subject == staff.Subject {
+				return ownAccount()
+			}
+			what.At = s.clock.Now()
+			what.Facts = withStaff(staff, reason, what.Facts)
+			return s.o.Events.Append(ctx, tx, what)
+		}))
+	}
+}
+
+func ownAccount() error {
+	return problem.New(problem.Forbidden, "Staff do not act on their own account.")
+}
+
+// withStaff adds to facts who acted and why.
+func withStaff(staff Principal, reason string, facts map[events.Fact]string) map[events.Fact]string {
+	all := map[events.Fact]string{events.Staff: staff.Subject, events.Role: string(staff.Role), events.Reason: reason}
+	maps.Copy(all, facts)
+	return all
 }
 
 // SetRole makes somebody a member of staff, or no longer one. It returns

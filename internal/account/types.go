@@ -58,6 +58,7 @@ type User struct {
 	CreatedAt    time.Time
 	RestrictedAt time.Time // zero: not
 	SuspendedAt  time.Time // zero: not
+	DoNotSellAt  time.Time // zero: not said; nothing is sold either way
 }
 
 // A Role is what a member of staff may do. Roles are given at the command line

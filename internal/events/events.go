@@ -36,6 +36,9 @@ const (
 	ObjectionMade      Type = "objection.made"
 	ObjectionWithdrawn Type = "objection.withdrawn"
 
+	DoNotSellSet       Type = "do_not_sell.set" // by the person or a signal of their browser
+	DoNotSellWithdrawn Type = "do_not_sell.withdrawn"
+
 	// What staff did with somebody's account, with staff, role and reason.
 	StaffOpened       Type = "staff.opened"
 	StaffLookedFor    Type = "staff.looked_for"   // an account that is not there: nobody's, without the reason
@@ -55,6 +58,7 @@ const (
 	// The ref is the record.
 	HoldPlaced   Type = "hold.placed"
 	HoldReleased Type = "hold.released"
+	HoldRenewed  Type = "hold.renewed" // it has another date of review
 
 	// The ref is the request.
 	RequestOpened  Type = "request.opened"
@@ -76,8 +80,8 @@ const (
 	Policy    Fact = "policy"    // version of the words that were agreed to
 	Case      Fact = "case"      // reference of a disclosure or hold
 	Authority Fact = "authority" // to whom was disclosed
-	Scope     Fact = "scope"     // what was disclosed or held
-	State     Fact = "state"     // of a request
+	Scope     Fact = "scope"     // what was disclosed; table of what is held; kind of a request
+	State     Fact = "state"     // of a request, or its outcome
 )
 
 // An Event says what happened to what.

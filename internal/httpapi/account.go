@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"zimage/internal/account"
+	"zimage/internal/db"
 	"zimage/internal/subject"
 )
 
@@ -134,13 +135,15 @@ type closedOutput struct {
 
 func (a *API) closeAccount(ctx context.Context, in *credentialsInput) (*closedOutput, error) {
 	call := callOf(ctx)
-	if err := a.rooms.Accounts.Close(ctx, call.who, call.client, in.Body.credentials()); err != nil {
+	out := &closedOutput{SetCookie: a.clearCookie()}
+	err := a.rooms.Accounts.Close(ctx, call.who, call.client, in.Body.credentials(), func(tx *db.Tx) (err error) {
+		out.Body.Receipt.ID, out.Body.Receipt.Secret, err = a.rooms.Privacy.ClaimIn(ctx, tx, call.owner)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	out := &closedOutput{SetCookie: a.clearCookie()}
-	var err error
-	out.Body.Receipt.ID, out.Body.Receipt.Secret, err = a.rooms.Privacy.Claim(ctx, call.owner)
-	return out, err
+	return out, nil
 }
 
 type emailBody struct {
@@ -280,6 +283,8 @@ type accountView struct {
 	CreatedAt    time.Time       `json:"created_at" doc:"When it was confirmed."`
 	RestrictedAt *time.Time      `json:"restricted_at,omitempty" doc:"Since when processing is restricted at your request."`
 	SuspendedAt  *time.Time      `json:"suspended_at,omitempty" doc:"Since when the operator refuses new work."`
+	DoNotSell    bool            `json:"do_not_sell" doc:"Whether you or your browser said that your data is not to be sold or shared. Nothing is sold either way."`
+	DoNotSellAt  *time.Time      `json:"do_not_sell_since,omitempty" doc:"Since when."`
 }
 
 type preferencesView struct {
@@ -323,5 +328,6 @@ func user(u account.User) accountView {
 		Preferences: preferencesView{Model: u.Preferences.Model, Width: u.Preferences.Width, Height: u.Preferences.Height, N: u.Preferences.N, Format: u.Preferences.Format},
 		Factors:     factorsView{TOTP: u.TOTP, Passkeys: u.Passkeys, RecoveryCodes: u.CodesLeft},
 		CreatedAt:   u.CreatedAt.UTC(), RestrictedAt: moment(u.RestrictedAt), SuspendedAt: moment(u.SuspendedAt),
+		DoNotSell: !u.DoNotSellAt.IsZero(), DoNotSellAt: moment(u.DoNotSellAt),
 	}
 }

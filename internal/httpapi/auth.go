@@ -95,6 +95,11 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 	if !left.ok {
 		return problem.New(problem.RateLimited, "Too many requests with this key or session.").After(left.retry)
 	}
+	if signalled(c.Request) && !who.DoNotSell {
+		if err := a.rooms.Accounts.SetDoNotSell(ctx, who, true); err != nil {
+			return err
+		}
+	}
 	if need.session && who.SessionID == "" {
 		return problem.New(problem.Forbidden, "A key may not do this: sign in.")
 	}
@@ -108,6 +113,10 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 	}
 	return nil
 }
+
+// signalled reports whether the browser says, by Global Privacy Control, that its
+// person's data is not to be sold or shared.
+func signalled(r *http.Request) bool { return r.Header.Get("Sec-GPC") == "1" }
 
 // notAdmitted counts a token that does not hold. The cookie of a browser that signed
 // out guesses nothing: it is counted by itself, so that a page that goes on asking

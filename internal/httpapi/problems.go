@@ -81,10 +81,12 @@ type problemView struct {
 	Code      string      `json:"code" doc:"Stable: programs decide by it."`
 	RequestID string      `json:"request_id,omitempty" doc:"Finds this request in the operator's log."`
 	Errors    []fieldView `json:"errors,omitempty" nullable:"false" doc:"Each part of the request that is wrong."`
+	Complaint string      `json:"complaint,omitempty" doc:"When a right of yours is refused: how to complain to an authority."`
 
 	SecondFactor *secondFactorView `json:"second_factor,omitempty" doc:"With second_factor_required: what can be sent beside the password."`
 
 	retryAfter time.Duration
+	right      bool
 }
 
 func (p *problemView) Error() string  { return p.Code }
@@ -133,7 +135,7 @@ func view(ctx context.Context, err error) *problemView {
 	a := answerFor(known.Code)
 	p := &problemView{
 		Type: "/docs#" + string(a.Code), Title: a.Title, Status: a.Status, Detail: known.Message,
-		Code: string(a.Code), RequestID: callOf(ctx).id, retryAfter: known.RetryAfter,
+		Code: string(a.Code), RequestID: callOf(ctx).id, retryAfter: known.RetryAfter, right: known.Right,
 	}
 	for _, f := range known.Fields {
 		p.Errors = append(p.Errors, fieldView(f))
@@ -154,6 +156,9 @@ func view(ctx context.Context, err error) *problemView {
 func (a *API) refuse(ctx context.Context, err error) *problemView {
 	p := view(ctx, err)
 	callOf(ctx).code = p.Code
+	if p.right {
+		p.Complaint = a.rooms.Policy.Complaint()
+	}
 	if p.Status >= 500 && !errors.Is(err, context.Canceled) && !errors.Is(err, errCrowded) {
 		a.log.LogAttrs(ctx, slog.LevelError, "request failed", callOf(ctx).attrs(slog.String("code", p.Code), slog.String("error", kindOf(err)))...)
 	}
@@ -345,8 +350,9 @@ var knownNames = namesOf(map[string][]any{
 	"body": {
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
 		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{}, disclosureBody{},
+		placeHoldBody{}, renewHoldBody{}, askBody{}, openRequestBody{}, closeRequestBody{}, confirmRequestBody{},
 	},
-	"query":  {listInput{}, contentInput{}, ledgerInput{}},
+	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},
 	"path":   {getInput{}},
 })

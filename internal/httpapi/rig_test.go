@@ -125,7 +125,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	described, err := privacy.DataMap()
 	must(err)
 	rights, err = privacy.New(privacy.Options{
-		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(),
+		DB: d, Keys: keys, Vault: v, Objects: store, Queue: queue, Clock: c, Mail: letters, Log: log, Metrics: privacy.NewMetrics(nil), Map: described, Policy: privacy.DefaultPolicy(), Events: happened, Accounts: accounts,
 	})
 	must(err)
 	r.usage = privacy.NewUsage(privacy.UsageOptions{DB: d, Vault: v, Clock: c, Log: log, Window: privacy.DefaultPolicy().Windows.Usage})

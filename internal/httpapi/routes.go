@@ -47,6 +47,11 @@ func (a *API) routes() {
 	add(a, http.MethodPut, "/v1/account/restriction", inSession, restrictDoc, a.restrict)
 	add(a, http.MethodDelete, "/v1/account/restriction", inSession, unrestrictDoc, a.unrestrict)
 
+	add(a, http.MethodPut, "/v1/account/do-not-sell", inSession, doNotSellDoc, a.doNotSell)
+	add(a, http.MethodDelete, "/v1/account/do-not-sell", inSession, allowSaleDoc, a.allowSale)
+	add(a, http.MethodGet, "/v1/account/requests", with(account.ScopeAccount), requestsDoc, a.listRequests)
+	add(a, http.MethodPost, "/v1/account/requests", inSession, askDoc, a.ask)
+
 	add(a, http.MethodGet, "/v1/account/ledger", with(account.ScopeAccount), ledgerDoc, a.listLedger)
 	add(a, http.MethodPost, "/v1/account/exports", inFreshSession, askExportDoc, a.askExport)
 	add(a, http.MethodGet, "/v1/account/exports", inSession, exportsDoc, a.listExports)
@@ -87,6 +92,15 @@ func (a *API) routes() {
 
 	add(a, http.MethodPost, "/v1/admin/retention/sweeps", inSession, sweepDoc, a.sweep)
 	add(a, http.MethodGet, "/v1/admin/usage", inSession, usageReportDoc, a.usageReport)
+	add(a, http.MethodGet, "/v1/admin/holds", inSession, holdsDoc, a.listHolds)
+	add(a, http.MethodPost, "/v1/admin/holds", inFreshSession, placeHoldDoc, a.placeHold)
+	add(a, http.MethodPost, "/v1/admin/holds/{id}/renew", inFreshSession, renewHoldDoc, a.renewHold)
+	add(a, http.MethodPost, "/v1/admin/holds/{id}/release", inFreshSession, releaseHoldDoc, a.releaseHold)
+	add(a, http.MethodGet, "/v1/admin/requests", inSession, staffRequestsDoc, a.listStaffRequests)
+	add(a, http.MethodPost, "/v1/admin/requests", inFreshSession, openRequestDoc, a.openRequest)
+	add(a, http.MethodPost, "/v1/admin/requests/{id}/open", inFreshSession, showRequestDoc, a.showRequest)
+	add(a, http.MethodPost, "/v1/admin/requests/{id}/close", inFreshSession, closeRequestDoc, a.closeRequest)
+	add(a, http.MethodPost, "/v1/privacy/requests/confirm", public, confirmRequestDoc, a.confirmRequest)
 
 	add(a, http.MethodGet, "/v1/privacy/ledger/checkpoint", public, checkpointDoc, a.getCheckpoint)
 

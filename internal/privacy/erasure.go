@@ -160,6 +160,13 @@ func (s *Service) requestErasure(ctx context.Context, tx *db.Tx, id, owner strin
 	if n == 0 {
 		return nil
 	}
+	// Whatever else the person asked for ends with the account.
+	if _, err := s.closeRequests(ctx, tx, OutcomeWithdrawn, `subject = ? AND kind <> ?`, owner, RequestErasure); err != nil {
+		return err
+	}
+	if err := s.began(ctx, tx, RequestErasure, owner, OriginSelf, id, at); err != nil {
+		return err
+	}
 	return s.enqueue(ctx, tx, id, 0)
 }
 
@@ -175,13 +182,23 @@ func (s *Service) enqueue(ctx context.Context, tx *db.Tx, id string, after time.
 // Claim gives the receipt of somebody's erasure its secret, once: whoever closed
 // the account is shown it and nobody else. NotFound when it is claimed already.
 func (s *Service) Claim(ctx context.Context, owner string) (receipt, secret string, err error) {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		receipt, secret, err = s.ClaimIn(ctx, tx, owner)
+		return err
+	})
+	return receipt, secret, err
+}
+
+// ClaimIn is Claim in the transaction that closes the account: either it is closed
+// and its owner has the secret, or neither.
+func (s *Service) ClaimIn(ctx context.Context, tx *db.Tx, owner string) (receipt, secret string, err error) {
 	raw := make([]byte, 32)
 	if _, err := rand.Read(raw); err != nil {
 		return "", "", err
 	}
 	secret = "zr_" + base64.RawURLEncoding.EncodeToString(raw)
 	sum := sha256.Sum256([]byte(secret))
-	err = s.DB.GetWrite(ctx, &receipt, `UPDATE erasures SET secret = ? WHERE subject = ? AND secret IS NULL RETURNING id`, sum[:], owner)
+	err = tx.Get(ctx, &receipt, `UPDATE erasures SET secret = ? WHERE subject = ? AND secret IS NULL RETURNING id`, sum[:], owner)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", "", noReceipt()
 	}
@@ -402,7 +419,18 @@ func (s *Service) stopped(ctx context.Context, e *erasure) error {
 
 // destroyKey ends what every copy could be read with, wherever it lies.
 func (s *Service) destroyKey(ctx context.Context, e *erasure) error {
-	if err := s.keepHeld(ctx, e); err != nil { // a hold may have come since
+	// A hold may have come since. From here on none does.
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if _, err := subject.Lock(ctx, tx, e.Subject); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE erasures SET shut_at = ? WHERE id = ? AND shut_at = 0`, s.Clock.Millis(), e.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.keepHeld(ctx, e); err != nil {
 		return err
 	}
 	gone := s.Vault.Unrecoverable()

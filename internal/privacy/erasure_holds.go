@@ -246,8 +246,8 @@ func (s *Service) move(ctx context.Context, from []string, to string, data []byt
 	return err
 }
 
-// Owned says which of the vault's subjects are exceptions that are still kept:
-// their keys are needed though they are nobody's account.
+// Owned says which of the vault's subjects are exceptions that are still kept, or
+// requests from an address: their keys are needed though they are nobody's account.
 func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, error) {
 	owned := map[string]bool{}
 	if len(ids) == 0 {
@@ -258,9 +258,11 @@ func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, err
 		args[i] = id
 	}
 	var found []string
-	err := s.DB.Select(ctx, &found, `SELECT id FROM erasure_exceptions WHERE ended_at = 0 AND id IN (`+db.Marks(len(args))+`)`, args...)
+	in := ` AND id IN (` + db.Marks(len(args)) + `)`
+	err := s.DB.Select(ctx, &found, `SELECT id FROM erasure_exceptions WHERE ended_at = 0`+in+`
+		UNION SELECT id FROM requests WHERE subject = id AND address IS NOT NULL`+in, append(args, args...)...)
 	if err != nil {
-		return nil, fmt.Errorf("look for exceptions: %w", err)
+		return nil, fmt.Errorf("look for exceptions and requests: %w", err)
 	}
 	for _, id := range found {
 		owned[id] = true
@@ -269,8 +271,8 @@ func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, err
 }
 
 // free is the condition that no hold keeps an exception's record any more.
-const free = `x.ended_at = 0 AND NOT EXISTS (SELECT 1 FROM holds h WHERE h.released_at IS NULL
-	AND (h.table_name = x.table_name AND h.row_id = x.row_id OR h.table_name = x.parent_table AND h.row_id = x.parent_row))`
+const free = `x.ended_at = 0 AND (x.freed_at > 0 OR NOT EXISTS (SELECT 1 FROM holds h WHERE h.released_at IS NULL
+	AND (h.table_name = x.table_name AND h.row_id = x.row_id OR h.table_name = x.parent_table AND h.row_id = x.parent_row)))`
 
 // afterwards resumes the deletion of what was kept when a complete erasure's holds
 // are released, and issues its receipt anew.
@@ -299,8 +301,28 @@ func (s *Service) afterwards(ctx context.Context, e *erasure) error {
 	return s.issue(ctx, e.ID)
 }
 
+// setFree says for good that nothing holds an exception's record any more. A hold that is
+// being placed on it waits here, or is waited for.
+func (s *Service) setFree(ctx context.Context, x exception) (freed bool, err error) {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		var ids []string
+		if err := tx.Select(ctx, &ids, `SELECT id FROM erasure_exceptions WHERE erasure_id = ? AND ended_at = 0
+			AND (id = ? OR table_name = ? AND row_id = ?) ORDER BY id`+db.ForUpdate(tx), x.ErasureID, x.ID, x.ParentTable, x.ParentRow); err != nil {
+			return err
+		}
+		n, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET freed_at = CASE WHEN freed_at > 0 THEN freed_at ELSE ? END WHERE id = ?
+			AND id IN (SELECT x.id FROM erasure_exceptions x WHERE `+free+`)`, s.Clock.Millis(), x.ID)
+		freed = n > 0
+		return err
+	})
+	return freed, err
+}
+
 // release ends an exception: its key, its objects, its row.
 func (s *Service) release(ctx context.Context, x exception) error {
+	if freed, err := s.setFree(ctx, x); err != nil || !freed {
+		return err
+	}
 	if err := s.Vault.Destroy(ctx, x.ID); err != nil {
 		return stuck{"keys_failed", err}
 	}
@@ -313,9 +335,7 @@ func (s *Service) release(ctx context.Context, x exception) error {
 	}
 	condition := " WHERE " + t.record() + " = ? AND " + s.Map.Of(t)
 	return s.change(ctx, x.ErasureID, func(tx *db.Tx, w *work) error {
-		// A hold that was placed anew keeps the row, which nobody can open any more.
-		n, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET ended_at = ? WHERE id = ? AND ended_at = 0
-			AND id IN (SELECT x.id FROM erasure_exceptions x WHERE `+free+`)`, s.Clock.Millis(), x.ID)
+		n, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET ended_at = ? WHERE id = ? AND ended_at = 0`, s.Clock.Millis(), x.ID)
 		if err != nil || n == 0 {
 			return err
 		}

@@ -37,6 +37,7 @@ type Receipt struct {
 	Processors  []ReceiptProcessor `json:"processors"`
 	Exceptions  []ReceiptException `json:"exceptions"`
 	Checkpoint  *Checkpoint        `json:"checkpoint,omitempty"` // the ledger's for everybody when it was issued
+	Complaint   string             `json:"complaint,omitempty"`  // how to complain, when something was kept for a hold
 }
 
 // A ReceiptStep is a step that was done.
@@ -198,6 +199,9 @@ func (s *Service) excepted(r *Receipt, w work, exceptions []exception) {
 		}
 	}
 	holds := s.Map.Table(StoreMain, "holds")
+	if len(exceptions) > 0 {
+		r.Complaint = s.Policy.Complaint()
+	}
 	for _, x := range exceptions {
 		r.Exceptions = append(r.Exceptions, ReceiptException{Store: StoreMain, Name: x.Table, Records: 1,
 			Basis: holds.Erase.Basis, Until: holds.Erase.Until, Since: optional(x.KeptAt), EndedAt: optional(x.EndedAt)})
@@ -236,6 +240,10 @@ func (s *Service) issue(ctx context.Context, id string) error {
 			return stuck{"sign_failed", err}
 		}
 		_, err = tx.Exec(ctx, `UPDATE erasures SET receipt = ?, receipt_at = ?, completed_at = ?, failures = 0, failure = '' WHERE id = ?`, text, now, e.CompletedAt, id)
+		if err != nil {
+			return err
+		}
+		_, err = s.closeRequests(ctx, tx, OutcomeDone, `subject = ? AND kind = ?`, e.Subject, RequestErasure)
 		return err
 	})
 	if err == nil && first {
@@ -345,6 +353,9 @@ func (r Receipt) String() string {
 	}
 	if r.Checkpoint != nil {
 		line("It holds the ledger's checkpoint of %s: `zimage ledger verify --checkpoint` compares the ledger with it.", day(r.Checkpoint.At))
+	}
+	if r.Complaint != "" {
+		line("%s", r.Complaint)
 	}
 	return b.String()
 }

@@ -303,6 +303,7 @@ func (h *home) rooms() {
 		o.Map = dataMap(h.t)
 	}
 	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
+	o.Events, o.Accounts = happened, h.accounts
 	var err error
 	own, err = privacy.New(o)
 	must(h.t, err)
@@ -629,7 +630,7 @@ func (h *home) objects(prefix string) (keys []string) {
 func (h *home) erased(p person, more ...string) {
 	h.t.Helper()
 	// Counters name ids for some hours yet.
-	keeps := append([]string{"main/throttles", "main/subjects", "main/erasures", "keys/keysets", "keys/erasure_journal"}, more...)
+	keeps := append([]string{"main/throttles", "main/subjects", "main/erasures", "main/requests", "keys/keysets", "keys/erasure_journal"}, more...)
 	for place, n := range h.found(p.id) {
 		if !slices.Contains(keeps, place) {
 			h.t.Errorf("%d of %s are left", n, place)

@@ -40,10 +40,11 @@ func (s *Service) Tend(ctx context.Context) {
 
 // Look makes one round: it finds accounts that closed without an erasure,
 // erasures without a job, and exceptions that no hold keeps any more; it forgets
-// what has had its time, and measures what is open. alarm also tells in the log
-// what nears its deadline.
+// what has had its time, and measures what is open, requests and holds too. alarm
+// also tells in the log what nears its deadline or is to be looked at again.
 func (s *Service) Look(ctx context.Context, alarm bool) error {
-	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.forgetDeletions(ctx), s.measure(ctx, alarm), s.measureSweeps(ctx))
+	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.forgetDeletions(ctx), s.measure(ctx, alarm),
+		s.measureSweeps(ctx), s.tendRequests(ctx, alarm), s.measureHolds(ctx, alarm))
 }
 
 // adopt requests erasures of accounts that closed before there was one.

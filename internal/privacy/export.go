@@ -163,45 +163,52 @@ var errNoExport = problem.New(problem.NotFound, "There is no such export.")
 func (s *Service) AskExport(ctx context.Context, owner string) (Export, error) {
 	id := db.NewID("exp", s.Clock.Now())
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		// The person's row is kept, so that two requests come one after the other.
-		if err := subject.Enter(ctx, tx, owner, subject.Account); err != nil {
+		if err := s.addExport(ctx, tx, owner, id); err != nil {
 			return err
 		}
-		now := s.Clock.Now()
-		var there struct {
-			Open   int   `db:"open"`
-			Today  int   `db:"today"`
-			Oldest int64 `db:"oldest"`
-		}
-		day := now.Add(-24 * time.Hour).UnixMilli()
-		err := tx.Get(ctx, &there, `SELECT count(CASE WHEN status = '' AND removed_at = 0 THEN 1 END) AS open,
-			count(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN 1 END) AS today,
-			coalesce(min(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN created_at END), 0) AS oldest
-			FROM exports WHERE owner = ?`, day, day, owner)
-		switch {
-		case err != nil:
-			return err
-		case there.Open > 0:
-			return problem.New(problem.Conflict, "An export is being made already. Wait for it, or delete it.")
-		case there.Today >= exportDaily:
-			return problem.New(problem.DailyLimit, "Three exports within a day are the most.").After(time.UnixMilli(there.Oldest).Sub(now) + 24*time.Hour)
-		}
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindExport, Party: owner, Ref: id})
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `INSERT INTO exports (id, owner, job_id, status, error_code, attempts, bytes, files, records,
-			created_at, ended_at, expires_at, removed_at, unswept) VALUES (?, ?, ?, '', '', 0, 0, 0, 0, ?, 0, 0, 0, 0)`,
-			id, owner, j.ID, now.UnixMilli())
-		if err != nil {
-			return err
-		}
-		return s.tell(ctx, tx, owner, mail.ExportAsked, nil)
+		return s.began(ctx, tx, RequestExport, owner, OriginSelf, id, s.Clock.Now())
 	})
 	if err != nil {
 		return Export{}, away(err)
 	}
 	return s.Export(ctx, owner, id)
+}
+
+func (s *Service) addExport(ctx context.Context, tx *db.Tx, owner, id string) error {
+	// The person's row is kept, so that two requests come one after the other.
+	if err := subject.Enter(ctx, tx, owner, subject.Account); err != nil {
+		return err
+	}
+	now := s.Clock.Now()
+	var there struct {
+		Open   int   `db:"open"`
+		Today  int   `db:"today"`
+		Oldest int64 `db:"oldest"`
+	}
+	day := now.Add(-24 * time.Hour).UnixMilli()
+	err := tx.Get(ctx, &there, `SELECT count(CASE WHEN status = '' AND removed_at = 0 THEN 1 END) AS open,
+		count(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN 1 END) AS today,
+		coalesce(min(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN created_at END), 0) AS oldest
+		FROM exports WHERE owner = ?`, day, day, owner)
+	switch {
+	case err != nil:
+		return err
+	case there.Open > 0:
+		return problem.New(problem.Conflict, "An export is being made already. Wait for it, or delete it.").OfRight()
+	case there.Today >= exportDaily:
+		return problem.New(problem.DailyLimit, "Three exports within a day are the most.").After(time.UnixMilli(there.Oldest).Sub(now) + 24*time.Hour).OfRight()
+	}
+	j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindExport, Party: owner, Ref: id})
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO exports (id, owner, job_id, status, error_code, attempts, bytes, files, records,
+		created_at, ended_at, expires_at, removed_at, unswept) VALUES (?, ?, ?, '', '', 0, 0, 0, 0, ?, 0, 0, 0, 0)`,
+		id, owner, j.ID, now.UnixMilli())
+	if err != nil {
+		return err
+	}
+	return s.tell(ctx, tx, owner, mail.ExportAsked, nil)
 }
 
 // Exports lists a person's exports, the newest first.
@@ -332,13 +339,21 @@ func (s *Service) voidExports(ctx context.Context, tx *db.Tx, owner string) erro
 // removeExports hides exports at once. A sweep stops what is being made of them
 // and deletes the archives: the locks of jobs are not taken behind those of people.
 func (s *Service) removeExports(ctx context.Context, tx *db.Tx, which string, arg any) error {
-	var owners []string
-	err := tx.Select(ctx, &owners, `UPDATE exports SET removed_at = ? WHERE removed_at = 0 AND `+which+` RETURNING owner`, s.Clock.Millis(), arg)
-	if err != nil || len(owners) == 0 {
+	var gone []struct {
+		ID    string `db:"id"`
+		Owner string `db:"owner"`
+	}
+	err := tx.Select(ctx, &gone, `UPDATE exports SET removed_at = ? WHERE removed_at = 0 AND `+which+` RETURNING id, owner`, s.Clock.Millis(), arg)
+	if err != nil || len(gone) == 0 {
 		return err
 	}
-	tx.AfterCommit(func() { s.Metrics.exports.WithLabelValues(outcomeRemoved).Add(float64(len(owners))) })
-	return s.addExportSweep(ctx, tx, owners[0], 0)
+	for _, e := range gone {
+		if _, err := s.closeRequests(ctx, tx, OutcomeWithdrawn, `subject = ? AND ref = ?`, e.Owner, e.ID); err != nil {
+			return err
+		}
+	}
+	tx.AfterCommit(func() { s.Metrics.exports.WithLabelValues(outcomeRemoved).Add(float64(len(gone))) })
+	return s.addExportSweep(ctx, tx, gone[0].Owner, 0)
 }
 
 func (s *Service) addExportSweep(ctx context.Context, tx *db.Tx, owner string, after time.Duration) error {
@@ -390,6 +405,11 @@ func (s *Service) runExport(ctx context.Context, run *jobs.Run) error {
 			if err := s.addExportSweep(ctx, tx, r.Owner, jobs.Lease); err != nil {
 				return err
 			}
+		}
+		// Those that wait for an earlier one, which failed, have it too.
+		_, err = s.closeRequests(ctx, tx, OutcomeDone, `subject = ? AND kind IN (?, ?) AND ref LIKE 'exp_%'`, r.Owner, RequestExport, RequestAccess)
+		if err != nil {
+			return err
 		}
 		return s.tell(ctx, tx, r.Owner, mail.ExportReady, nil)
 	})

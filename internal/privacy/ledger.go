@@ -39,6 +39,7 @@ var ledgerKinds = map[events.Type]bool{
 	events.StaffClosedChild: true, events.StaffResetFactors: true, events.StaffGaveRole: true, events.StaffTookRole: true,
 	events.StaffListedKeys: true, events.StaffMadeKey: true, events.StaffRevokedKey: true,
 	events.StaffDisclosed: true, events.HoldPlaced: true, events.HoldReleased: true,
+	events.HoldRenewed: true, events.DoNotSellSet: true, events.DoNotSellWithdrawn: true,
 	events.RequestOpened: true, events.RequestChanged: true, events.RequestClosed: true, events.PolicyPublished: true,
 }
 

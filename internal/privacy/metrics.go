@@ -14,6 +14,10 @@ type Metrics struct {
 	purged, orphans                prometheus.Counter
 	objectsMissing, objectsUnknown prometheus.Gauge
 	sweepsOldest                   prometheus.Gauge
+
+	requestsOpen                    *prometheus.GaugeVec
+	requestsOldest, requestsOverdue prometheus.Gauge
+	holdsOpen, holdsDue             prometheus.Gauge
 }
 
 // What became of an export.
@@ -52,6 +56,16 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_objects_unknown", Help: "Objects that the last daily comparison found and nobody can tell whose they are (from the scheduler)."}),
 		sweepsOldest: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zimage_sweeps_oldest_seconds", Help: "Time since the last good sweep of the table that waits longest (from the scheduler)."}),
+		requestsOpen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_requests_open", Help: "Requests by people's rights that are not closed, by kind (every 10 s, from the scheduler)."}, []string{"kind"}),
+		requestsOldest: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_requests_oldest_seconds", Help: "Age of the oldest open request; 0 when none is open."}),
+		requestsOverdue: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_requests_overdue", Help: "Open requests behind their deadline: a promise is broken."}),
+		holdsOpen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_holds_open", Help: "Holds that are not released."}),
+		holdsDue: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_holds_review_due", Help: "Holds that somebody should have looked at again: a promise is broken."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -61,7 +75,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
-			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.sweepsOldest)
+			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.sweepsOldest,
+			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue)
 	}
 	return m
 }

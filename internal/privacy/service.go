@@ -33,12 +33,29 @@ type Options struct {
 	Map     *Map
 	Policy  Policy // whose windows the map names
 
+	// Events is told of requests and holds. Nil: nobody is.
+	Events *events.Log
+	// Accounts fulfils what was asked for outside an account. Nil: nothing can be.
+	Accounts Accounts
+
 	// Erasers are asked by every erasure. None: nobody outside holds anything.
 	Erasers []Eraser
 
 	// Removes end the content of rows, by table, where retention would not know all
 	// that goes with it.
 	Removes map[string]Remove
+}
+
+// Accounts is what the room of accounts does for people who wrote from an address.
+type Accounts interface {
+	// Address is a mail address as it is written to, and as it is compared.
+	Address(email string) (address, canonical string, err error)
+	// Owner is whose account has the address; empty: nobody's.
+	Owner(ctx context.Context, q db.Querier, email string) (string, error)
+	// Honour does what the event says, for the person whose address confirmed it.
+	Honour(ctx context.Context, tx *db.Tx, owner string, right events.Type) error
+	// ForgetSignUps removes sign-ups of the address that nobody has confirmed.
+	ForgetSignUps(ctx context.Context, tx *db.Tx, email string) error
 }
 
 // Service is the room. Its methods are safe for concurrent use.
@@ -80,11 +97,16 @@ func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error
 		if err := s.requestErasure(ctx, tx, db.NewID("era", s.Clock.Now()), e.Subject, e.At, nil); err != nil {
 			return err
 		}
+		if e.Facts[events.Role] != "" {
+			if _, err := tx.Exec(ctx, `UPDATE requests SET origin = ? WHERE subject = ? AND kind = ? AND origin = ?`, OriginStaff, e.Subject, RequestErasure, OriginSelf); err != nil {
+				return err
+			}
+		}
 		return s.voidExports(ctx, tx, e.Subject)
 	case events.AccountRecovered:
 		return s.voidExports(ctx, tx, e.Subject)
 	}
-	return nil
+	return s.rightUsed(ctx, tx, e)
 }
 
 // tell mails a person at the address of their account.

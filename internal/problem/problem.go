@@ -53,6 +53,7 @@ type Error struct {
 	Message    string
 	Fields     []Field
 	RetryAfter time.Duration // 0: unknown
+	Right      bool          // it is about a right of the caller's, who is told where to complain
 	cause      error
 }
 
@@ -76,6 +77,12 @@ func Invalid(fields ...Field) *Error {
 // After sets when it is worth trying again.
 func (e *Error) After(d time.Duration) *Error {
 	e.RetryAfter = d
+	return e
+}
+
+// OfRight marks a refusal of a right: whoever is told it learns where to complain.
+func (e *Error) OfRight() *Error {
+	e.Right = true
 	return e
 }
 

@@ -25,6 +25,10 @@ var records = map[string]struct{ key, owner, removed string }{
 	"users":          {"id", "id", "0"},
 }
 
+// ReviewWithin is how long a hold stands at most before somebody looks again
+// whether it is still needed.
+const ReviewWithin = 90 * 24 * time.Hour
+
 // Records are the tables whose rows can be evidence: what a person made, said,
 // agreed to and was told, and what the ledger tells of it. Sessions, mailed links,
 // passkeys, challenges, recovery codes, keys, throttles and sign-ups are none:
@@ -64,8 +68,8 @@ func Hold(ctx context.Context, tx *db.Tx, subject, table, record, reasonRef stri
 		return "", problem.New(problem.DataRemoved, "The record's content has been removed: there is nothing left to hold.")
 	}
 	id := db.NewID("hold", now)
-	_, err = tx.Exec(ctx, `INSERT INTO holds (id, subject, table_name, row_id, reason_ref, created_at) VALUES (?, ?, ?, ?, ?, ?)`,
-		id, subject, table, record, reasonRef, now.UnixMilli())
+	_, err = tx.Exec(ctx, `INSERT INTO holds (id, subject, table_name, row_id, reason_ref, created_at, review_at) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		id, subject, table, record, reasonRef, now.UnixMilli(), now.Add(ReviewWithin).UnixMilli())
 	if err != nil {
 		return "", fmt.Errorf("place a hold: %w", err)
 	}
@@ -110,7 +114,7 @@ func Held(ctx context.Context, tx *db.Tx, table string, ids ...string) (bool, er
 }
 
 // ErrHeld is what whoever wants to delete or change a held record is told.
-var ErrHeld = problem.New(problem.Conflict, "A legal hold keeps this.")
+var ErrHeld = problem.New(problem.Conflict, "A legal hold keeps this.").OfRight()
 
 // AskHeld is Held for a deletion or change that its caller is told of: ErrHeld when
 // a hold keeps the record.

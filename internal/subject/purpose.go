@@ -121,7 +121,11 @@ func refused(r Reason) error {
 	if r == BecauseClosed {
 		code = problem.Unauthorized
 	}
-	return problem.Wrap(r, code, words[r])
+	p := problem.Wrap(r, code, words[r])
+	if r == BecauseRestricted || r == BecauseSuspended {
+		return p.OfRight()
+	}
+	return p
 }
 
 // May returns nil when the person's data may be used for the purpose now, and

@@ -59,13 +59,21 @@ func New(ctx context.Context, tx *db.Tx, id string, now time.Time) error {
 // Find reads one person; Unauthorized when there is none.
 func Find(ctx context.Context, q db.Querier, id string) (Subject, error) {
 	r, err := read(ctx, q, id, "")
-	if err != nil {
-		return Subject{}, err
-	}
+	return r.subject(), err
+}
+
+func (r row) subject() Subject {
 	return Subject{
 		ID: r.ID, State: r.State, CreatedAt: moment(r.CreatedAt), ChangedAt: moment(r.ChangedAt),
 		RestrictedAt: moment(r.RestrictedAt.Int64), SuspendedAt: moment(r.SuspendedAt.Int64),
-	}, nil
+	}
+}
+
+// Lock is Find, and keeps the person's row until the transaction ends: the state
+// stays what it is.
+func Lock(ctx context.Context, tx *db.Tx, id string) (Subject, error) {
+	r, err := read(ctx, tx, id, db.ForUpdate(tx))
+	return r.subject(), err
 }
 
 func read(ctx context.Context, q db.Querier, id, lock string) (row, error) {

@@ -1,0 +1,443 @@
+package privacy_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/account"
+	"zimage/internal/mail"
+	"zimage/internal/privacy"
+	"zimage/internal/problem"
+	"zimage/internal/subject"
+	"zimage/internal/vault"
+)
+
+// letter is the newest mail of a template, with its address.
+func (h *home) letter(template mail.Template) (address string, data map[string]string) {
+	h.t.Helper()
+	ctx := context.Background()
+	var row struct {
+		ID      string `db:"id"`
+		Subject string `db:"subject"`
+		Address []byte `db:"address"`
+		Data    []byte `db:"data"`
+	}
+	must(h.t, h.db.Get(ctx, &row, `SELECT id, subject, address, data FROM mails WHERE template = ? ORDER BY id DESC LIMIT 1`, template))
+	to, err := h.vault.Unseal(ctx, row.Subject, row.Address, vault.Column("mails", "address", row.ID))
+	must(h.t, err)
+	plain, err := h.vault.Unseal(ctx, row.Subject, row.Data, vault.Column("mails", "data", row.ID))
+	must(h.t, err)
+	must(h.t, json.Unmarshal(plain, &data))
+	return string(to), data
+}
+
+// letters counts mails of a template.
+func (h *home) letters(template mail.Template) int {
+	return h.count(`SELECT count(*) FROM mails WHERE template = ?`, template)
+}
+
+// asked opens a request for an address and returns it with the mailed code.
+func (h *home) asked(email string, kind privacy.RequestKind) (privacy.Request, string) {
+	h.t.Helper()
+	h.clock.Advance(time.Millisecond)
+	r, err := h.privacy.OpenRequest(context.Background(), h.machine(), email, kind, "please, "+mark)
+	must(h.t, err)
+	to, data := h.letter(mail.RequestConfirm)
+	if !strings.EqualFold(to, email) || data["Request"] == "" || data["Contact"] == "" {
+		h.t.Errorf("the code went to %s with %v", to, data)
+	}
+	return r, data["Code"]
+}
+
+// requests are a person's, as kind, state and outcome, sorted.
+func (h *home) requests(owner string) (list []string) {
+	h.t.Helper()
+	all, next, err := h.privacy.Requests(context.Background(), owner, "", 100)
+	must(h.t, err)
+	if next != "" {
+		h.t.Error("there are more")
+	}
+	for _, r := range all {
+		list = append(list, strings.TrimSpace(string(r.Kind)+" "+string(r.State)+" "+string(r.Outcome)))
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (h *home) wantRequests(what, owner string, want ...string) {
+	h.t.Helper()
+	if got := h.requests(owner); !slices.Equal(got, want) {
+		h.t.Errorf("%s: %q, want %q", what, got, want)
+	}
+}
+
+// What people do by themselves stands in the list of requests, with its state.
+func TestPromise_R6_WhatPeopleDoIsARequestWithAState(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		p, other := h.newcomer("ann"), h.newcomer("ben")
+		must(t, h.accounts.Object(ctx, p.who, subject.Statistics))
+		must(t, h.accounts.Object(ctx, p.who, subject.Statistics)) // once
+		must(t, h.accounts.SetDoNotSell(ctx, p.who, true))
+		must(t, h.accounts.SetDoNotSell(ctx, p.who, true))
+		e, err := h.privacy.AskExport(ctx, p.id)
+		must(t, err)
+		must(t, h.accounts.Restrict(ctx, p.who))
+		h.wantRequests("asked", p.id, "do_not_sell closed done", "export open", "objection closed done", "restriction closed done")
+		must(t, h.privacy.DeleteExport(ctx, p.id, e.ID))
+		h.wantRequests("the export deleted", p.id, "do_not_sell closed done", "export closed withdrawn", "objection closed done", "restriction closed done")
+		h.clock.Advance(time.Second)
+		_, err = h.privacy.AskExport(ctx, p.id)
+		must(t, err)
+		h.clock.Advance(time.Millisecond)
+		_, err = h.privacy.Ask(ctx, p.id, privacy.RequestRectification, "my name, "+mark)
+		must(t, err)
+		list, next, err := h.privacy.Requests(ctx, p.id, "", 1)
+		must(t, err)
+		if len(list) != 1 || next != list[0].ID || list[0].Kind != privacy.RequestRectification || list[0].Note != "my name, "+mark ||
+			!list[0].DueAt.Equal(list[0].OpenedAt.AddDate(0, 0, 30)) || list[0].Overdue {
+			t.Errorf("the first page is %+v, %s", list, next)
+		}
+		if list, _, err = h.privacy.Requests(ctx, p.id, next, 1); err != nil || len(list) != 1 || list[0].Kind != privacy.RequestExport || list[0].Ref == "" {
+			t.Errorf("the second page is %+v, %v", list, err)
+		}
+		h.wantRequests("somebody else", other.id)
+
+		id, _ := h.close(p)
+		h.wantRequests("closed", p.id, append([]string{"do_not_sell closed done", "erasure open", "export closed withdrawn", "export closed withdrawn"},
+			"objection closed done", "rectification closed withdrawn", "restriction closed done")...)
+		var origin string
+		must(t, h.db.Get(ctx, &origin, `SELECT origin FROM requests WHERE subject = ? AND kind = 'erasure'`, p.id))
+		if origin != privacy.OriginStaff {
+			t.Errorf("closed by staff, the request is from %q", origin)
+		}
+		var r string
+		must(t, h.db.Get(ctx, &r, `SELECT id FROM requests WHERE subject = ? AND kind = 'erasure'`, p.id))
+		_, err = h.privacy.CloseRequest(ctx, h.machine(), r, privacy.OutcomeDone, because)
+		refuses(t, "closing what runs", err, problem.Conflict)
+		must(t, h.erase(id))
+		h.erased(p)
+		if n := h.count(`SELECT count(*) FROM requests WHERE subject = ? AND kind = 'erasure' AND state = 'closed' AND outcome = 'done' AND note IS NULL`, p.id); n != 1 {
+			t.Error("the erasure does not close its request")
+		}
+		if h.count(`SELECT count(*) FROM requests WHERE subject = ? AND (note IS NOT NULL OR address IS NOT NULL)`, p.id) > 0 {
+			t.Error("what requests said is left")
+		}
+	})
+}
+
+// An export that is ready closes what waits for it.
+func TestPromise_R6_AnExportClosesItsRequest(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		p := r.plant("ann")
+		e, _ := r.exported(p.owner)
+		var outcome string
+		r.must(r.db.Get(context.Background(), &outcome, `SELECT outcome FROM requests WHERE subject = ? AND kind = 'export' AND ref = ?`, p.owner, e.ID))
+		if outcome != "done" {
+			t.Errorf("the request is %q", outcome)
+		}
+	})
+}
+
+// Somebody without an account wrote: control is proved, the answer is that nothing is
+// held, and the address is forgotten.
+func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		const email = "Nobody-canary@example.org"
+		for i, kind := range privacy.RequestKinds() {
+			r, code := h.asked(email, kind)
+			if r.State != privacy.RequestUnconfirmed || r.Subject != "" || r.Origin != privacy.OriginAddress {
+				t.Errorf("%+v", r)
+			}
+			_, err := h.privacy.OpenRequest(ctx, h.machine(), strings.ToUpper(email), kind, "")
+			refuses(t, "twice", err, problem.Conflict)
+			for _, bad := range []string{"", code + "x", code[:len(code)-1], "zq_", "zc_" + code[3:]} {
+				_, err := h.privacy.ConfirmRequest(ctx, bad)
+				refuses(t, "another code", err, problem.LinkInvalid)
+			}
+			done, err := h.privacy.ConfirmRequest(ctx, code)
+			must(t, err)
+			if done.State != privacy.RequestClosed || done.Outcome != privacy.OutcomeNothingHeld || done.Subject != "" {
+				t.Errorf("%s: %+v", kind, done)
+			}
+			_, err = h.privacy.ConfirmRequest(ctx, code)
+			refuses(t, "the code again", err, problem.LinkInvalid)
+			to, data := h.letter(mail.RequestNothingHeld)
+			if to != email || h.letters(mail.RequestNothingHeld) != i+1 || !strings.Contains(data["Complaint"], "authority") || len(data["Complaint"]) > 500 {
+				t.Errorf("the answer went to %s with %v", to, data)
+			}
+		}
+		open, err := h.privacy.OpenRequest(ctx, h.machine(), email, privacy.RequestAccess, "not confirmed, "+mark)
+		must(t, err)
+		_, data := h.letter(mail.RequestConfirm)
+		said, err := h.privacy.ShowRequest(ctx, h.machine(), open.ID)
+		if err != nil || said.Address != email || said.Note != "not confirmed, "+mark {
+			t.Errorf("the staff is shown %+v, %v", said, err)
+		}
+		if h.count(`SELECT count(*) FROM users`) != 0 || len(h.found(email)) > 0 {
+			t.Error("there is an account, or the address stands somewhere")
+		}
+		swept := func() {
+			t.Helper()
+			_, err := h.vault.SweepUnowned(ctx, time.Hour, func(ids []string) (map[string]bool, error) { return h.privacy.Owned(ctx, ids) })
+			must(t, err)
+		}
+		keys := func() (n int) {
+			must(t, h.keys.Get(ctx, &n, `SELECT count(*) FROM keysets WHERE destroyed_at IS NULL`))
+			return n
+		}
+		all := len(privacy.RequestKinds()) + 1
+		h.clock.Advance(7*24*time.Hour - time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		swept()
+		if n := h.count(`SELECT count(*) FROM requests WHERE state = 'unconfirmed'`); n != 1 || keys() != all {
+			t.Errorf("%d wait before the seven days are over, with %d keys", n, keys())
+		}
+		h.clock.Advance(2 * time.Second)
+		_, err = h.privacy.ConfirmRequest(ctx, data["Code"])
+		refuses(t, "an old code", err, problem.LinkInvalid)
+		must(t, h.privacy.Look(ctx, false))
+		if n := h.count(`SELECT count(*) FROM requests WHERE state = 'closed' AND outcome = 'unconfirmed' AND token_lookup IS NULL`); n != 1 {
+			t.Error("it is not closed when nobody confirms it")
+		}
+		h.clock.Advance(22 * 24 * time.Hour)
+		must(t, h.privacy.Look(ctx, false))
+		swept()
+		if n := h.count(`SELECT count(*) FROM requests WHERE address IS NOT NULL`); n != all || keys() != all {
+			t.Errorf("%d addresses of %d are there before 30 days, with %d keys", n, all, keys())
+		}
+		h.clock.Advance(9 * 24 * time.Hour)
+		must(t, h.privacy.Look(ctx, false))
+		if n := h.count(`SELECT count(*) FROM requests WHERE address IS NOT NULL OR address_lookup IS NOT NULL OR note IS NOT NULL`); n != 0 || keys() != 0 {
+			t.Errorf("%d requests still say something after 30 days, with %d keys", n, keys())
+		}
+		if said, err := h.privacy.ShowRequest(ctx, h.machine(), open.ID); err != nil || said.Address+said.Note != "" {
+			t.Errorf("the staff is shown %+v, %v", said, err)
+		}
+		h.clock.Advance(1095 * 24 * time.Hour)
+		must(t, h.privacy.Look(ctx, false))
+		if n := h.count(`SELECT count(*) FROM requests`); n != 0 {
+			t.Errorf("%d requests are there after three years", n)
+		}
+		if strings.Contains(strings.ToLower(h.log.String()), strings.ToLower(email)) {
+			t.Error("the log names the address")
+		}
+	})
+}
+
+// Somebody with an account wrote: once the address has confirmed it, what was asked
+// for happens as its owner could have done it, and only then.
+func TestPromise_R6_AnAddressWithAnAccount(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		confirm := func(code string) privacy.Request {
+			t.Helper()
+			r, err := h.privacy.ConfirmRequest(ctx, code)
+			must(t, err)
+			return r
+		}
+		p := h.newcomer("ann")
+		var codes []string
+		for _, kind := range privacy.RequestKinds() {
+			_, code := h.asked(p.email, kind)
+			codes = append(codes, code)
+		}
+		s, err := subject.Find(ctx, h.db, p.id)
+		must(t, err)
+		u, err := h.accounts.User(ctx, p.id)
+		must(t, err)
+		if s.State != subject.Active || !s.RestrictedAt.IsZero() || !u.DoNotSellAt.IsZero() || h.count(`SELECT count(*) FROM exports`)+h.count(`SELECT count(*) FROM objections`) != 0 {
+			t.Error("something was done before the address confirmed it")
+		}
+		h.wantRequests("unconfirmed", p.id)
+		byKind := map[privacy.RequestKind]string{}
+		for i, kind := range privacy.RequestKinds() {
+			byKind[kind] = codes[i]
+		}
+		// A copy, once for both.
+		for _, kind := range []privacy.RequestKind{privacy.RequestAccess, privacy.RequestExport} {
+			if r := confirm(byKind[kind]); r.State != privacy.RequestOpen || r.Subject != p.id || !strings.HasPrefix(r.Ref, "exp_") {
+				t.Errorf("%+v", r)
+			}
+		}
+		if to, _ := h.letter(mail.ExportAsked); to != p.email || h.count(`SELECT count(*) FROM exports WHERE owner = ?`, p.id) != 1 {
+			t.Error("no copy is made, or several, or somebody else is told")
+		}
+		for _, kind := range []privacy.RequestKind{privacy.RequestRestriction, privacy.RequestObjection, privacy.RequestDoNotSell} {
+			if r := confirm(byKind[kind]); r.State != privacy.RequestClosed || r.Outcome != privacy.OutcomeDone || r.Subject != p.id {
+				t.Errorf("%+v", r)
+			}
+		}
+		s, err = subject.Find(ctx, h.db, p.id)
+		must(t, err)
+		u, err = h.accounts.User(ctx, p.id)
+		must(t, err)
+		if s.RestrictedAt.IsZero() || u.DoNotSellAt.IsZero() || h.count(`SELECT count(*) FROM objections WHERE subject = ?`, p.id) != 1 {
+			t.Error("what was asked for was not done")
+		}
+		// What is so already is done too, once.
+		_, again := h.asked(p.email, privacy.RequestRestriction)
+		if r := confirm(again); r.Outcome != privacy.OutcomeDone {
+			t.Errorf("%+v", r)
+		}
+		r := confirm(byKind[privacy.RequestRectification])
+		if said, err := h.privacy.ShowRequest(ctx, h.machine(), r.ID); err != nil || said.Note != "please, "+mark || said.Address != "" {
+			t.Errorf("the staff is shown %+v, %v", said, err)
+		}
+		h.wantRequests("confirmed", p.id, "access open", "do_not_sell closed done", "export open", "objection closed done", "rectification open",
+			"restriction closed done", "restriction closed done")
+		if r := confirm(byKind[privacy.RequestErasure]); r.State != privacy.RequestOpen || !strings.HasPrefix(r.Ref, "era_") {
+			t.Errorf("%+v", r)
+		}
+		if to, _ := h.letter(mail.AccountClosed); to != p.email {
+			t.Error("the closing is not told")
+		}
+		if _, err := h.accounts.SignIn(ctx, client, account.Credentials{Email: p.email, Password: password}); problem.CodeOf(err) != problem.SignInFailed {
+			t.Errorf("signing in: %v", err)
+		}
+		// While the account is closing: erasure waits for the same, and nothing else is begun.
+		r2, code := h.asked(p.email, privacy.RequestErasure)
+		if r := confirm(code); r.State != privacy.RequestOpen || r.Ref == "" {
+			t.Errorf("%+v", r)
+		}
+		_, code = h.asked(p.email, privacy.RequestExport)
+		if r := confirm(code); r.Outcome != privacy.OutcomeRefused {
+			t.Errorf("%+v", r)
+		}
+		if to, data := h.letter(mail.RequestClosed); to != p.email || !strings.Contains(data["Complaint"], "authority") {
+			t.Errorf("%s is told %v", to, data)
+		}
+		var erasure string
+		must(t, h.db.Get(ctx, &erasure, `SELECT id FROM erasures WHERE subject = ?`, p.id))
+		must(t, h.erase(erasure))
+		h.erased(p)
+		if n := h.count(`SELECT count(*) FROM requests WHERE kind = 'erasure' AND outcome = 'done' AND closed_at > 0`); n != 2 {
+			t.Errorf("%d requests for erasure are done (%s)", n, r2.ID)
+		}
+		var live int
+		must(t, h.keys.Get(ctx, &live, `SELECT count(*) FROM keysets WHERE destroyed_at IS NULL`))
+		if live != 1 { // of the one that was refused, until its address is forgotten
+			t.Errorf("%d keys are left", live)
+		}
+		// A new sign-up of the same address is nobody that was known.
+		_, code = h.asked(p.email, privacy.RequestErasure)
+		if r := confirm(code); r.Outcome != privacy.OutcomeNothingHeld {
+			t.Errorf("after the erasure: %+v", r)
+		}
+	})
+}
+
+// A request is told of before its deadline and behind it, whatever its kind.
+func TestPromise_R6_AlarmsOfRequests(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		p := h.newcomer("ann")
+		r, err := h.privacy.Ask(ctx, p.id, privacy.RequestAccess, "what do you hold, "+mark)
+		must(t, err)
+		begun := h.clock.Now()
+		age := func(d time.Duration, warned, failed bool, overdue float64) {
+			t.Helper()
+			h.clock.Advance(begun.Add(d).Sub(h.clock.Now()))
+			must(t, h.privacy.Look(ctx, true))
+			if got := strings.Contains(h.log.String(), "a request nears its deadline"); got != warned {
+				t.Errorf("after %v a warning: %v", d, got)
+			}
+			if got := strings.Contains(h.log.String(), "a request is behind its deadline"); got != failed {
+				t.Errorf("after %v an error: %v", d, got)
+			}
+			if h.figure("zimage_requests_overdue") != overdue || h.figure("zimage_requests_open") != 1 || h.figure("zimage_requests_oldest_seconds") != d.Seconds() {
+				t.Errorf("after %v: %v overdue, %v open, the oldest %v s", d, h.figure("zimage_requests_overdue"), h.figure("zimage_requests_open"), h.figure("zimage_requests_oldest_seconds"))
+			}
+			list, err := h.privacy.StaffRequests(ctx, privacy.RequestsOverdue, "", 10)
+			if err != nil || len(list) != int(overdue) {
+				t.Errorf("after %v the staff sees %v overdue, %v", d, list, err)
+			}
+		}
+		age(22*24*time.Hour, false, false, 0)
+		age(23*24*time.Hour+time.Second, true, false, 0)
+		age(30*24*time.Hour-time.Second, true, false, 0)
+		age(30*24*time.Hour, true, true, 1)
+		if l := h.log.String(); strings.Contains(l, mark) || !strings.Contains(l, r.ID) {
+			t.Error("the log does not name the request, or what it says")
+		}
+		_, err = h.privacy.CloseRequest(ctx, h.machine(), r.ID, privacy.OutcomeDone, because)
+		must(t, err)
+		must(t, h.privacy.Look(ctx, true))
+		if h.figure("zimage_requests_overdue") != 0 || h.figure("zimage_requests_open") != 0 || h.figure("zimage_requests_oldest_seconds") != 0 {
+			t.Error("the figures do not tell that it is closed")
+		}
+	})
+}
+
+// Staff answer a correction: with what the person wrote, a reason, and a mail.
+func TestPromise_G2_CorrectionOnRequest(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		p := h.newcomer("ann")
+		for what, note := range map[string]string{"nothing": " \n ", "too much": strings.Repeat("x", 2001), "a bell": "a\a"} {
+			_, err := h.privacy.Ask(ctx, p.id, privacy.RequestRectification, note)
+			refuses(t, what, err, problem.InvalidRequest)
+		}
+		_, err := h.privacy.Ask(ctx, p.id, privacy.RequestErasure, "x")
+		refuses(t, "another kind", err, problem.InvalidRequest)
+		var last privacy.Request
+		for range 5 {
+			last, err = h.privacy.Ask(ctx, p.id, privacy.RequestRectification, "Ann with one n,\n"+mark)
+			must(t, err)
+		}
+		_, err = h.privacy.Ask(ctx, p.id, privacy.RequestAccess, "")
+		refuses(t, "six at once", err, problem.Conflict)
+		var refusal *problem.Error
+		if !errors.As(err, &refusal) || !refusal.Right {
+			t.Error("G10: the refusal does not say how to complain")
+		}
+		if h.found(mark)["main/requests"] != 0 {
+			t.Error("what was asked stands there readable")
+		}
+		if _, err := h.privacy.ShowRequest(ctx, h.accounts.Officer(account.AtTheMachine(), "short"), last.ID); err == nil {
+			t.Error("it is opened without a reason")
+		}
+		said, err := h.privacy.ShowRequest(ctx, h.machine(), last.ID)
+		if err != nil || said.Note != "Ann with one n,\n"+mark {
+			t.Errorf("%+v, %v", said, err)
+		}
+		for what, c := range map[string]struct {
+			id      string
+			outcome privacy.RequestOutcome
+			want    problem.Code
+		}{"another outcome": {last.ID, privacy.OutcomeUnconfirmed, problem.InvalidRequest}, "no such request": {"req_x", privacy.OutcomeDone, problem.NotFound}} {
+			_, err := h.privacy.CloseRequest(ctx, h.machine(), c.id, c.outcome, because)
+			refuses(t, what, err, c.want)
+		}
+		for _, outcome := range []privacy.RequestOutcome{privacy.OutcomeDone, privacy.OutcomeRefused} {
+			var id string
+			must(t, h.db.Get(ctx, &id, `SELECT id FROM requests WHERE state = 'open' ORDER BY id DESC LIMIT 1`))
+			h.clock.Advance(time.Millisecond)
+			closed, err := h.privacy.CloseRequest(ctx, h.machine(), id, outcome, because)
+			if err != nil || closed.State != privacy.RequestClosed || closed.Outcome != outcome || closed.ClosedAt.IsZero() {
+				t.Errorf("%+v, %v", closed, err)
+			}
+			to, data := h.letter(mail.RequestClosed)
+			if to != p.email || data["Reason"] != because || !strings.Contains(data["Complaint"], "authority") || data["Outcome"] == "" {
+				t.Errorf("%s is told %v", to, data)
+			}
+			_, err = h.privacy.CloseRequest(ctx, h.machine(), id, outcome, because)
+			refuses(t, "closing twice", err, problem.Conflict)
+		}
+		// Nobody is written to whose address nobody has confirmed.
+		unproved, _ := h.asked("else@example.org", privacy.RequestAccess)
+		_, err = h.privacy.CloseRequest(ctx, h.machine(), unproved.ID, privacy.OutcomeDone, because)
+		refuses(t, "done without a proof", err, problem.Conflict)
+		before := h.letters(mail.RequestClosed)
+		_, err = h.privacy.CloseRequest(ctx, h.machine(), unproved.ID, privacy.OutcomeRefused, because)
+		if err != nil || h.letters(mail.RequestClosed) != before {
+			t.Errorf("an address that nobody has confirmed is written to, or %v", err)
+		}
+	})
+}
