@@ -153,7 +153,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.closing(func() error { a.Generate.Close(); return nil })
 	a.Privacy, err = privacy.New(privacy.Options{
 		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
-		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy,
+		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy, Recurring: schedules(),
 	})
 	if err != nil {
 		return nil, err

@@ -94,7 +94,13 @@ func (a *App) runScheduler(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	beside.Go(func() { a.Privacy.Tend(ctx) })
-	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
+	beside.Go(func() { a.Privacy.Watch(ctx) })
+	return a.queue.NewScheduler(schedules()...).Run(ctx)
+}
+
+// schedules are all recurring work.
+func schedules() []jobs.Schedule {
+	return slices.Concat(generate.Schedules(), mail.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
-	})...).Run(ctx)
+	})
 }

@@ -365,7 +365,6 @@ func (a *API) document() *huma.OpenAPI {
 			{Name: tagAccount, Description: "Who you are here, what you agreed to, and how you leave."},
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
 			{Name: tagKeys, Description: "By which programs act for you."},
-			{Name: tagPrivacy, Description: "What becomes of your data, and how to prove it."},
 			{Name: tagStaff, Description: "For those who run the service: with a role, two factors and a reason that is kept."},
 			{Name: tagPrivacy, Description: "What the operator promises about personal data, and what everybody may see of how it is kept."},
 			{Name: tagOperations, Description: "For whoever runs it."},

@@ -10,6 +10,8 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+
+	promiseBroken, retentionOldest *prometheus.GaugeVec
 }
 
 // What became of an export.
@@ -38,6 +40,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		promiseBroken: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_promise_broken", Help: "1 while a promise is broken, as /v1/privacy/status says (every minute, from the scheduler)."}, []string{"promise"}),
+		retentionOldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_retention_oldest_ratio", Help: "Age of the oldest record to the time that it may be kept, by category; above 1 it waits for its sweep."}, []string{"category"}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -46,6 +52,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
+		r.MustRegister(m.promiseBroken, m.retentionOldest)
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures)
 	}
 	return m

@@ -34,6 +34,9 @@ type Options struct {
 
 	// Erasers are asked by every erasure. None: nobody outside holds anything.
 	Erasers []Eraser
+	// Recurring is all recurring work of the installation, whose last success the
+	// status tells. None: it tells of none.
+	Recurring []jobs.Schedule
 }
 
 // Service is the room. Its methods are safe for concurrent use.
@@ -42,11 +45,13 @@ type Service struct {
 
 	// at is called before and after each step of an erasure. Tests end it there.
 	at func(step string, done bool) error
+
+	status statusCache
 }
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o, at: func(string, bool) error { return nil }}
+	s := &Service{Options: o, at: func(string, bool) error { return nil }, status: statusCache{turn: make(chan struct{}, 1)}}
 	o.Queue.Register(s.erasureKind())
 	return s, s.initExports()
 }
