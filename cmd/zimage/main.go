@@ -56,6 +56,7 @@ type cli struct {
 	Root struct {
 		Rotate rootRotate `cmd:"" help:"Wrap every key with the current root, and make a new one when it is due: call it every day."`
 	} `cmd:"" help:"Look after the root keys."`
+	Prove    proveCommand    `cmd:"" help:"Prove that nothing is left of somebody who closes their account: a new person uses everything, is erased, and every store is looked through."`
 	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
 	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
 
@@ -68,7 +69,7 @@ func main() {
 		kong.Name("zimage"),
 		kong.Description("An image generation service whose privacy policy runs as code.\n\nSettings are environment variables (ZIMAGE_…); `zimage settings` prints them."),
 		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Vars{"version": app.Version()},
+		kong.Vars{"version": app.Version(), "temp": os.TempDir()},
 	)
 	ctx, abort, stop := app.Signals()
 	defer stop()
