@@ -48,6 +48,7 @@ type cli struct {
 	Policy struct {
 		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
 		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
+		Record  policyRecord  `cmd:"" help:"Print the record of processing activities (GDPR, Article 30), from the policy and the data map."`
 	} `cmd:"" help:"Look after the privacy policy."`
 	Ledger struct {
 		Verify     ledgerVerify     `cmd:"" help:"Check the whole ledger, and name the first entry or batch that was changed."`

@@ -27,10 +27,12 @@ const (
 	// hold up the other housekeeping.
 	ExportLane = "export"
 
-	exportLife  = 7 * 24 * time.Hour
-	exportDaily = 3 // of one person in 24 hours; those that failed do not count
-	exportMost  = 20
-	sweepBatch  = 200
+	exportLife = 7 * 24 * time.Hour
+	// exportCounts is for how long an export counts, of which three are the most.
+	exportCounts = 24 * time.Hour
+	exportDaily  = 3 // of one person in 24 hours; those that failed do not count
+	exportMost   = 20
+	sweepBatch   = 200
 )
 
 // An ExportStatus is where an export is in its life.
@@ -173,7 +175,7 @@ func (s *Service) AskExport(ctx context.Context, owner string) (Export, error) {
 			Today  int   `db:"today"`
 			Oldest int64 `db:"oldest"`
 		}
-		day := now.Add(-24 * time.Hour).UnixMilli()
+		day := now.Add(-exportCounts).UnixMilli()
 		err := tx.Get(ctx, &there, `SELECT count(CASE WHEN status = '' AND removed_at = 0 THEN 1 END) AS open,
 			count(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN 1 END) AS today,
 			coalesce(min(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN created_at END), 0) AS oldest
@@ -514,7 +516,7 @@ func (s *Service) sweepExport(ctx context.Context, r exportRow) error {
 	if err := errors.Join(s.Objects.Delete(ctx, keys...), s.Objects.Abandon(ctx, keys...)); err != nil {
 		return err
 	}
-	if over && r.CreatedAt <= s.Clock.Now().Add(-24*time.Hour).UnixMilli() {
+	if over && r.CreatedAt <= s.Clock.Now().Add(-exportCounts).UnixMilli() {
 		_, err := s.DB.Exec(ctx, `DELETE FROM exports WHERE id = ?`, r.ID)
 		return err
 	}
