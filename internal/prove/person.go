@@ -24,7 +24,7 @@ type person struct {
 	canary Canary
 	client *http.Client
 
-	cookie   *http.Cookie
+	cookie   string
 	id       string
 	email    string
 	password string
@@ -80,11 +80,11 @@ func (p *person) ask(ctx context.Context, method, path string, body, into any, h
 	}
 	r.Header.Set("User-Agent", "Browser/1 ("+p.word("agent")+")")
 	r.Header.Set("Referer", "https://"+p.word("referer")+".example/")
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
+	for pair := range slices.Chunk(headers, 2) {
+		r.Header.Set(pair[0], pair[len(pair)-1])
 	}
-	if p.cookie != nil && r.Header.Get("Authorization") == "" {
-		r.AddCookie(p.cookie)
+	if p.cookie != "" && r.Header.Get("Authorization") == "" {
+		r.Header.Set("Cookie", p.cookie)
 	}
 	res, err := p.client.Do(r)
 	if err != nil {
@@ -97,7 +97,7 @@ func (p *person) ask(ctx context.Context, method, path string, body, into any, h
 	defer func() { _ = res.Body.Close() }()
 	p.requests = append(p.requests, res.Header.Get("X-Request-ID"))
 	for _, c := range res.Cookies() {
-		p.cookie = &http.Cookie{Name: c.Name, Value: c.Value}
+		p.cookie = c.Name + "=" + c.Value
 	}
 	answer, err := io.ReadAll(io.LimitReader(res.Body, 256<<20))
 	if err != nil {

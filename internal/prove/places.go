@@ -329,32 +329,48 @@ func Folder(name string, paths []string, skip func(path string) bool) Place {
 	return p
 }
 
-func lookAtFiles(ctx context.Context, root string, skip func(string) bool, s *Search) error {
-	return filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+// files visits every file below a folder, or the one file. What lies there may be
+// anybody's, so no link leads out of it.
+func files(ctx context.Context, path string, visit func(root *os.Root, name string, entry fs.DirEntry, err error) error) error {
+	folder, start := path, "."
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		folder, start = filepath.Split(path)
+	}
+	root, err := os.OpenRoot(filepath.Clean(folder))
+	if err != nil {
+		return err
+	}
+	err = fs.WalkDir(root.FS(), start, func(name string, entry fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		gone := errors.Is(err, fs.ErrNotExist) && path != root
+		return visit(root, name, entry, err)
+	})
+	return errors.Join(err, root.Close())
+}
+
+func lookAtFiles(ctx context.Context, path string, skip func(string) bool, s *Search) error {
+	return files(ctx, path, func(root *os.Root, name string, entry fs.DirEntry, err error) error {
 		switch {
-		case gone:
-			return nil
-		case err != nil && path == root:
+		case errors.Is(err, fs.ErrNotExist) && name != ".":
+			return nil // gone meanwhile
+		case err != nil && name == ".":
 			return err
 		case err != nil:
 			s.count.Unread++
 			return fs.SkipDir
-		case skip != nil && skip(path):
+		case skip != nil && skip(filepath.Join(root.Name(), name)):
 			if entry.IsDir() {
 				return fs.SkipDir
 			}
 			return nil
 		}
-		where, _ := filepath.Rel(root, path)
-		if where == "." {
-			where = filepath.Base(path)
-		}
-		before := len(s.count.Found)
-		s.Text("names of files", []byte(where))
+		where, before := name, len(s.count.Found)
+		s.Text("names of files", []byte(name))
 		if len(s.count.Found) > before {
 			where = "a file whose name holds one"
 		}
@@ -365,7 +381,7 @@ func lookAtFiles(ctx context.Context, root string, skip func(string) bool, s *Se
 		if err != nil || s.old(info.ModTime()) {
 			return nil //nolint:nilerr // gone meanwhile
 		}
-		f, err := os.Open(path)
+		f, err := root.Open(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -390,10 +406,10 @@ func Logs(paths []string) Place {
 		if err := look(ctx, s); err != nil {
 			return err
 		}
-		for _, root := range paths {
-			if holdsAny(root, s.ids) {
+		for _, path := range paths {
+			if holdsAny(ctx, path, s.ids) {
 				s.count.Request = true
-				return nil
+				break
 			}
 		}
 		return nil
@@ -402,12 +418,12 @@ func Logs(paths []string) Place {
 }
 
 // holdsAny reports whether any file there holds any of the words.
-func holdsAny(root string, words []string) (found bool) {
-	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+func holdsAny(ctx context.Context, path string, words []string) (found bool) {
+	err := files(ctx, path, func(root *os.Root, name string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return nil //nolint:nilerr // it is counted where it is searched
 		}
-		text, err := os.ReadFile(path)
+		text, err := root.ReadFile(name)
 		for _, w := range words {
 			if err == nil && bytes.Contains(text, []byte(w)) {
 				found = true
@@ -416,5 +432,5 @@ func holdsAny(root string, words []string) (found bool) {
 		}
 		return nil
 	})
-	return found
+	return found && err == nil
 }
