@@ -15,7 +15,15 @@ type statusView struct {
 	Retention  []retentionView     `json:"retention" nullable:"false" doc:"The oldest record of each kind against the time that it may be kept. Records that a legal hold keeps are left out."`
 	Deadlines  []deadlineView      `json:"deadlines" nullable:"false" doc:"What is asked for and not complete: the slowest one of each kind."`
 	Sweeps     []sweepView         `json:"sweeps" nullable:"false" doc:"What deletes and looks after data by itself."`
+	Comparison *comparisonView     `json:"objects,omitempty" doc:"Orphans. Left out before the first comparison."`
 	Checkpoint *ledgerCheckpointID `json:"ledger,omitempty" doc:"The newest checkpoint of the ledger; the whole of it is at /v1/privacy/ledger/checkpoint. Left out before anything was sealed."`
+}
+
+type comparisonView struct {
+	At      time.Time `json:"at" doc:"When database and object store were last compared, both ways."`
+	Orphans int       `json:"orphans" doc:"Objects that nothing needed; they were deleted."`
+	Unknown int       `json:"unknown" doc:"Objects of which nobody can tell whose they are; they are never deleted."`
+	Missing int       `json:"missing" doc:"Objects that were needed and not there."`
 }
 
 type promiseView struct {
@@ -98,6 +106,9 @@ func status(st privacy.Status) statusView {
 		}
 		v.Sweeps = append(v.Sweeps, one)
 	}
+	if c := st.Comparison; c != nil {
+		v.Comparison = &comparisonView{c.At, c.Orphans, c.Unknown, c.Missing}
+	}
 	if c := st.Checkpoint; c != nil {
 		v.Checkpoint = &ledgerCheckpointID{Batch: c.Batch, At: c.At, Hash: c.Hash}
 	}
@@ -117,6 +128,7 @@ var statusDoc = doc{
 		},
 		Deadlines:  []deadlineView{{Kind: "erasures", Open: pointer(12), OldestDays: pointer(1), DueInDays: pointer(28), Kept: true}},
 		Sweeps:     []sweepView{{Kind: "generation:sweep", Every: 3600, LastSuccess: pointer(sampleAt), Kept: true}},
+		Comparison: &comparisonView{At: sampleAt, Orphans: 2},
 		Checkpoint: &ledgerCheckpointID{Batch: 1204, At: sampleAt, Hash: sampleHash[:]},
 	}),
 }

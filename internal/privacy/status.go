@@ -3,6 +3,7 @@ package privacy
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,6 +41,7 @@ const (
 	promiseRequest   = "request_in_time"
 	promiseSweeps    = "sweeps_run"
 	promiseLedger    = "ledger_sealed"
+	promiseObjects   = "objects_whole"
 )
 
 // Promises are all that are watched, in the order in which they are told.
@@ -53,6 +55,7 @@ func Promises() []Promise {
 		Promise{promiseRequest, "Requests are answered within the time of the policy."},
 		Promise{promiseSweeps, "What deletes data by itself runs, and succeeds."},
 		Promise{promiseLedger, "What staff did is chained into the ledger within a minute."},
+		Promise{promiseObjects, "Every picture that is not yet to be deleted is there."},
 	)
 }
 
@@ -67,6 +70,15 @@ type Status struct {
 	Deadlines  []DeadlineStatus
 	Sweeps     []SweepStatus
 	Checkpoint *Checkpoint // nil: nothing is sealed yet
+	Comparison *Comparison // nil: database and object store have not been compared
+}
+
+// A Comparison is what the last comparison of database and object store came to.
+type Comparison struct {
+	At      time.Time `json:"-"`
+	Orphans int       `json:"orphans"` // objects that no row needed: they were deleted
+	Unknown int       `json:"unknown"` // objects of which nobody can tell whose they are
+	Missing int       `json:"missing"` // objects that rows need and were not there
 }
 
 // A RetentionStatus is one rule of the data map by which records end.
@@ -214,6 +226,10 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 		return Status{}, fmt.Errorf("look for entries that are not sealed: %w", err)
 	}
 	broken[promiseLedger] = unsealed > 0 && st.At.Sub(at(unsealed)) > sealGrace
+	if st.Comparison, err = s.lastComparison(ctx); err != nil {
+		return Status{}, err
+	}
+	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing > 0
 	c, err := NewLedger(LedgerOptions{DB: s.DB, Vault: s.Vault, Clock: s.Clock}).Checkpoint(ctx)
 	var none *problem.Error
 	switch {
@@ -394,6 +410,29 @@ func (s *Service) measureDeadlines(ctx context.Context, now time.Time) ([]Deadli
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+// lastComparison reads what the job that compares has written.
+func (s *Service) lastComparison(ctx context.Context) (*Comparison, error) {
+	if s.Map.Table(StoreMain, "sweeps") == nil {
+		return nil, nil
+	}
+	var row struct {
+		At     int64  `db:"ended_at"`
+		Result string `db:"result"`
+	}
+	err := s.DB.Get(ctx, &row, `SELECT ended_at, result FROM sweeps WHERE plan = 'objects'`)
+	if isNone(err) {
+		return nil, nil
+	}
+	c := Comparison{At: at(row.At)}
+	if err == nil {
+		err = json.Unmarshal([]byte(row.Result), &c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the last comparison: %w", err)
+	}
+	return &c, nil
 }
 
 // measureSweeps looks when each recurring job last did its work.

@@ -392,3 +392,48 @@ func TestPromise_P2_AFloodOfQuestionsCostsNothing(t *testing.T) {
 		all.Wait()
 	})
 }
+
+// also lets the status look at a table of the main database, whether or not this
+// version of the program has it.
+func (h *home) also(table, columns string) {
+	h.t.Helper()
+	h.exec(`CREATE TABLE IF NOT EXISTS ` + table + ` (` + columns + `)`)
+	if h.privacy.Map.Table(privacy.StoreMain, table) == nil {
+		h.privacy.Map.Tables = append(h.privacy.Map.Tables, privacy.Table{Name: table, Store: privacy.StoreMain, Nobody: "of this test"})
+	}
+}
+
+func TestPromise_P2_ALateRequestIsTold(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		h.also("requests", `id TEXT PRIMARY KEY, subject TEXT, kind TEXT, state TEXT, origin TEXT, ref TEXT, outcome TEXT, opened_at BIGINT, due_at BIGINT, expires_at BIGINT, closed_at BIGINT`)
+		h.promised()
+		now := h.clock.Now()
+		h.exec(`INSERT INTO requests (id, subject, kind, state, origin, ref, outcome, opened_at, due_at, expires_at, closed_at) VALUES ('req_1', 'sub_1', 'access', 'open', 'self', '', '', ?, ?, 0, 0)`,
+			now.UnixMilli(), now.Add(30*day).UnixMilli())
+		h.clock.Advance(30 * day)
+		st := h.promised()
+		i := slices.IndexFunc(st.Deadlines, func(d privacy.DeadlineStatus) bool { return d.Kind == "requests" })
+		if i < 0 || *st.Deadlines[i].OldestDays != 30 || *st.Deadlines[i].DueInDays != 0 {
+			t.Fatalf("requests: %+v", st.Deadlines)
+		}
+		h.clock.Advance(time.Minute)
+		h.promised("request_in_time")
+		h.exec(`UPDATE requests SET state = 'closed', closed_at = ?`, h.clock.Millis())
+		h.promised()
+	})
+}
+
+func TestPromise_P2_OrphansAreTold(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		h.also("sweeps", `plan TEXT PRIMARY KEY, ended_at BIGINT NOT NULL, result TEXT NOT NULL`)
+		if st := h.promised(); st.Comparison != nil {
+			t.Errorf("before the first comparison: %+v", st.Comparison)
+		}
+		h.exec(`INSERT INTO sweeps (plan, ended_at, result) VALUES ('objects', ?, '{"objects": 12, "orphans": 3, "unknown": 2, "missing": 0}')`, h.clock.Millis())
+		if st := h.promised(); st.Comparison == nil || *st.Comparison != (privacy.Comparison{At: h.clock.Now(), Orphans: 3, Unknown: 2}) {
+			t.Errorf("the comparison is %+v", st.Comparison)
+		}
+		h.exec(`UPDATE sweeps SET result = '{"objects": 12, "missing": 1}'`)
+		h.promised("objects_whole")
+	})
+}
