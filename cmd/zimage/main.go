@@ -61,6 +61,7 @@ type cli struct {
 	Policy struct {
 		Example policyExample `cmd:"" help:"Print the shipped privacy policy, commented, to start from."`
 		Check   policyCheck   `cmd:"" help:"Read a privacy policy and say what is wrong with it."`
+		Record  policyRecord  `cmd:"" help:"Print the record of processing activities (GDPR, Article 30), from the policy and the data map."`
 	} `cmd:"" help:"Look after the privacy policy."`
 	Retention struct {
 		Plan retentionPlan `cmd:"" help:"Say what the next sweep ends, by table, and why. It changes nothing."`
@@ -76,6 +77,7 @@ type cli struct {
 	Root struct {
 		Rotate rootRotate `cmd:"" help:"Wrap every key with the current root, and make a new one when it is due: call it every day."`
 	} `cmd:"" help:"Look after the root keys."`
+	Prove    proveCommand    `cmd:"" help:"Prove that nothing is left of somebody who closes their account: a new person uses everything, is erased, and every store is looked through."`
 	Doctor   doctorCommand   `cmd:"" help:"Check the settings and every part, and say how to mend what is wrong."`
 	Settings settingsCommand `cmd:"" help:"Print every setting, its value and where it comes from, secrets masked."`
 
@@ -88,7 +90,7 @@ func main() {
 		kong.Name("zimage"),
 		kong.Description("An image generation service whose privacy policy runs as code.\n\nSettings are environment variables (ZIMAGE_…); `zimage settings` prints them."),
 		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.Vars{"version": app.Version()},
+		kong.Vars{"version": app.Version(), "temp": os.TempDir()},
 	)
 	ctx, abort, stop := app.Signals()
 	defer stop()

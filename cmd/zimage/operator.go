@@ -24,9 +24,7 @@ func open(ctx context.Context) (*app.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.RedisURL == "" {
-		c.RedisURL = "redis://127.0.0.1:1/0" // commands ring nobody; workers look every two seconds
-	}
+	c = app.Beside(c)
 	if _, err := os.Stat(c.RootKeys); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("there is no installation here yet: %s is missing. Start `zimage up` first, or set %sDATA and %sROOT_KEYS",
 			c.RootKeys, config.Prefix, config.Prefix)

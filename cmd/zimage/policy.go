@@ -1,11 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 	"time"
 
+	"zimage/internal/app"
+	"zimage/internal/config"
 	"zimage/internal/privacy"
 )
 
@@ -39,4 +42,27 @@ func (c policyCheck) Run() error {
 		}
 	}
 	return nil
+}
+
+type policyRecord struct {
+	JSON bool `help:"Print it as JSON instead of Markdown."`
+}
+
+func (r policyRecord) Run() error {
+	c, err := config.Load(nil)
+	if err != nil {
+		return err
+	}
+	record, err := app.ReadRecord(c)
+	if err != nil {
+		return err
+	}
+	if !r.JSON {
+		fmt.Print(record.Markdown())
+		return nil
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(record)
 }

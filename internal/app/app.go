@@ -156,7 +156,8 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.Privacy, err = privacy.New(privacy.Options{
 		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
 		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy, Events: happened, Accounts: a.Accounts,
-		Removes: map[string]privacy.Remove{"generations": a.Generate.RemoveGenerations, "images": a.Generate.RemoveImages},
+		Removes:   map[string]privacy.Remove{"generations": a.Generate.RemoveGenerations, "images": a.Generate.RemoveImages},
+		Recurring: schedules(),
 	})
 	if err != nil {
 		return nil, err
@@ -337,15 +338,32 @@ func readPolicy(c config.Config) (privacy.Policy, error) {
 }
 
 // statement is the policy with what the page tells of this installation.
-func (a *App) statement() privacy.Statement {
-	s := privacy.Statement{Policy: a.policy, Installation: privacy.Installation{URL: a.config.PublicURL, EnginesKeep: a.engines.Keeps()}}
-	for _, hop := range a.config.Exceptions() {
+func (a *App) statement() privacy.Statement { return statement(a.config, a.policy, a.engines) }
+
+func statement(c config.Config, p privacy.Policy, e engine.Config) privacy.Statement {
+	s := privacy.Statement{Policy: p, Installation: privacy.Installation{URL: c.PublicURL, EnginesKeep: e.Keeps()}}
+	for _, hop := range c.Exceptions() {
 		s.Plain = append(s.Plain, string(hop))
 	}
-	if a.engines.Plain() {
+	if e.Plain() {
 		s.Plain = append(s.Plain, "engines")
 	}
 	return s
+}
+
+// ReadRecord makes the record of processing of the installation that the settings
+// describe. It opens nothing.
+func ReadRecord(c config.Config) (privacy.Record, error) {
+	p, err := readPolicy(c)
+	if err != nil {
+		return privacy.Record{}, err
+	}
+	e, err := readEngines(c)
+	if err != nil {
+		return privacy.Record{}, err
+	}
+	m, err := privacy.DataMap()
+	return privacy.NewRecord(statement(c, p, e), m), err
 }
 
 func readRules(c config.Config) (*generate.Rules, error) {

@@ -98,7 +98,13 @@ func (a *App) runScheduler(ctx context.Context) error {
 	defer beside.Wait()
 	beside.Go(func() { a.Privacy.Tend(ctx) })
 	beside.Go(func() { a.Privacy.SetBackstop(ctx) })
-	return a.queue.NewScheduler(slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
+	beside.Go(func() { a.Privacy.Watch(ctx) })
+	return a.queue.NewScheduler(schedules()...).Run(ctx)
+}
+
+// schedules are all recurring work.
+func schedules() []jobs.Schedule {
+	return slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
-	})...).Run(ctx)
+	})
 }

@@ -60,6 +60,9 @@ type EngineState struct {
 // engineReport is how often workers report, and learn what to drain.
 const engineReport = 3 * time.Second
 
+// enginesFor is how long the word of a silent worker stays.
+const enginesFor = 10 * time.Minute
+
 // ReportEngines tells the database of a worker's engines and takes the
 // operator's wishes from it, until ctx ends.
 func (s *Service) ReportEngines(ctx context.Context, worker string, fleet *engine.Fleet) {
@@ -103,7 +106,7 @@ func (s *Service) reportEngines(ctx context.Context, worker string, fleet *engin
 			return err
 		}
 	}
-	_, err := s.DB.Exec(ctx, `DELETE FROM engines WHERE seen_at < ?`, now-(10*time.Minute).Milliseconds())
+	_, err := s.DB.Exec(ctx, `DELETE FROM engines WHERE seen_at < ?`, now-enginesFor.Milliseconds())
 	return err
 }
 

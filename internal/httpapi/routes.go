@@ -105,6 +105,7 @@ func (a *API) routes() {
 	add(a, http.MethodGet, "/v1/privacy/ledger/checkpoint", public, checkpointDoc, a.getCheckpoint)
 
 	add(a, http.MethodGet, "/v1/privacy/policy", public, policyDoc, a.getPolicy)
+	add(a, http.MethodGet, "/v1/privacy/status", public, statusDoc, a.getStatus)
 
 	add(a, http.MethodGet, "/healthz", probing, healthDoc, a.health)
 	add(a, http.MethodGet, "/readyz", probing, readyDoc, a.ready)

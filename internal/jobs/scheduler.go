@@ -347,7 +347,7 @@ func (s *Scheduler) prune(ctx context.Context) error {
 			AND finished_at < ? ORDER BY id LIMIT 1000)`,
 			[]any{db.FloorID("job", q.clock.Now().Add(-keepEnded)), now - keepEnded.Milliseconds()}},
 		{`DELETE FROM schedule_ticks WHERE at < ?`, []any{now - keepTicks.Milliseconds()}},
-		{`DELETE FROM workers WHERE seen_at < ?`, []any{now - 10*workerGone.Milliseconds()}},
+		{`DELETE FROM workers WHERE seen_at < ?`, []any{now - WorkersKept.Milliseconds()}},
 		// Parties that are behind everybody who waits, or idle in an idle lane. The
 		// furthest turn stays: it is what the next one is reckoned from, and a job
 		// that is queued again keeps its old tag.

@@ -27,10 +27,12 @@ const (
 	// hold up the other housekeeping.
 	ExportLane = "export"
 
-	exportLife  = 7 * 24 * time.Hour
-	exportDaily = 3 // of one person in 24 hours; those that failed do not count
-	exportMost  = 20
-	sweepBatch  = 200
+	exportLife = 7 * 24 * time.Hour
+	// exportCounts is for how long an export counts, of which three are the most.
+	exportCounts = 24 * time.Hour
+	exportDaily  = 3 // of one person in 24 hours; those that failed do not count
+	exportMost   = 20
+	sweepBatch   = 200
 )
 
 // An ExportStatus is where an export is in its life.
@@ -185,7 +187,7 @@ func (s *Service) addExport(ctx context.Context, tx *db.Tx, owner, id string) er
 		Today  int   `db:"today"`
 		Oldest int64 `db:"oldest"`
 	}
-	day := now.Add(-24 * time.Hour).UnixMilli()
+	day := now.Add(-exportCounts).UnixMilli()
 	err := tx.Get(ctx, &there, `SELECT count(CASE WHEN status = '' AND removed_at = 0 THEN 1 END) AS open,
 		count(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN 1 END) AS today,
 		coalesce(min(CASE WHEN created_at > ? AND (status <> 'failed' OR removed_at > 0) THEN created_at END), 0) AS oldest
@@ -196,7 +198,7 @@ func (s *Service) addExport(ctx context.Context, tx *db.Tx, owner, id string) er
 	case there.Open > 0:
 		return problem.New(problem.Conflict, "An export is being made already. Wait for it, or delete it.").OfRight()
 	case there.Today >= exportDaily:
-		return problem.New(problem.DailyLimit, "Three exports within a day are the most.").After(time.UnixMilli(there.Oldest).Sub(now) + 24*time.Hour).OfRight()
+		return problem.New(problem.DailyLimit, "Three exports within a day are the most.").After(time.UnixMilli(there.Oldest).Sub(now) + exportCounts).OfRight()
 	}
 	j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindExport, Party: owner, Ref: id})
 	if err != nil {
@@ -534,7 +536,7 @@ func (s *Service) sweepExport(ctx context.Context, r exportRow) error {
 	if err := errors.Join(s.Objects.Delete(ctx, keys...), s.Objects.Abandon(ctx, keys...)); err != nil {
 		return err
 	}
-	if over && r.CreatedAt <= s.Clock.Now().Add(-24*time.Hour).UnixMilli() {
+	if over && r.CreatedAt <= s.Clock.Now().Add(-exportCounts).UnixMilli() {
 		_, err := s.DB.Exec(ctx, `DELETE FROM exports WHERE id = ?`, r.ID)
 		return err
 	}

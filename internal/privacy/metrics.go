@@ -18,6 +18,8 @@ type Metrics struct {
 	requestsOpen                    *prometheus.GaugeVec
 	requestsOldest, requestsOverdue prometheus.Gauge
 	holdsOpen, holdsDue             prometheus.Gauge
+
+	promiseBroken, retentionOldest *prometheus.GaugeVec
 }
 
 // What became of an export.
@@ -66,6 +68,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_holds_open", Help: "Holds that are not released."}),
 		holdsDue: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zimage_holds_review_due", Help: "Holds that somebody should have looked at again: a promise is broken."}),
+		promiseBroken: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_promise_broken", Help: "1 while a promise is broken, as /v1/privacy/status says (every minute, from the scheduler)."}, []string{"promise"}),
+		retentionOldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "zimage_retention_oldest_ratio", Help: "Age of the oldest record to the time that it may be kept, by category; above 1 it waits for its sweep."}, []string{"category"}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -76,7 +82,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	if r != nil {
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
 			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.sweepsOldest,
-			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue)
+			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
+			m.promiseBroken, m.retentionOldest)
 	}
 	return m
 }

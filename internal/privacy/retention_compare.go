@@ -30,10 +30,11 @@ const (
 
 // A Comparison is what comparing database and object store found.
 type Comparison struct {
-	Objects int `json:"objects"` // that were looked at
-	Orphans int `json:"orphans"` // that no row needs: deleted
-	Unknown int `json:"unknown"` // that are not the service's, or another one's: never deleted
-	Missing int `json:"missing"` // that a row needs and are not there
+	At      time.Time `json:"-"`       // when it ended; zero: now
+	Objects int       `json:"objects"` // that were looked at
+	Orphans int       `json:"orphans"` // that no row needs: deleted
+	Unknown int       `json:"unknown"` // that are not the service's, or another one's: never deleted
+	Missing int       `json:"missing"` // that a row needs and are not there
 }
 
 func (s *Service) compareKind() jobs.Kind {

@@ -2,9 +2,7 @@ package privacy
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"zimage/internal/db"
@@ -124,29 +122,32 @@ func (s *Service) forgetDeletions(ctx context.Context) error {
 // measureSweeps tells when each plan was last gone through, and what the comparison
 // found.
 func (s *Service) measureSweeps(ctx context.Context) error {
+	oldest, err := s.oldestSweep(ctx)
+	if err != nil {
+		return err
+	}
+	s.Metrics.sweepsOldest.Set(oldest.Seconds())
+	c, err := s.lastComparison(ctx)
+	if err == nil && c != nil {
+		s.Metrics.objectsMissing.Set(float64(c.Missing))
+		s.Metrics.objectsUnknown.Set(float64(c.Unknown))
+	}
+	return err
+}
+
+// oldestSweep is the time since the last good sweep of the table that waits longest.
+func (s *Service) oldestSweep(ctx context.Context) (oldest time.Duration, err error) {
 	var all []struct {
 		Plan    string `db:"plan"`
 		EndedAt int64  `db:"ended_at"`
-		Result  string `db:"result"`
 	}
-	if err := s.DB.Select(ctx, &all, `SELECT plan, ended_at, result FROM sweeps`); err != nil {
-		return fmt.Errorf("measure sweeps: %w", err)
+	if err := s.DB.Select(ctx, &all, `SELECT plan, ended_at FROM sweeps`); err != nil {
+		return 0, fmt.Errorf("look when tables were swept: %w", err)
 	}
-	var oldest time.Duration
 	for _, one := range all {
-		if one.Plan == comparePlan {
-			var c Comparison
-			if err := json.NewDecoder(strings.NewReader(one.Result)).Decode(&c); err != nil {
-				return fmt.Errorf("measure sweeps: %w", err)
-			}
-			s.Metrics.objectsMissing.Set(float64(c.Missing))
-			s.Metrics.objectsUnknown.Set(float64(c.Unknown))
-			continue
-		}
 		if t := s.Map.Table(StoreMain, one.Plan); t != nil && len(t.purges()) > 0 {
 			oldest = max(oldest, millis(s.Clock.Millis()-one.EndedAt))
 		}
 	}
-	s.Metrics.sweepsOldest.Set(oldest.Seconds())
-	return nil
+	return oldest, nil
 }

@@ -44,6 +44,10 @@ type Options struct {
 	// Removes end the content of rows, by table, where retention would not know all
 	// that goes with it.
 	Removes map[string]Remove
+
+	// Recurring is all recurring work of the installation, whose last success the
+	// status tells. None: it tells of none.
+	Recurring []jobs.Schedule
 }
 
 // Accounts is what the room of accounts does for people who wrote from an address.
@@ -68,11 +72,13 @@ type Service struct {
 
 	once sync.Mutex
 	main *plan // what the main database demands; nil: not read yet
+
+	status statusCache
 }
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, bool) error { return nil }}
+	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, bool) error { return nil }, status: statusCache{turn: make(chan struct{}, 1)}}
 	o.Queue.Register(s.erasureKind())
 	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
 		o.Queue.Register(k)

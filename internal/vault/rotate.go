@@ -63,7 +63,7 @@ func (v *Vault) present(ctx context.Context, id, process string) error {
 	if err != nil {
 		return fmt.Errorf("tell which roots this process has: %w", err)
 	}
-	_, err = v.keys.Exec(ctx, `DELETE FROM key_rings WHERE seen_at < ?`, now-10*processDie.Milliseconds())
+	_, err = v.keys.Exec(ctx, `DELETE FROM key_rings WHERE seen_at < ?`, now-RingsKept.Milliseconds())
 	return err
 }
 

@@ -1,0 +1,220 @@
+//go:build unix
+
+package app
+
+import (
+	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"zimage/internal/config"
+	"zimage/internal/db"
+	"zimage/internal/privacy"
+	"zimage/internal/prove"
+	"zimage/internal/testenv"
+)
+
+// proven is an installation to be proven, with all that it writes in one folder.
+type proven struct {
+	t    *testing.T
+	app  *App
+	told []string
+	o    ProveOptions
+}
+
+func toProve(t *testing.T, dialect db.Dialect, s3, versioned bool) *proven {
+	t.Helper()
+	dir := t.TempDir()
+	environ := map[string]string{
+		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": testenv.Redis(t),
+		"ZIMAGE_LISTEN": freePort(t), "ZIMAGE_METRICS_LISTEN": freePort(t), "ZIMAGE_LOG_LEVEL": "debug",
+	}
+	environ["ZIMAGE_PUBLIC_URL"] = "http://" + strings.Replace(environ["ZIMAGE_LISTEN"], "127.0.0.1", "localhost", 1)
+	if dialect == db.Postgres {
+		environ["ZIMAGE_DATABASE_URL"], environ["ZIMAGE_KEYS_DATABASE_URL"] = testenv.DatabaseURL(t, dialect), testenv.DatabaseURL(t, dialect)
+	}
+	if s3 {
+		b := testenv.S3(t)
+		environ["ZIMAGE_S3_ENDPOINT"], environ["ZIMAGE_S3_BUCKET"], environ["ZIMAGE_S3_TLS"] = b.Endpoint, b.Bucket, "false"
+		environ["ZIMAGE_S3_ACCESS_KEY"], environ["ZIMAGE_S3_SECRET_KEY"] = b.AccessKey, b.SecretKey
+		if versioned {
+			c, err := minio.New(b.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(b.AccessKey, b.SecretKey, "")})
+			if err == nil {
+				err = c.MakeBucket(t.Context(), b.Bucket, minio.MakeBucketOptions{})
+			}
+			if err == nil {
+				err = c.EnableVersioning(t.Context(), b.Bucket)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c := settingsOf(t, config.RoleUp, environ)
+	p := &proven{t: t, o: ProveOptions{Wait: 5 * time.Minute, Logs: []string{filepath.Join(dir, "log")}}}
+	for folder, into := range map[string]*[]string{"engine": &p.o.Engines, "dumps": &p.o.Folders} {
+		*into = []string{filepath.Join(dir, folder)}
+		if err := os.Mkdir((*into)[0], 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.o.Temp = filepath.Join(dir, "tmp")
+	if err := os.Mkdir(p.o.Temp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.o.Tell = func(what string) { p.told = append(p.told, what) }
+	log, err := os.Create(p.o.Logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.app, err = Open(t.Context(), c, "up", "test", NewLog(c, log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.app.Close(); err != nil {
+			t.Error(err)
+		}
+		_ = log.Close()
+	})
+	p.app.start(t, config.RoleAPI, config.RoleWorker, config.RoleScheduler)
+	return p
+}
+
+func (p *proven) run(plantIn ...string) prove.Report {
+	p.t.Helper()
+	p.o.PlantIn = plantIn
+	r, err := p.app.Prove(context.WithoutCancel(p.t.Context()), p.o)
+	if err != nil {
+		p.t.Fatalf("after %q: %v", p.told, err)
+	}
+	return r
+}
+
+// A person is there with everything, and is erased; no word of theirs stands
+// anywhere readable, before or after, while every word that is left on purpose is
+// found.
+func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]struct {
+		dialect       db.Dialect
+		s3, versioned bool
+	}{
+		"sqlite, directory":      {dialect: db.SQLite},
+		"postgres, s3":           {dialect: db.Postgres, s3: true},
+		"postgres, s3 versioned": {dialect: db.Postgres, s3: true, versioned: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := toProve(t, s.dialect, s.s3, s.versioned)
+			r := p.run()
+			for _, wrong := range r.Wrong() {
+				t.Error(wrong)
+			}
+			want := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files", "logs", "metrics"}
+			if s.dialect == db.SQLite {
+				want = append(want, "database files", "key store files")
+			}
+			seen := map[string]prove.PlaceReport{}
+			for _, place := range r.Places {
+				seen[place.Name] = place
+				if planted := strings.HasPrefix(place.Control, "found, in "); planted == slices.Contains([]string{"logs", "metrics"}, place.Name) {
+					t.Errorf("%s: the control says %s", place.Name, place.Control)
+				}
+				empty := []string{"engines' folders", "other folders", "temporary files"}
+				if s.s3 { // nothing but mails is in it, which are looked at by themselves
+					empty = append(empty, "data folder")
+				}
+				if (place.Life.Things == 0) != slices.Contains(empty, place.Name) {
+					t.Errorf("%s: looked at %+v", place.Name, place.Life)
+				}
+			}
+			if names := slices.Sorted(maps.Keys(seen)); !slices.Equal(names, slices.Sorted(slices.Values(want))) {
+				t.Errorf("looked at %v, want %v", names, want)
+			}
+			// Mails are files that can be read, for as long as the account lives.
+			if m := seen["mail folder"]; len(m.Life.Found) == 0 || m.Readable == "" {
+				t.Errorf("no mail was read: %+v", m)
+			}
+			if m, err := privacy.DataMap(); err != nil || seen["database"].Life.Things < len(m.Tables) {
+				t.Errorf("only %d rows were looked at (%v)", seen["database"].Life.Things, err)
+			}
+			// Sealed, in at least two objects for each of two pictures.
+			if o := seen["objects"]; o.Life.Things < 4 || o.Life.Bytes < 1000 {
+				t.Errorf("objects: %+v", o)
+			}
+			for _, input := range []string{"mail", "newmail", "username", "rename", "name", "preference", "agent", "referer", "key", "passkey", "prompt", "metadata", "metaname", "idempotency", "reason", "mistake", "password"} {
+				if !slices.Contains(r.Sent, input) {
+					t.Errorf("nothing was sent as %s", input)
+				}
+			}
+			var state string
+			if err := p.app.db.Get(t.Context(), &state, `SELECT state FROM subjects WHERE id = ?`, r.Account); err != nil || state != "erased" {
+				t.Errorf("the account is %s, %v", state, err)
+			}
+			left, err := os.ReadDir(p.o.Temp)
+			if err != nil || len(left) > 0 {
+				t.Errorf("the proof leaves %v", left)
+			}
+		})
+	}
+}
+
+// What is left in any place on purpose is found there, after the erasure, and taken
+// away again.
+func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
+	t.Parallel()
+	p := toProve(t, db.SQLite, false, false)
+	planted := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
+	r := p.run(planted...)
+	for _, place := range r.Places {
+		// Databases and objects lie in files, which are looked at by themselves too.
+		want := slices.Contains(planted, place.Name) || slices.Contains([]string{"database files", "key store files"}, place.Name)
+		if got := len(place.After.Found) > 0; got != want {
+			t.Errorf("%s: found %+v", place.Name, place.After.Found)
+		}
+		for _, f := range place.After.Found {
+			if f.Where == "" || f.Kind == "" || f.Times < 1 {
+				t.Errorf("%s: %+v", place.Name, f)
+			}
+		}
+	}
+	text := strings.Join(r.Wrong(), "\n")
+	for _, name := range planted {
+		if !strings.Contains(text, name+", after its erasure: ") {
+			t.Errorf("%s is not told: %s", name, text)
+		}
+	}
+	if strings.Contains(text, "while the account lives") {
+		t.Errorf("found before it was left: %s", text)
+	}
+	var ticks int
+	if err := p.app.db.Get(t.Context(), &ticks, `SELECT count(*) FROM schedule_ticks WHERE tick = 0`); err != nil || ticks > 0 {
+		t.Errorf("%d rows are still there, %v", ticks, err)
+	}
+	if _, err := p.app.Prove(t.Context(), ProveOptions{PlantIn: []string{"logs"}}); err == nil || !strings.Contains(err.Error(), `in "logs" nothing can be planted; there are database, `) {
+		t.Errorf("a place in which nothing may be left: %v", err)
+	}
+}
+
+// A log that is another installation's proves nothing.
+func TestProveWantsTheRightLog(t *testing.T) {
+	t.Parallel()
+	p := toProve(t, db.SQLite, false, false)
+	p.o.Logs = []string{filepath.Join(t.TempDir(), "other")}
+	if err := os.WriteFile(p.o.Logs[0], []byte("level=INFO msg=request request_id=req_0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.app.Prove(t.Context(), p.o)
+	if err == nil || !strings.Contains(err.Error(), "none of our requests") {
+		t.Errorf("with another log: %v", err)
+	}
+}
