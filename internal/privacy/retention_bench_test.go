@@ -11,6 +11,7 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/generate"
+	"zimage/internal/jobs"
 )
 
 const expiring = 1000
@@ -154,8 +155,13 @@ func (h *home) sweep() (rows, objects time.Duration) {
 	}
 	rows = time.Since(began)
 	began = time.Now()
-	stop := h.work()
-	defer stop()
+	// No prompt runs meanwhile: its cost is not the sweep's.
+	w := h.queue.NewWorker([]jobs.Lane{{Name: jobs.Housekeeping, Slots: jobs.NewFixed(1)}}, 10*time.Millisecond)
+	ctx, cancel := context.WithCancel(context.Background())
+	var working sync.WaitGroup
+	working.Go(func() { _ = w.Run(ctx, nil) })
+	defer working.Wait()
+	defer cancel()
 	for h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) > 0 {
 		time.Sleep(5 * time.Millisecond)
 	}
