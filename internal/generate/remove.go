@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"zimage/internal/db"
 	"zimage/internal/events"
 	"zimage/internal/jobs"
@@ -211,52 +213,106 @@ func (s *Service) deleteSome(ctx context.Context, owner string, ids []string, st
 // hold keeps it or an image of it, and errRemoved when somebody was first. Its
 // objects are the sweep's.
 func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) error {
-	// The job, the generation, its images: everybody locks in this order.
-	var working []string
-	if r.Status == "" {
-		if err := tx.Select(ctx, &working, `SELECT id FROM jobs WHERE id = ?`+db.ForUpdate(tx), r.JobID); err != nil {
-			return err
-		}
-	}
-	held, err := subject.Held(ctx, tx, "generations", r.ID)
-	if err == nil && !held {
-		var images []string
-		if err := tx.Select(ctx, &images, `SELECT id FROM images WHERE generation_id = ?`, r.ID); err != nil {
-			return err
-		}
-		held, err = subject.Held(ctx, tx, "images", images...)
-	}
-	if err == nil && held {
+	removed, held, err := s.removeSome(ctx, tx, []string{r.ID}, reason)
+	switch {
+	case err == nil && held:
 		err = subject.ErrHeld
-	}
-	if err != nil {
-		return err
-	}
-	now := s.Clock.Now()
-	for _, job := range working {
-		if _, err := s.Queue.Cancel(ctx, tx, job, jobs.AtWish); err != nil {
-			return err
-		}
-	}
-	n, err := tx.Exec(ctx, `UPDATE generations SET request = NULL, seed = 0, model = '', removed_at = ?, removed_reason = ?, unswept = 1
-		WHERE id = ? AND removed_at = 0`, now.UnixMilli(), reason, r.ID)
-	if err == nil && n == 0 {
+	case err == nil && removed == 0:
 		err = errRemoved
 	}
+	return err
+}
+
+// removeSome is remove for many, in a few statements whatever their number. Those that
+// a hold keeps it leaves, and says so.
+func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reason string) (removed int, held bool, err error) {
+	// The jobs, the generations, their images: everybody locks in this order, and each
+	// in that of their ids.
+	var working []string
+	if err := tx.Select(ctx, &working, `SELECT id FROM jobs WHERE id IN (SELECT job_id FROM generations WHERE status = '' AND id IN (`+db.Marks(len(ids))+`))
+		ORDER BY id`+db.ForUpdate(tx), anys(ids)...); err != nil {
+		return 0, false, err
+	}
+	free, err := subject.Free(ctx, tx, "generations", ids)
 	if err != nil {
-		return err
+		return 0, false, err
 	}
-	if _, err := s.removeImages(ctx, tx, `generation_id = ?`, r.ID, reason, now); err != nil {
-		return err
+	if free, err = s.withoutHeldImages(ctx, tx, free); err != nil || len(free) == 0 {
+		return 0, len(free) < len(ids), err
 	}
-	tx.AfterCommit(func() { s.bulletin.changed(r.ID, removedSequence) })
-	return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: r.Owner, Ref: r.ID, Reason: reason, At: now})
+	now := s.Clock.Now()
+	var gone []struct {
+		ID    string `db:"id"`
+		Owner string `db:"owner"`
+		Job   string `db:"job_id"`
+	}
+	err = tx.Select(ctx, &gone, `UPDATE generations SET request = NULL, seed = 0, model = '', removed_at = ?, removed_reason = ?, unswept = 1
+		WHERE removed_at = 0 AND id IN (`+db.Marks(len(free))+`) RETURNING id, owner, job_id`, append([]any{now.UnixMilli(), reason}, anys(free)...)...)
+	if err != nil || len(gone) == 0 {
+		return 0, len(free) < len(ids), err
+	}
+	var each []string
+	for _, g := range gone {
+		each = append(each, g.ID)
+		if slices.Contains(working, g.Job) {
+			if _, err := s.Queue.Cancel(ctx, tx, g.Job, jobs.AtWish); err != nil {
+				return 0, false, err
+			}
+		}
+	}
+	if _, err := s.removeImages(ctx, tx, `generation_id IN (`+db.Marks(len(each))+`)`, anys(each), reason, now); err != nil {
+		return 0, false, err
+	}
+	for _, g := range gone {
+		tx.AfterCommit(func() { s.bulletin.changed(g.ID, removedSequence) })
+		err := s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: g.Owner, Ref: g.ID, Reason: reason, At: now})
+		if err != nil {
+			return 0, false, err
+		}
+	}
+	return len(gone), len(free) < len(ids), nil
+}
+
+// withoutHeldImages leaves out generations of which a hold keeps an image.
+func (s *Service) withoutHeldImages(ctx context.Context, tx *db.Tx, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	var images []struct {
+		ID    string `db:"id"`
+		Whole string `db:"generation_id"`
+	}
+	if err := tx.Select(ctx, &images, `SELECT id, generation_id FROM images WHERE generation_id IN (`+db.Marks(len(ids))+`) ORDER BY id`, anys(ids)...); err != nil {
+		return nil, err
+	}
+	all := make([]string, len(images))
+	for i, image := range images {
+		all[i] = image.ID
+	}
+	free, err := subject.Free(ctx, tx, "images", all)
+	if err != nil || len(free) == len(all) {
+		return ids, err
+	}
+	for _, image := range images {
+		if !slices.Contains(free, image.ID) {
+			ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id == image.Whole })
+		}
+	}
+	return ids, nil
+}
+
+func anys(ids []string) []any {
+	all := make([]any, len(ids))
+	for i, id := range ids {
+		all[i] = id
+	}
+	return all
 }
 
 // removeImages makes tombstones of images and says how many.
-func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where, arg, reason string, now time.Time) (int64, error) {
+func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where string, args []any, reason string, now time.Time) (int64, error) {
 	return tx.Exec(ctx, `UPDATE images SET sha256 = NULL, seed = 0, width = 0, height = 0, bytes = 0, format = '',
-		removed_at = ?, removed_reason = ? WHERE removed_at = 0 AND `+where, now.UnixMilli(), reason, arg)
+		removed_at = ?, removed_reason = ? WHERE removed_at = 0 AND `+where, append([]any{now.UnixMilli(), reason}, args...)...)
 }
 
 // DeleteImage removes one image; the others of its generation stay.
@@ -308,7 +364,7 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow, reason
 		return err
 	}
 	now := s.Clock.Now()
-	n, err := s.removeImages(ctx, tx, `id = ?`, i.ID, reason, now)
+	n, err := s.removeImages(ctx, tx, `id = ?`, []any{i.ID}, reason, now)
 	if err == nil && n == 0 {
 		err = errRemoved
 	}
@@ -322,29 +378,22 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow, reason
 // for what must be deleted again after a restore. What a hold keeps it passes over. It
 // returns how many were removed; their objects are gone soon after.
 func (s *Service) RemoveGenerations(ctx context.Context, tx *db.Tx, ids []string, reason string) (int, error) {
-	return s.removeEach(ctx, tx, ids, func(id string) error {
-		var r row
-		if err := tx.Get(ctx, &r, selectRow+`WHERE g.id = ?`, id); err != nil {
-			return err
-		}
-		return s.remove(ctx, tx, r, reason)
-	})
+	removed, _, err := s.removeSome(ctx, tx, ids, reason)
+	if err != nil || removed == 0 {
+		return 0, err
+	}
+	return removed, s.addSweep(ctx, tx, sweepAll, 0)
 }
 
 // RemoveImages is RemoveGenerations for images.
-func (s *Service) RemoveImages(ctx context.Context, tx *db.Tx, ids []string, reason string) (int, error) {
-	return s.removeEach(ctx, tx, ids, func(id string) error {
-		var i imageRow
-		if err := tx.Get(ctx, &i, selectImage+`WHERE id = ?`, id); err != nil {
-			return err
-		}
-		return s.removeImage(ctx, tx, i, reason)
-	})
-}
-
-func (s *Service) removeEach(ctx context.Context, tx *db.Tx, ids []string, remove func(id string) error) (removed int, err error) {
+func (s *Service) RemoveImages(ctx context.Context, tx *db.Tx, ids []string, reason string) (removed int, err error) {
 	for _, id := range ids {
-		switch err := remove(id); {
+		var i imageRow
+		err := tx.Get(ctx, &i, selectImage+`WHERE id = ?`, id)
+		if err == nil {
+			err = s.removeImage(ctx, tx, i, reason)
+		}
+		switch {
 		case err == nil:
 			removed++
 		case !passedOver(err) && !errors.Is(err, sql.ErrNoRows):
@@ -398,7 +447,12 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		if err := s.journal(ctx, batch); err != nil {
 			return jobs.Retry("internal", err)
 		}
-		for _, g := range batch {
+		// Together it takes a few calls; one by one, what fails is told from the rest.
+		alone := batch
+		if len(batch) > 1 && s.sweepSome(ctx, batch) == nil {
+			alone, after = nil, batch[len(batch)-1].ID
+		}
+		for _, g := range alone {
 			err := s.sweepOne(ctx, g)
 			if inARow++; err == nil {
 				inARow = 0
@@ -471,35 +525,26 @@ func (s *Service) journal(ctx context.Context, batch []unswept) error {
 // sweepOne deletes the objects of one generation that no living image needs. A
 // running attempt's own objects are left alone.
 func (s *Service) sweepOne(ctx context.Context, g unswept) error {
-	owner, id := g.Owner, g.ID
-	// The job first: a completion between the two questions is then still seen as
-	// running, and never as ended without images.
-	var job jobs.Job
-	err := s.DB.Get(ctx, &job, `SELECT j.state, j.attempt, j.finished_at FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, id)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
+	return s.sweepSome(ctx, []unswept{g})
+}
+
+// sweepSome is sweepOne for a batch: all of it is done, or it is an error.
+func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
+	all := make([]looked, len(batch))
+	g, looking := errgroup.WithContext(ctx)
+	g.SetLimit(looks)
+	for i := range batch {
+		g.Go(func() (err error) {
+			all[i], err = s.look(looking, batch[i])
+			return err
+		})
 	}
-	busy := job.State != "" && !job.State.Terminal()
-	needed, err := s.needed(ctx, s.DB, owner, id)
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		return err
 	}
 	var unneeded []string
-	for after := ""; ; {
-		page, err := s.Objects.List(ctx, prefix(owner, id), after, sweepBatch)
-		if err != nil {
-			s.Metrics.objectFailures.Inc()
-			return err
-		}
-		for _, o := range page {
-			after = o.Key
-			if !needed[o.Key] && (!busy || attemptOf(o.Key) < job.Attempt) {
-				unneeded = append(unneeded, o.Key)
-			}
-		}
-		if len(page) < sweepBatch {
-			break
-		}
+	for _, l := range all {
+		unneeded = append(unneeded, l.unneeded...)
 	}
 	if len(unneeded) > 0 {
 		if err := s.Objects.Delete(ctx, unneeded...); err != nil {
@@ -508,27 +553,92 @@ func (s *Service) sweepOne(ctx context.Context, g unswept) error {
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	if busy || s.Clock.Now().Before(quiet(job)) {
-		return nil // an attempt may still be storing: it is looked at again later
+	return s.settle(ctx, all)
+}
+
+// looks are how many generations' objects are listed at once.
+const looks = 4
+
+// looked is what a look at a generation's objects found.
+type looked struct {
+	unswept
+	needed   int      // objects
+	unneeded []string // keys
+	open     bool     // an attempt may still be storing: it is looked at again later
+}
+
+func (s *Service) look(ctx context.Context, g unswept) (looked, error) {
+	l := looked{unswept: g}
+	// The job first: a completion between the two questions is then still seen as
+	// running, and never as ended without images.
+	var job jobs.Job
+	err := s.DB.Get(ctx, &job, `SELECT j.state, j.attempt, j.finished_at FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, g.ID)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return l, err
+	}
+	busy := job.State != "" && !job.State.Terminal()
+	l.open = busy || s.Clock.Now().Before(quiet(job))
+	needed, err := s.needed(ctx, s.DB, g.Owner, g.ID)
+	if err != nil {
+		return l, err
+	}
+	l.needed = len(needed)
+	for after := ""; ; {
+		page, err := s.Objects.List(ctx, prefix(g.Owner, g.ID), after, sweepBatch)
+		if err != nil {
+			s.Metrics.objectFailures.Inc()
+			return l, err
+		}
+		for _, o := range page {
+			after = o.Key
+			if !needed[o.Key] && (!busy || attemptOf(o.Key) < job.Attempt) {
+				l.unneeded = append(l.unneeded, o.Key)
+			}
+		}
+		if len(page) < sweepBatch {
+			return l, nil
+		}
+	}
+}
+
+// settle marks those generations as swept of which nothing was removed since they were
+// looked at: its own sweep must find them.
+func (s *Service) settle(ctx context.Context, all []looked) error {
+	all = slices.DeleteFunc(all, func(l looked) bool { return l.open })
+	if len(all) == 0 {
+		return nil
+	}
+	var ids []any
+	for _, l := range all {
+		ids = append(ids, l.ID)
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
-		var deleted int
-		err := tx.Get(ctx, &deleted, `SELECT `+gone+` FROM generations g WHERE id = ?`+db.ForUpdate(tx), id)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
+		var now []struct {
+			unswept
+			Living int `db:"living"`
 		}
+		err := tx.Select(ctx, &now, `SELECT id, owner, `+gone+` AS gone, (SELECT count(*) FROM images i WHERE i.generation_id = g.id AND i.removed_at = 0) AS living
+			FROM generations g WHERE id IN (`+db.Marks(len(ids))+`) ORDER BY id`+db.ForUpdate(tx), ids...)
 		if err != nil {
 			return err
 		}
-		// An image removed since needs another look: its sweep must find the generation.
-		now, err := s.needed(ctx, tx, owner, id)
-		if err != nil || len(now) != len(needed) || deleted != g.Gone {
-			return err
+		var done []any
+		for _, n := range now {
+			i := slices.IndexFunc(all, func(l looked) bool { return l.ID == n.ID })
+			if l := all[i]; l.Gone == n.Gone && l.needed == objectsOfAnImage*n.Living {
+				done = append(done, n.ID)
+			}
 		}
-		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id = ?`, id)
+		if len(done) == 0 {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id IN (`+db.Marks(len(done))+`)`, done...)
 		return err
 	})
 }
+
+// objectsOfAnImage are the picture and its thumbnail.
+const objectsOfAnImage = 2
 
 // lateFor is how long an attempt that no longer counts may still store objects:
 // its worker may have lost the database and not the object store.

@@ -314,9 +314,18 @@ func (d *Directory) Delete(ctx context.Context, keys ...string) error {
 			first = cmp.Or(first, err)
 		}
 	}
+	// Also after ctx ended: what was removed must not come back.
+	changed := make(map[string]bool) // each synced once, however much went from it
 	for folder := range folders {
-		// Also after ctx ended: what was removed must not come back.
-		if err := d.prune(folder); err != nil {
+		left, err := d.prune(folder)
+		if err != nil {
+			failed++
+			first = cmp.Or(first, err)
+		}
+		changed[left] = true
+	}
+	for folder := range changed {
+		if err := d.settle(folder); err != nil {
 			failed++
 			first = cmp.Or(first, err)
 		}
@@ -324,23 +333,33 @@ func (d *Directory) Delete(ctx context.Context, keys ...string) error {
 	return undeleted(failed, len(keys), fileError("delete", first))
 }
 
-// prune removes a folder and its parents as far as they are empty, and syncs
-// the first that is not.
-func (d *Directory) prune(folder string) error {
+// prune removes a folder and its parents as far as they are empty, and returns the
+// first that is not.
+func (d *Directory) prune(folder string) (left string, err error) {
 	for ; folder != "."; folder = path.Dir(folder) {
 		err := d.root.Remove(folder)
 		if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrExist) {
 			break
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return folder, err
+		}
+	}
+	return folder, nil
+}
+
+// settle syncs a folder from which something was removed. Another Delete may have
+// emptied and removed it meanwhile: then its parent.
+func (d *Directory) settle(folder string) error {
+	for {
+		err := d.sync(folder)
+		if !errors.Is(err, fs.ErrNotExist) || folder == "." {
+			return err
+		}
+		if folder, err = d.prune(path.Dir(folder)); err != nil {
 			return err
 		}
 	}
-	err := d.sync(folder)
-	if errors.Is(err, fs.ErrNotExist) && folder != "." { // another Delete emptied and removed it meanwhile
-		return d.prune(path.Dir(folder))
-	}
-	return err
 }
 
 // List is described at Store.

@@ -1,7 +1,6 @@
 package privacy
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -96,10 +95,6 @@ type comparison struct {
 // group is a person's generation: all objects of one follow one another.
 type group struct{ owner, generation string }
 
-func (g group) compare(other group) int {
-	return cmp.Or(strings.Compare(g.owner, other.owner), strings.Compare(g.generation, other.generation))
-}
-
 func groupOf(key string) group {
 	parts := strings.Split(key, "/")
 	return group{parts[1], parts[2]}
@@ -124,10 +119,10 @@ func (c *comparison) see(ctx context.Context, o objects.Info) error {
 		return err
 	case kind.Table == "exports":
 		parts, _ := kind.Key.Match(o.Key)
-		attempt, err := strconv.Atoi(parts["attempt"])
-		if err != nil {
+		attempt, strange := strconv.Atoi(parts["attempt"])
+		if strange != nil {
 			c.Unknown++
-			return nil
+			break
 		}
 		needed, err := c.s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
 		if err == nil && !needed {
