@@ -193,6 +193,8 @@ var planted = map[string]string{
 	"key":      "laptop of canary",
 	"passkey":  "phone of canary",
 	"reason":   "ticket 17 of canary",
+	"letter":   "canary-letter@example.org",
+	"note":     "please erase canary",
 	"prompt":   "a lighthouse for canary",
 	"metadata": "order of canary",
 }
@@ -355,6 +357,8 @@ func (w *witness) person() {
 	w.must(err)
 	w.must(w.a.Accounts.Suspend(ctx, account.AtTheMachine(), owner, planted["reason"]))
 	w.must(w.a.Accounts.Unsuspend(ctx, account.AtTheMachine(), owner, planted["reason"]))
+	_, err = w.a.Privacy.OpenRequest(ctx, w.a.Accounts.Officer(account.AtTheMachine(), planted["reason"]), planted["letter"], privacy.RequestErasure, planted["note"])
+	w.must(err)
 	program := []string{"Authorization", "Bearer " + made.Token, "Prefer", "wait=60", "Idempotency-Key", "once-canary"}
 	var generation struct{ ID, Status string }
 	w.send(200, "POST", "/v1/generations", object{"prompt": planted["prompt"], "width": 64, "height": 64, "steps": 1, "model": "illustrator",
