@@ -14,7 +14,7 @@ type statusView struct {
 	Policy     statusPolicyView   `json:"policy" doc:"The policy in force."`
 	Retention  []retentionView    `json:"retention" nullable:"false" doc:"The oldest record of each kind against the time that it may be kept. Records that a legal hold keeps are left out."`
 	Deadlines  []deadlineView     `json:"deadlines" nullable:"false" doc:"What is asked for and not complete: the slowest one of each kind."`
-	Sweeps     []recurringView        `json:"sweeps" nullable:"false" doc:"What deletes and looks after data by itself."`
+	Sweeps     []recurringView    `json:"sweeps" nullable:"false" doc:"What deletes and looks after data by itself."`
 	Comparison *comparisonView    `json:"objects,omitempty" doc:"Orphans. Left out before the first comparison."`
 	Checkpoint ledgerCheckpointID `json:"ledger" doc:"The checkpoint of the ledger for everybody; the whole of it is at /v1/privacy/ledger/checkpoint."`
 }
