@@ -86,6 +86,9 @@ func (s *Service) PlaceHold(ctx context.Context, by By, h Hold) (Hold, error) {
 		if _, err := tx.Exec(ctx, `UPDATE holds SET review_at = ?, hidden = ? WHERE id = ?`, review.UnixMilli(), flag(!h.MayBeTold), id); err != nil {
 			return events.Event{}, err
 		}
+		if err := s.holdChanged(ctx, tx, id); err != nil {
+			return events.Event{}, err
+		}
 		err = tx.Get(ctx, &placed, selectHold+`WHERE id = ?`, id)
 		return placed.event(events.HoldPlaced), err
 	})
@@ -175,6 +178,9 @@ func (s *Service) ReleaseHold(ctx context.Context, by By, id string) error {
 		}
 		if err == nil {
 			err = subject.Release(ctx, tx, id, s.Clock.Now())
+		}
+		if err == nil {
+			err = s.holdChanged(ctx, tx, id)
 		}
 		return h.event(events.HoldReleased), err
 	}))

@@ -21,10 +21,10 @@ const KindHold = "retention:hold"
 
 const holdSchedule = "retention-holds"
 
-// HoldChanged has the objects of what a hold keeps copied, or those copies deleted:
+// holdChanged has the objects of what a hold keeps copied, or those copies deleted:
 // it belongs into the transaction that places or releases the hold. What it misses,
 // the schedule finds within the hour.
-func (s *Service) HoldChanged(ctx context.Context, tx *db.Tx, hold string) error {
+func (s *Service) holdChanged(ctx context.Context, tx *db.Tx, hold string) error {
 	_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindHold, Ref: hold})
 	return err
 }

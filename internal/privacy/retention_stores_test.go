@@ -178,14 +178,10 @@ func TestPromise_R8_AHoldOutlivesTheBucketsRule(t *testing.T) {
 		ctx := t.Context()
 		p := h.newcomer("ann")
 		images := h.paint(p, 3)
-		place := func(table, record string) (id string) {
-			must(t, h.db.Tx(ctx, func(tx *db.Tx) (err error) {
-				if id, err = subject.Hold(ctx, tx, p.id, table, record, "case 7", h.clock.Now()); err != nil {
-					return err
-				}
-				return h.privacy.HoldChanged(ctx, tx, id)
-			}))
-			return id
+		place := func(table, record string) string {
+			hold, err := h.place(p.id, table, record)
+			must(t, err)
+			return hold.ID
 		}
 		generation := ""
 		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, images[1]))
@@ -203,7 +199,7 @@ func TestPromise_R8_AHoldOutlivesTheBucketsRule(t *testing.T) {
 		// The bucket's rule, which knows no holds.
 		must(t, h.store.Delete(ctx, h.objects("images/")...))
 		release := func(hold string) {
-			must(t, h.db.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, hold, h.clock.Now()) }))
+			must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold))
 			must(t, h.privacy.CopyHeld(ctx, hold))
 		}
 		release(two)
