@@ -195,7 +195,7 @@ func TestABusyEngineFailsAnOldGeneration(t *testing.T) {
 		if g.Status != Failed || g.Failure == nil || g.Failure.Code != engine.CodeBusy || g.Failure.Message == "" {
 			t.Errorf("%s, %+v", g.Status, g.Failure)
 		}
-		if n := count(&old); n != 5 && n != 6 { // one call may have begun before the hour was over
+		if n := count(&old); n < 4 || n > 6 { // one call may have begun before the hour was over, and ended after it
 			t.Errorf("%d calls after the hour, want the usual 5", n)
 		}
 	})
