@@ -126,6 +126,8 @@ func TestPromise_X5_BrokenPromisesAreAlerts(t *testing.T) {
 	for _, expression := range []string{
 		"max by (promise) (zimage_promise_broken) > 0", "absent(zimage_promise_broken)",
 		"max by (category) (zimage_retention_oldest_ratio) > 1", "max(zimage_erasures_overdue) > 0",
+		"max(zimage_requests_overdue) > 0", "max(zimage_holds_review_due) > 0", "max(zimage_objects_unknown) > 0", "max(zimage_objects_missing) > 0",
+		`sum by (outcome) (increase(zimage_usage_events_total{outcome=~"dropped|failed"}[15m])) > 0`,
 	} {
 		if !strings.Contains(text.String(), expression+"\n") {
 			t.Errorf("no alert is %s", expression)
@@ -140,10 +142,12 @@ func TestPromise_X5_BrokenPromisesAreAlerts(t *testing.T) {
 			t.Errorf("there is no job %s", kind[1])
 		}
 	}
-	for label, values := range map[string][]string{"state": {"failed"}, "lane": {"housekeeping"}, "outcome": {"failed"}} {
-		for _, value := range regexp.MustCompile(label+`="([^"]+)"`).FindAllStringSubmatch(text.String(), -1) {
-			if !slices.Contains(values, value[1]) {
-				t.Errorf("%s is never %s", label, value[1])
+	for label, values := range map[string][]string{"state": {"failed"}, "lane": {"housekeeping"}, "outcome": {"failed", "dropped"}} {
+		for _, value := range regexp.MustCompile(label+`=~?"([^"]+)"`).FindAllStringSubmatch(text.String(), -1) {
+			for _, one := range strings.Split(value[1], "|") {
+				if !slices.Contains(values, one) {
+					t.Errorf("%s is never %s", label, one)
+				}
 			}
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"zimage/internal/account"
 	"zimage/internal/clock"
 	"zimage/internal/generate"
+	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
 )
@@ -65,7 +66,10 @@ func answer(kind string, content func() []byte) http.Handler {
 }
 
 // kept are the times that do not stand in the policy, since they are the program's.
-type kept struct{ Device, SignUp, Tombstone, Idempotency, Mail time.Duration }
+type kept struct {
+	Device, Key, SignUp, Tombstone, Idempotency, Mail, Job                    time.Duration
+	Export, RemovedExport, Request, RequestWords, RequestUnconfirmed, Receipt time.Duration
+}
 
 func privacyPage(s privacy.Statement) ([]byte, error) {
 	page, err := template.New("privacy").Option("missingkey=error").Funcs(template.FuncMap{
@@ -81,8 +85,10 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		Service string
 		Kept    kept
 	}{s, privacy.ServiceName, kept{
-		Device: account.DeviceKept, SignUp: account.SignUpKept,
-		Tombstone: generate.TombstoneKept, Idempotency: generate.IdempotentKept, Mail: mail.RowKept,
+		Device: account.DeviceKept, Key: account.KeyKept, SignUp: account.SignUpKept,
+		Tombstone: generate.TombstoneKept, Idempotency: generate.IdempotentKept, Mail: mail.RowKept, Job: jobs.EndedKept,
+		Export: privacy.ExportKept, RemovedExport: privacy.RemovedExportKept, Receipt: privacy.ReceiptKept,
+		Request: privacy.RequestKept, RequestWords: privacy.RequestWordsKept, RequestUnconfirmed: privacy.UnconfirmedKept,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("render the page of the policy: %w", err)
@@ -105,10 +111,14 @@ func basis(b privacy.Basis) (string, error) {
 	return "", fmt.Errorf("no words for the basis %q", b)
 }
 
-// span is a time in whole days, or in hours below two days.
+// span is a time in whole years, in days, or in hours below two days.
 func span(d time.Duration) string {
+	const year = 365 * 24 * time.Hour
 	if hours := int(d.Hours()); hours < 48 {
 		return fmt.Sprintf("%d hours", hours)
+	}
+	if d >= 2*year && d%year == 0 {
+		return fmt.Sprintf("%d years", d/year)
 	}
 	return privacy.Days(int(d.Hours() / 24)).String()
 }
