@@ -199,6 +199,14 @@ func TestPromise_P2_AHoldIsNoBrokenPromise(t *testing.T) {
 		}
 		must(t, h.db.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, second, h.clock.Now()) }))
 		h.promised("retention_content")
+		// A held image keeps its generation.
+		var image string
+		must(t, h.db.Get(ctx, &image, `SELECT id FROM images WHERE generation_id = ?`, ids[1]))
+		must(t, h.db.Tx(ctx, func(tx *db.Tx) error {
+			_, err := subject.Hold(ctx, tx, p.id, "images", image, "case 18", h.clock.Now())
+			return err
+		}))
+		h.promised()
 	})
 }
 
