@@ -15,6 +15,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
+	"zimage/internal/testenv"
 )
 
 // A window that became shorter is applied to what is stored, by any number of
@@ -358,6 +359,31 @@ func TestADeletionIsJournalledBeforeItsObjectsGo(t *testing.T) {
 		}
 		if n := h.count(`SELECT count(*) FROM generations WHERE unswept = 1`); n != 0 {
 			t.Error("it is never done")
+		}
+	})
+}
+
+// While the object store is away, all that was deleted is journalled.
+func TestPromise_R3_DeletionsAreJournalledWithoutTheStore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		h.paint(p, 450) // three pages of a sweep
+		n, err := h.generate.DeleteMany(ctx, p.id, nil, true)
+		must(t, err)
+		if n != 450 {
+			t.Fatalf("%d are deleted", n)
+		}
+		h.late.Store = &away{Store: h.store, down: true}
+		stop := h.work()
+		journalled := 0
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			must(t, h.keys.Get(ctx, &journalled, `SELECT count(*) FROM erasure_journal WHERE kind = 'generation'`))
+			return journalled == 450
+		})
+		stop()
+		if n := len(h.objects("images/")); n != 900 {
+			t.Errorf("%d objects are left", n)
 		}
 	})
 }
