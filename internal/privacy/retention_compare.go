@@ -124,7 +124,7 @@ func (c *comparison) see(ctx context.Context, o objects.Info) error {
 			c.Unknown++
 			break
 		}
-		needed, err := c.s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
+		needed, _, err := c.s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
 		if err == nil && !needed {
 			err = c.drop(ctx, []objects.Info{o})
 		}
