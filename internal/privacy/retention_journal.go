@@ -145,6 +145,7 @@ func (s *Service) measureSweeps(ctx context.Context) error {
 	if err == nil && c != nil {
 		s.Metrics.objectsMissing.Set(float64(c.Missing))
 		s.Metrics.objectsUnknown.Set(float64(c.Unknown))
+		s.Metrics.objectsRefused.Set(float64(c.Refused))
 	}
 	return err
 }

@@ -223,7 +223,7 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	if st.Comparison, err = s.lastComparison(ctx); err != nil {
 		return Status{}, err
 	}
-	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing > 0
+	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing+st.Comparison.Refused > 0
 	if st.Checkpoint, err = s.ledger.Checkpoint(ctx); err != nil {
 		return Status{}, err
 	}

@@ -429,5 +429,7 @@ func TestPromise_P2_OrphansAreTold(t *testing.T) {
 		}
 		h.exec(`UPDATE sweeps SET result = '{"objects": 12, "missing": 1}'`)
 		h.promised("objects_whole")
+		h.exec(`UPDATE sweeps SET result = '{"objects": 1200, "refused": 101}'`)
+		h.promised("objects_whole")
 	})
 }
