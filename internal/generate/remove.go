@@ -432,19 +432,17 @@ func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after t
 // sweep deletes every object that no living image needs. Its job names an owner, or
 // is for all: the schedule's, and that of what has expired.
 func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
-	everybody := r.Ref == sweepAll
+	if err := s.journalAll(ctx, r.Ref); err != nil {
+		return jobs.Retry("internal", err)
+	}
 	var failed []error
 	inARow := 0
 	for after := ""; ; {
-		var batch []unswept
-		query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{r.Ref, after, sweepBatch}
-		if everybody {
-			query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
-		}
-		if err := s.DB.Select(ctx, &batch, query, args...); err != nil {
+		batch, err := s.unswept(ctx, r.Ref, after)
+		if err != nil {
 			return jobs.Retry("internal", err)
 		}
-		if err := s.journal(ctx, batch); err != nil {
+		if err := s.journal(ctx, batch); err != nil { // what was deleted meanwhile
 			return jobs.Retry("internal", err)
 		}
 		// Together it takes a few calls; one by one, what fails is told from the rest.
@@ -493,6 +491,34 @@ type unswept struct {
 const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT count(*) FROM images i WHERE i.generation_id = g.id AND i.removed_reason = 'user'))`
 
 const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
+
+// unswept is a page of an owner's, or of everybody's.
+func (s *Service) unswept(ctx context.Context, owner, after string) (batch []unswept, err error) {
+	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after, sweepBatch}
+	if owner == sweepAll {
+		query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
+	}
+	err = s.DB.Select(ctx, &batch, query, args...)
+	return batch, err
+}
+
+// journalAll journals every deletion before the object store is asked for anything: it
+// may be away for long.
+func (s *Service) journalAll(ctx context.Context, owner string) error {
+	if s.Journal == nil {
+		return nil
+	}
+	for after := ""; ; {
+		batch, err := s.unswept(ctx, owner, after)
+		if err == nil {
+			err = s.journal(ctx, batch)
+		}
+		if err != nil || len(batch) < sweepBatch {
+			return err
+		}
+		after = batch[len(batch)-1].ID
+	}
+}
 
 // journal keeps what people deleted where a restored database does not lose it,
 // before the objects go.

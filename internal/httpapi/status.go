@@ -22,6 +22,7 @@ type statusView struct {
 type comparisonView struct {
 	At      time.Time `json:"at" doc:"When database and object store were last compared, both ways."`
 	Orphans int       `json:"orphans" doc:"Objects that nothing needed; they were deleted."`
+	Refused int       `json:"refused" doc:"Objects that nothing seems to need, and too many to be deleted unseen."`
 	Unknown int       `json:"unknown" doc:"Objects of which nobody can tell whose they are; they are never deleted."`
 	Missing int       `json:"missing" doc:"Objects that were needed and not there."`
 }
@@ -106,7 +107,7 @@ func status(st privacy.Status) statusView {
 		v.Sweeps = append(v.Sweeps, one)
 	}
 	if c := st.Comparison; c != nil {
-		v.Comparison = &comparisonView{c.At, c.Orphans, c.Unknown, c.Missing}
+		v.Comparison = &comparisonView{c.At, c.Orphans, c.Refused, c.Unknown, c.Missing}
 	}
 	v.Checkpoint = ledgerCheckpointID{At: st.Checkpoint.At, Hash: st.Checkpoint.Hash}
 	return v

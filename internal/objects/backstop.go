@@ -17,7 +17,8 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-// ruleName begins the names of our rules in a bucket; all others are other people's.
+// ruleName begins the names of our rules in a bucket. Others may begin so too: ours
+// are those that are named in full as ours are.
 const ruleName = "zimage-"
 
 // uploads are what streams may leave parts of.
@@ -31,11 +32,11 @@ type bucketRule struct {
 	Days       int    `xml:"Expiration>Days"`
 	Noncurrent int    `xml:"NoncurrentVersionExpiration>NoncurrentDays"`
 	Abort      int    `xml:"AbortIncompleteMultipartUpload>DaysAfterInitiation"`
-	raw        string
+	raw        string // as the bucket has it; empty: it is one that we make
 }
 
 func (r bucketRule) text() string {
-	if !strings.HasPrefix(r.ID, ruleName) {
+	if r.raw != "" {
 		return "<Rule>" + r.raw + "</Rule>"
 	}
 	var does strings.Builder
@@ -78,7 +79,7 @@ func (s *S3) Backstop(ctx context.Context, prefix string, days int) error {
 	if has(there, wanted...) {
 		return nil
 	}
-	others := slices.DeleteFunc(slices.Clone(there), func(r bucketRule) bool { return strings.HasPrefix(r.ID, ruleName) })
+	others := slices.DeleteFunc(slices.Clone(there), func(r bucketRule) bool { return r.ID == expiry.ID || r.ID == abort.ID })
 	err = s.setRules(ctx, append(slices.Clone(others), wanted...))
 	if err == nil || IsAway(err) {
 		return err

@@ -64,6 +64,7 @@ func TestPromise_R3_TheBucketHasARuleOfItsOwn(t *testing.T) {
 		{ID: "theirs", Status: "Enabled", Expiration: lifecycle.Expiration{Days: 7},
 			RuleFilter: lifecycle.Filter{And: lifecycle.And{Prefix: "other/", Tags: []lifecycle.Tag{{Key: "a", Value: "b & c"}}}}},
 		{ID: "images-of-theirs", Status: "Disabled", Expiration: lifecycle.Expiration{Days: 9}, RuleFilter: lifecycle.Filter{Prefix: "x/"}},
+		{ID: "zimage-archive-logs", Status: "Enabled", Expiration: lifecycle.Expiration{Days: 11}, RuleFilter: lifecycle.Filter{Prefix: "logs/"}},
 		mine,
 	}
 	if err := c.SetBucketLifecycle(ctx, b.Bucket, theirs); err != nil {
@@ -77,7 +78,7 @@ func TestPromise_R3_TheBucketHasARuleOfItsOwn(t *testing.T) {
 	}
 	after := rules()
 	look(61, true)
-	for _, id := range []string{"theirs", "images-of-theirs"} {
+	for _, id := range []string{"theirs", "images-of-theirs", "zimage-archive-logs"} {
 		if x, y := before[id], after[id]; x.Expiration != y.Expiration || x.Status != y.Status || x.RuleFilter.Prefix != y.RuleFilter.Prefix ||
 			x.RuleFilter.And.Prefix != y.RuleFilter.And.Prefix || !slices.Equal(x.RuleFilter.And.Tags, y.RuleFilter.And.Tags) {
 			t.Errorf("%+v became %+v", x, y)

@@ -469,14 +469,12 @@ func flag(b bool) int {
 }
 
 // sweepExports deletes the archives and rows of exports that are over, what
-// attempts that do not count have left, and archives that no row needs. Its job
-// comes from the schedule, or names an owner.
+// attempts that do not count have left, and archives that their rows do not need. Its
+// job comes from the schedule, or names an owner.
 func (s *Service) sweepExports(ctx context.Context, run *jobs.Run) error {
 	which, args := `1 = 1`, []any{}
-	prefix := "exports/"
 	if run.Party != jobs.System {
 		which, args = `e.owner = ?`, []any{run.Party}
-		prefix += run.Party + "/"
 	}
 	var failed []error
 	for after := ""; ; {
@@ -500,8 +498,20 @@ func (s *Service) sweepExports(ctx context.Context, run *jobs.Run) error {
 			break
 		}
 	}
-	if err := s.sweepArchives(ctx, prefix); err != nil {
-		failed = append(failed, err)
+	for after := ""; ; {
+		var owner string
+		err := s.DB.Get(ctx, &owner, `SELECT e.owner FROM exports e WHERE `+which+` AND e.owner > ? ORDER BY e.owner LIMIT 1`, append(append([]any{}, args...), after)...)
+		if isNone(err) {
+			break
+		}
+		if err == nil {
+			err = s.sweepArchives(ctx, "exports/"+owner+"/")
+		}
+		if err != nil {
+			failed = append(failed, err)
+			break
+		}
+		after = owner
 	}
 	if len(failed) > 0 {
 		return jobs.Retry("internal", errors.Join(failed...))
@@ -544,8 +554,8 @@ func (s *Service) sweepExport(ctx context.Context, r exportRow) error {
 	return err
 }
 
-// sweepArchives deletes archives that no row needs: of attempts that were taken
-// for dead and were not.
+// sweepArchives deletes archives of a person that their rows do not need: of attempts
+// that were taken for dead and were not. One without a row is the comparison's.
 func (s *Service) sweepArchives(ctx context.Context, prefix string) error {
 	kind := s.Map.Object(exportKey("s", "e", 1))
 	for after := ""; ; {
@@ -560,11 +570,11 @@ func (s *Service) sweepArchives(ctx context.Context, prefix string) error {
 			if !ok || strange != nil {
 				continue // not ours: never deleted
 			}
-			needed, err := s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
+			needed, known, err := s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
 			if err != nil {
 				return err
 			}
-			if needed {
+			if needed || !known {
 				continue
 			}
 			if err := s.Objects.Delete(ctx, o.Key); err != nil {
@@ -577,22 +587,24 @@ func (s *Service) sweepArchives(ctx context.Context, prefix string) error {
 	}
 }
 
-func (s *Service) needsArchive(ctx context.Context, id, owner string, attempt int) (bool, error) {
+// needsArchive reports whether an export needs an archive, and whether there is such an
+// export.
+func (s *Service) needsArchive(ctx context.Context, id, owner string, attempt int) (needed, known bool, err error) {
 	var r exportRow
-	err := s.DB.Get(ctx, &r, selectExport+`WHERE e.id = ? AND e.owner = ?`, id, owner)
+	err = s.DB.Get(ctx, &r, selectExport+`WHERE e.id = ? AND e.owner = ?`, id, owner)
 	if isNone(err) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	switch {
 	case r.RemovedAt > 0 || r.ExpiresAt > 0 && r.ExpiresAt <= s.Clock.Millis():
-		return false, nil
+		return false, true, nil
 	case r.Status == "":
-		return attempt >= r.JobAttempt, nil
+		return attempt >= r.JobAttempt, true, nil
 	}
-	return r.Status == string(ExportReady) && attempt == r.Attempts, nil
+	return r.Status == string(ExportReady) && attempt == r.Attempts, true, nil
 }
 
 // abandonExports removes what broken attempts at a person's exports have left in the

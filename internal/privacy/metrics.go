@@ -13,6 +13,7 @@ type Metrics struct {
 
 	purged, orphans                prometheus.Counter
 	objectsMissing, objectsUnknown prometheus.Gauge
+	objectsRefused                 prometheus.Gauge
 	sweepsOldest                   prometheus.Gauge
 
 	requestsOpen                    *prometheus.GaugeVec
@@ -56,6 +57,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_objects_missing", Help: "Objects that rows need and the last daily comparison did not find (from the scheduler)."}),
 		objectsUnknown: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zimage_objects_unknown", Help: "Objects that the last daily comparison found and nobody can tell whose they are (from the scheduler)."}),
+		objectsRefused: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_objects_refused", Help: "Objects without a row that the last daily comparison did not delete, because they are too many (from the scheduler)."}),
 		sweepsOldest: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zimage_sweeps_oldest_seconds", Help: "Time since the last good sweep of the table that waits longest (from the scheduler)."}),
 		requestsOpen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -81,7 +84,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
-			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.sweepsOldest,
+			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.objectsRefused, m.sweepsOldest,
 			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
 			m.promiseBroken, m.retentionOldest)
 	}

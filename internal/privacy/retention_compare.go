@@ -25,6 +25,11 @@ const (
 	unripe      = 48 * time.Hour
 	comparePage = 500
 	pictures    = "images" // the table, and what its objects' keys begin with
+
+	// Orphans are what crashes leave: few. Many are what a wrong, an empty or an old
+	// main database makes of living people's pictures, and then none is deleted.
+	fewOrphans  = 100 // a crowd of broken attempts, or a day's failed deletions
+	orphanShare = 100 // beyond these, one object in so many
 )
 
 // A Comparison is what comparing database and object store found.
@@ -32,6 +37,7 @@ type Comparison struct {
 	At      time.Time `json:"-"`       // when it ended; zero: now
 	Objects int       `json:"objects"` // that were looked at
 	Orphans int       `json:"orphans"` // that no row needs: deleted
+	Refused int       `json:"refused"` // that no row needs, and too many: not deleted
 	Unknown int       `json:"unknown"` // that are not the service's, or another one's: never deleted
 	Missing int       `json:"missing"` // that a row needs and are not there
 }
@@ -45,51 +51,72 @@ func (s *Service) compareKind() jobs.Kind {
 	}}
 }
 
-// Compare goes once through all objects and all pictures, side by side, in the order
-// of their keys. It deletes what no row needs; what is missing it tells and leaves.
+// Compare goes through all objects and all pictures, side by side, in the order of
+// their keys, and deletes nothing. What is missing it tells. If it finds a few objects
+// that no row needs, it goes through all again, asks the rows anew and deletes these.
 func (s *Service) Compare(ctx context.Context) (Comparison, error) {
 	c := &comparison{s: s, old: s.Clock.Now().Add(-unripe)}
-	for after := ""; ; {
-		page, err := s.Objects.List(ctx, "", after, comparePage)
-		if err != nil {
-			return c.Comparison, err
-		}
-		for _, o := range page {
-			after = o.Key
-			if err := c.see(ctx, o); err != nil {
-				return c.Comparison, err
-			}
-		}
-		last := len(page) < comparePage
-		if err := c.side(ctx, last); err != nil {
-			return c.Comparison, err
-		}
-		if last {
-			break
-		}
+	if err := c.all(ctx); err != nil {
+		return c.Comparison, err
 	}
 	if err := c.archives(ctx); err != nil {
 		return c.Comparison, err
 	}
-	if c.Missing > 0 {
-		s.Log.ErrorContext(ctx, "objects of rows are missing", "rows", c.Missing)
+	found := c.Comparison
+	if most := max(fewOrphans, (found.Objects-found.Unknown)/orphanShare); found.Orphans > most {
+		found.Orphans, found.Refused = 0, found.Orphans
+	} else if found.Orphans > 0 {
+		deleting := &comparison{s: s, old: c.old, most: most}
+		err := deleting.all(ctx)
+		found.Orphans, found.Refused = deleting.Orphans, deleting.Refused
+		if err != nil {
+			return found, err
+		}
 	}
-	if c.Unknown > 0 {
-		s.Log.WarnContext(ctx, "the object store holds what is not this service's: it is left alone", "objects", c.Unknown)
+	if found.Refused > 0 {
+		s.Log.ErrorContext(ctx, "very many objects have no row: is this the right main database? They are not deleted",
+			"objects", found.Objects, "rowless", found.Refused)
 	}
-	text, err := json.Marshal(c.Comparison)
+	if found.Missing > 0 {
+		s.Log.ErrorContext(ctx, "objects of rows are missing", "rows", found.Missing)
+	}
+	if found.Unknown > 0 {
+		s.Log.WarnContext(ctx, "the object store holds what is not this service's: it is left alone", "objects", found.Unknown)
+	}
+	text, err := json.Marshal(found)
 	if err != nil {
-		return c.Comparison, err
+		return found, err
 	}
-	return c.Comparison, s.swept(ctx, comparePlan, text)
+	return found, s.swept(ctx, comparePlan, text)
 }
 
 type comparison struct {
 	Comparison
 	s    *Service
 	old  time.Time      // what is younger is not missed
+	most int            // how many orphans it deletes; 0: it only counts
 	here []objects.Info // pictures that are not compared yet
 	done group          // up to which they are
+}
+
+// all goes once through all objects and all pictures.
+func (c *comparison) all(ctx context.Context) error {
+	for after := ""; ; {
+		page, err := c.s.Objects.List(ctx, "", after, comparePage)
+		if err != nil {
+			return err
+		}
+		for _, o := range page {
+			after = o.Key
+			if err := c.see(ctx, o); err != nil {
+				return err
+			}
+		}
+		last := len(page) < comparePage
+		if err := c.side(ctx, last); err != nil || last {
+			return err
+		}
+	}
 }
 
 // group is a person's generation: all objects of one follow one another.
@@ -124,7 +151,7 @@ func (c *comparison) see(ctx context.Context, o objects.Info) error {
 			c.Unknown++
 			break
 		}
-		needed, err := c.s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
+		needed, _, err := c.s.needsArchive(ctx, parts["export"], parts["subject"], attempt)
 		if err == nil && !needed {
 			err = c.drop(ctx, []objects.Info{o})
 		}
@@ -158,7 +185,7 @@ func (c *comparison) side(ctx context.Context, end bool) error {
 			needed[key] = true
 		}
 		ripe := millisOf(row["created_at"]) < c.old.UnixMilli() && millisOf(row["expires_at"]) > c.s.Clock.Millis()
-		if present[key] || !ripe {
+		if present[key] || !ripe || c.most > 0 { // the first time it was told
 			return nil
 		}
 		again, err := c.s.Objects.List(ctx, key, "", 1)
@@ -218,7 +245,7 @@ func (c *comparison) rows(ctx context.Context, from, until group, f func(key str
 	}
 }
 
-// drop deletes objects that nobody needs, once they are old enough. One of a person
+// drop counts objects that nobody needs, or deletes them, once they are old enough. One of a person
 // whom the key store never knew is another installation's.
 func (c *comparison) drop(ctx context.Context, orphans []objects.Info) error {
 	orphans = slices.DeleteFunc(orphans, func(o objects.Info) bool { return o.Modified.After(c.old) })
@@ -242,6 +269,14 @@ func (c *comparison) drop(ctx context.Context, orphans []objects.Info) error {
 		} else {
 			c.Unknown++
 		}
+	}
+	if c.most == 0 {
+		c.Orphans += len(keys)
+		return nil
+	}
+	if c.Orphans+len(keys) > c.most { // the database has changed since they were counted
+		c.Refused += len(keys)
+		return nil
 	}
 	if len(keys) == 0 {
 		return nil

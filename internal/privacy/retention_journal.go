@@ -16,18 +16,32 @@ var journalled = []struct{ kind, table string }{
 }
 
 // Journal keeps beside the keys that people deleted rows of a table, so that these
-// stay deleted when the main database is restored from before: one statement,
-// whatever their number, which may be repeated.
+// stay deleted when the main database is restored from before. It may be repeated, which
+// only reads.
 func (s *Service) Journal(ctx context.Context, table string, ids []string) error {
 	for _, j := range journalled {
 		if j.table != table || len(ids) == 0 {
 			continue
 		}
+		named := []any{j.kind}
+		for _, id := range ids {
+			named = append(named, id)
+		}
+		var there []string
+		err := s.Keys.Select(ctx, &there, `SELECT id FROM erasure_journal WHERE kind = ? AND id IN (`+db.Marks(len(ids))+`)`, named...)
+		known := map[string]bool{}
+		for _, id := range there {
+			known[id] = true
+		}
 		var args []any
 		for _, id := range ids {
-			args = append(args, j.kind, id, s.Clock.Millis())
+			if !known[id] {
+				args = append(args, j.kind, id, s.Clock.Millis())
+			}
 		}
-		_, err := s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES `+db.Rows("(?, ?, '', ?)", len(ids))+` ON CONFLICT (kind, id) DO NOTHING`, args...)
+		if err == nil && len(args) > 0 {
+			_, err = s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES `+db.Rows("(?, ?, '', ?)", len(args)/3)+` ON CONFLICT (kind, id) DO NOTHING`, args...)
+		}
 		if err != nil {
 			return fmt.Errorf("write the journal of deletions: %w", err)
 		}
@@ -131,6 +145,7 @@ func (s *Service) measureSweeps(ctx context.Context) error {
 	if err == nil && c != nil {
 		s.Metrics.objectsMissing.Set(float64(c.Missing))
 		s.Metrics.objectsUnknown.Set(float64(c.Unknown))
+		s.Metrics.objectsRefused.Set(float64(c.Refused))
 	}
 	return err
 }

@@ -105,13 +105,19 @@ func (s *Service) reason(k Keep) string {
 	return k.Until + " says when"
 }
 
-// anyHeld is the condition that a hold keeps a row from this: one on itself, on what
-// it is part of, or, from losing its content, on a part of it.
+// anyHeld is the condition that a hold keeps a row of anybody's from this: one on
+// itself, on what it is part of, or, from losing its content, on a part of it.
 func anyHeld(t *Table, k Keep) string {
+	if t.Store != StoreMain {
+		return "(1 = 0)"
+	}
 	named := func(table string) string {
 		return "(SELECT row_id FROM holds WHERE table_name = '" + table + "' AND released_at IS NULL)"
 	}
-	conditions := []string{t.record() + " IN " + named(t.Name)}
+	conditions := []string{
+		t.record() + " IN " + named(t.Name),
+		t.record() + " IN (SELECT row_id FROM erasure_exceptions WHERE table_name = '" + t.Name + "' AND ended_at = 0)",
+	}
 	for _, p := range parts {
 		switch {
 		case p.table == t.Name:

@@ -15,6 +15,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
+	"zimage/internal/testenv"
 )
 
 // A window that became shorter is applied to what is stored, by any number of
@@ -169,6 +170,75 @@ func TestPromise_R3_DatabaseAndObjectsAreComparedBothWays(t *testing.T) {
 			t.Error("a comparison without the store says that it is done")
 		}
 	})
+}
+
+// A wrong, an empty or an old main database makes orphans of everybody's pictures:
+// none is deleted then, and it is told.
+func TestPromise_R3_AWrongDatabaseDeletesNoPictures(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		images := h.paint(h.newcomer("ann"), 51) // two objects each: beyond a hundred
+		again := &listings{Store: dated{h.store, nil, h.clock.Now}}
+		h.away.Store = again
+		h.clock.Advance(50 * time.Hour)
+		compare := func(want privacy.Comparison, left int) {
+			t.Helper()
+			got, err := h.privacy.Compare(ctx)
+			if err != nil || got != want {
+				t.Errorf("found %+v, %v, want %+v", got, err, want)
+			}
+			if n := len(h.objects("images/")); n != left {
+				t.Errorf("%d objects are left, want %d", n, left)
+			}
+		}
+		told := func(want bool) {
+			t.Helper()
+			st, err := h.privacy.Measure(ctx)
+			must(t, err)
+			if broken := slices.ContainsFunc(st.Broken, func(p privacy.Promise) bool { return p.Code == "objects_whole" }); broken != want {
+				t.Errorf("the promise is broken: %v", broken)
+			}
+		}
+		h.exec(`UPDATE images SET removed_at = 1`)
+		compare(privacy.Comparison{Objects: 102, Refused: 102}, 102)
+		told(true)
+		must(t, h.privacy.Look(ctx, false))
+		if n := h.figure("zimage_objects_refused"); n != 102 {
+			t.Errorf("the figure tells %v", n)
+		}
+		if !strings.Contains(h.log.String(), "not deleted") {
+			t.Error("the log says nothing")
+		}
+		// The right one, of which a row is written while it is compared.
+		h.exec(`UPDATE images SET removed_at = 0 WHERE id <> ? AND id <> ?`, images[3], images[4])
+		again.second = func() { h.exec(`UPDATE images SET removed_at = 0 WHERE id = ?`, images[4]) }
+		compare(privacy.Comparison{Objects: 102, Orphans: 2}, 100)
+		told(false)
+		// One that is exchanged while it is compared.
+		h.paint(h.newcomer("ben"), 1)
+		h.clock.Advance(50 * time.Hour)
+		h.exec(`UPDATE images SET removed_at = 1 WHERE id = ?`, images[0])
+		again.first = 0
+		again.second = func() { h.exec(`UPDATE images SET removed_at = 1`) }
+		compare(privacy.Comparison{Objects: 102, Refused: 102}, 102)
+	})
+}
+
+// listings is an object store where something happens before all is listed for the
+// second time.
+type listings struct {
+	objects.Store
+	first  int
+	second func()
+}
+
+func (l *listings) List(ctx context.Context, prefix, after string, limit int) ([]objects.Info, error) {
+	if prefix+after == "" && l.second != nil {
+		if l.first++; l.first == 2 {
+			l.second()
+		}
+	}
+	return l.Store.List(ctx, prefix, after, limit)
 }
 
 // What a hold keeps of a living person outlives the bucket's own rule, and goes with
@@ -358,6 +428,31 @@ func TestADeletionIsJournalledBeforeItsObjectsGo(t *testing.T) {
 		}
 		if n := h.count(`SELECT count(*) FROM generations WHERE unswept = 1`); n != 0 {
 			t.Error("it is never done")
+		}
+	})
+}
+
+// While the object store is away, all that was deleted is journalled.
+func TestPromise_R3_DeletionsAreJournalledWithoutTheStore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		h.paint(p, 450) // three pages of a sweep
+		n, err := h.generate.DeleteMany(ctx, p.id, nil, true)
+		must(t, err)
+		if n != 450 {
+			t.Fatalf("%d are deleted", n)
+		}
+		h.late.Store = &away{Store: h.store, down: true}
+		stop := h.work()
+		journalled := 0
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			must(t, h.keys.Get(ctx, &journalled, `SELECT count(*) FROM erasure_journal WHERE kind = 'generation'`))
+			return journalled == 450
+		})
+		stop()
+		if n := len(h.objects("images/")); n != 900 {
+			t.Errorf("%d objects are left", n)
 		}
 	})
 }

@@ -223,7 +223,7 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	if st.Comparison, err = s.lastComparison(ctx); err != nil {
 		return Status{}, err
 	}
-	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing > 0
+	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing+st.Comparison.Refused > 0
 	if st.Checkpoint, err = s.ledger.Checkpoint(ctx); err != nil {
 		return Status{}, err
 	}
@@ -274,7 +274,7 @@ func (s *Service) measureRetention(ctx context.Context, now time.Time) ([]Retent
 
 func (s *Service) measureRule(ctx context.Context, t *Table, k Keep, p plan, now time.Time) (RetentionStatus, error) {
 	r := RetentionStatus{Category: t.Category, Table: t.Name, Columns: k.Columns, Kept: k.kept(s.Policy)}
-	condition := "NOT " + s.heldNow(t)
+	condition := "NOT " + anyHeld(t, k)
 	if k.Then == Null {
 		condition += " AND " + p.filled(t, k.Columns)
 	}
@@ -338,28 +338,6 @@ func (p plan) filled(t *Table, columns []string) string {
 		some = append(some, name+" <> "+nothing)
 	}
 	return "(" + strings.Join(some, " OR ") + ")"
-}
-
-// heldNow is the condition that a hold keeps a row, of anybody: it is meant to be
-// there longer.
-func (s *Service) heldNow(t *Table) string {
-	if t.Store != StoreMain {
-		return "(1 = 0)"
-	}
-	record := t.Name + "." + strings.Join(t.Key, " || ':' || "+t.Name+".")
-	held := func(table, row string) string {
-		return "EXISTS (SELECT 1 FROM holds h WHERE h.table_name = '" + table + "' AND h.row_id = " + row + " AND h.released_at IS NULL)"
-	}
-	conditions := []string{
-		held(t.Name, record),
-		"EXISTS (SELECT 1 FROM erasure_exceptions x WHERE x.table_name = '" + t.Name + "' AND x.row_id = " + record + " AND x.ended_at = 0)",
-	}
-	for _, p := range parts {
-		if p.table == t.Name {
-			conditions = append(conditions, held(p.of, t.Name+"."+p.column))
-		}
-	}
-	return "(" + strings.Join(conditions, " OR ") + ")"
 }
 
 // deadlined are the tables whose rows have a deadline.

@@ -199,6 +199,14 @@ func TestPromise_P2_AHoldIsNoBrokenPromise(t *testing.T) {
 		}
 		must(t, h.db.Tx(ctx, func(tx *db.Tx) error { return subject.Release(ctx, tx, second, h.clock.Now()) }))
 		h.promised("retention_content")
+		// A held image keeps its generation.
+		var image string
+		must(t, h.db.Get(ctx, &image, `SELECT id FROM images WHERE generation_id = ?`, ids[1]))
+		must(t, h.db.Tx(ctx, func(tx *db.Tx) error {
+			_, err := subject.Hold(ctx, tx, p.id, "images", image, "case 18", h.clock.Now())
+			return err
+		}))
+		h.promised()
 	})
 }
 
@@ -420,6 +428,8 @@ func TestPromise_P2_OrphansAreTold(t *testing.T) {
 			t.Errorf("the comparison is %+v", st.Comparison)
 		}
 		h.exec(`UPDATE sweeps SET result = '{"objects": 12, "missing": 1}'`)
+		h.promised("objects_whole")
+		h.exec(`UPDATE sweeps SET result = '{"objects": 1200, "refused": 101}'`)
 		h.promised("objects_whole")
 	})
 }
