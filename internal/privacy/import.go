@@ -31,8 +31,19 @@ const exportFormat = "zimage-export/1"
 // else is of the service that kept it, or is to be said anew.
 const importCategory = "content"
 
-// importFileMost bounds a picture, in bytes.
-const importFileMost = 128 << 20
+// What an archive may have. A file is never read beyond the size that the ZIP's
+// directory says, so that what is bounded there is bounded as it is read.
+const (
+	importEntries  = 1 << 19 // files, and records of a list
+	importTotal    = 1 << 40 // bytes, unpacked
+	importList     = 4 << 30 // bytes of a list, which is read record by record
+	importFile     = 128 << 20
+	importManifest = 64 << 20
+	importRecord   = 1 << 20
+	importImages   = 64 // of a generation: what an engine's max_images may be
+	// importSkew is how far the clocks of two machines of a service may be apart.
+	importSkew = time.Minute
+)
 
 // Imported is what an import did.
 type Imported struct {
@@ -63,8 +74,9 @@ type importing struct {
 	o       ImportOptions
 	owner   string
 	files   map[string]*zip.File
-	removed int64           // files that the export itself did without
-	without map[string]bool // ids of records that are not imported
+	removed int64             // files that the export itself did without
+	seen    map[string]string // ids of its records, and what is one of a kind, with their table
+	without map[string]bool   // ids of records that are not imported
 	done    Imported
 }
 
@@ -74,20 +86,21 @@ func badArchive(format string, args ...any) error {
 }
 
 // Import puts generations and images of an export into an account, under their own
-// ids and for the rest of their time. Every file must be what the manifest says,
-// which is looked at before anything is written. What is there already is left
-// alone, so that a broken import can be repeated.
+// ids and for the rest of their time. Every file must be what the manifest says, and
+// every record one that could be of ours, which is looked at before anything is
+// written. What is there already is left alone, so that a broken import can be
+// repeated, and no object that a row makes is ever replaced.
 func (s *Service) Import(ctx context.Context, owner string, o ImportOptions) (Imported, error) {
 	if err := subject.May(ctx, s.DB, owner, subject.Account); err != nil {
 		return Imported{}, away(err)
 	}
-	i := &importing{Service: s, o: o, owner: owner, files: map[string]*zip.File{}, without: map[string]bool{}}
+	i := &importing{Service: s, o: o, owner: owner, files: map[string]*zip.File{}, seen: map[string]string{}, without: map[string]bool{}}
 	z, err := zip.NewReader(o.Archive, o.Size)
 	if err != nil {
 		return Imported{}, badArchive("it is no whole ZIP file")
 	}
-	for _, f := range z.File {
-		i.files[f.Name] = f
+	if err := i.index(z.File); err != nil {
+		return Imported{}, err
 	}
 	if err := i.check(ctx); err != nil {
 		return Imported{}, err
@@ -95,16 +108,59 @@ func (s *Service) Import(ctx context.Context, owner string, o ImportOptions) (Im
 	if err := i.account(); err != nil {
 		return Imported{}, err
 	}
-	for n := range s.Map.Tables { // in the map's order: generations before their images
-		t := &s.Map.Tables[n]
-		if t.Category != importCategory || t.Export == "" || t.Store != StoreMain {
-			continue
-		}
-		if err := i.list(ctx, t); err != nil {
-			return i.done, away(err)
+	for _, list := range []func(context.Context, *Table) error{i.look, i.list} {
+		for n := range s.Map.Tables { // in the map's order: generations before their images
+			t := &s.Map.Tables[n]
+			if t.Category != importCategory || t.Export == "" || t.Store != StoreMain {
+				continue
+			}
+			if err := list(ctx, t); err != nil {
+				return i.done, away(err)
+			}
 		}
 	}
 	return i.done, nil
+}
+
+// index finds the files, by what the ZIP's directory says of them.
+func (i *importing) index(files []*zip.File) error {
+	if len(files) > importEntries {
+		return badArchive("it has more than %d files", importEntries)
+	}
+	lists := map[string]bool{}
+	for n := range i.Map.Tables {
+		if t := &i.Map.Tables[n]; t.Export != "" {
+			lists[(&listing{table: t}).path("", ".json")] = true
+		}
+	}
+	var packed, unpacked uint64
+	for _, f := range files {
+		if i.files[f.Name] != nil {
+			return badArchive("it has two files of one name")
+		}
+		i.files[f.Name] = f
+		most := uint64(importFile)
+		switch {
+		case f.Name == "manifest.json":
+			most = importManifest
+		case lists[f.Name]:
+			most = importList
+		}
+		if f.UncompressedSize64 > most {
+			return badArchive("a file in it is larger than any of ours")
+		}
+		if f.CompressedSize64 > uint64(i.o.Size) { //nolint:gosec // a file has no negative size
+			return badArchive("its files are larger than itself")
+		}
+		packed, unpacked = packed+f.CompressedSize64, unpacked+f.UncompressedSize64
+	}
+	if packed > uint64(i.o.Size) { //nolint:gosec // the same; two files on the same bytes
+		return badArchive("its files are larger than itself")
+	}
+	if unpacked > importTotal {
+		return badArchive("it has more than %d bytes, unpacked", int64(importTotal))
+	}
+	return nil
 }
 
 // check compares every file with the manifest.
@@ -126,7 +182,12 @@ func (i *importing) check(ctx context.Context) error {
 		return badArchive("its manifest is not of the form %s", exportFormat)
 	}
 	i.removed = manifest.Removed
+	named := map[string]bool{}
 	for _, m := range manifest.Files {
+		if named[m.Path] {
+			return badArchive("its manifest names a file twice")
+		}
+		named[m.Path] = true
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -162,20 +223,48 @@ func (i *importing) each(t *Table, f func(map[string]json.RawMessage) error) err
 		return err
 	}
 	defer func() { _ = file.Close() }()
-	d := json.NewDecoder(file)
+	in := &bounded{r: file, most: importRecord}
+	d := json.NewDecoder(in)
 	if open, err := d.Token(); err != nil || open != json.Delim('[') {
 		return badArchive("%s is no list", t.Export)
 	}
-	for d.More() {
+	for n := 0; d.More(); n++ {
 		var record map[string]json.RawMessage
-		if err := d.Decode(&record); err != nil {
+		switch err := d.Decode(&record); {
+		case errors.Is(err, errBounded):
+			return badArchive("a record of %s has more than %d bytes", t.Export, importRecord)
+		case err != nil:
 			return badArchive("a record of %s is none", t.Export)
+		case n == importEntries:
+			return badArchive("%s has more than %d records", t.Export, importEntries)
 		}
 		if err := f(record); err != nil {
 			return err
 		}
+		in.most = d.InputOffset() + importRecord
+	}
+	if end, err := d.Token(); err != nil || end != json.Delim(']') {
+		return badArchive("%s does not end", t.Export)
 	}
 	return nil
+}
+
+var errBounded = errors.New("more than may be read")
+
+// bounded reads at most so many bytes. Of a list they are those before the end of
+// the next record: its decoder asks for no more when it has a whole one.
+type bounded struct {
+	r          io.Reader
+	read, most int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.read >= b.most {
+		return 0, errBounded
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.most-b.read)])
+	b.read += int64(n)
+	return n, err
 }
 
 // account finds what the person told about themselves.
@@ -193,6 +282,59 @@ func given(text json.RawMessage) json.RawMessage {
 		return nil
 	}
 	return text
+}
+
+// look refuses, before anything is stored, what does not fit what is here or what
+// else the archive has.
+func (i *importing) look(ctx context.Context, t *Table) error {
+	return i.each(t, func(record map[string]json.RawMessage) error {
+		r, err := i.row(t, record)
+		if err != nil {
+			return err
+		}
+		id := textOf(r[t.Key[0]])
+		once := []string{id}
+		if t.Column("generation_id") != nil {
+			if i.seen[textOf(r["generation_id"])] != "generations" {
+				return badArchive("a record of %s is of no generation in it", t.Export)
+			}
+			once = append(once, fmt.Sprint(r["generation_id"], " ", r["n"]))
+		}
+		for _, what := range once {
+			if i.seen[what] != "" {
+				return badArchive("it has a record of %s twice", t.Export)
+			}
+			i.seen[what] = t.Name
+		}
+		if _, err := i.known(ctx, t, id); err != nil {
+			return err
+		}
+		return i.free(ctx, t, r)
+	})
+}
+
+// free refuses a record in whose place there is another one.
+func (i *importing) free(ctx context.Context, t *Table, r row) error {
+	if t.Column("generation_id") == nil {
+		return nil
+	}
+	var there int
+	err := i.DB.Get(ctx, &there, `SELECT count(*) FROM `+t.Name+` WHERE generation_id = ? AND n = ? AND `+t.Key[0]+` <> ?`, r["generation_id"], r["n"], r[t.Key[0]])
+	if err == nil && there > 0 {
+		err = problem.New(problem.Conflict, "Another record of this installation has the place of one in the archive.")
+	}
+	return err
+}
+
+// rests reports whether a record's generation has ended here and is still there:
+// one that runs makes objects of its own, and one that was deleted takes none.
+func (i *importing) rests(ctx context.Context, t *Table, r row) (bool, error) {
+	if t.Column("generation_id") == nil {
+		return true, nil
+	}
+	var n int
+	err := i.DB.Get(ctx, &n, `SELECT count(*) FROM generations WHERE id = ? AND owner = ? AND status <> '' AND removed_at = 0`, r["generation_id"], i.owner)
+	return n > 0, err
 }
 
 func (i *importing) list(ctx context.Context, t *Table) error {
@@ -225,7 +367,19 @@ func (i *importing) list(ctx context.Context, t *Table) error {
 			i.done.Unfinished++
 			return nil
 		}
+		if hasContent(t, r) {
+			switch rests, err := i.rests(ctx, t, r); {
+			case err != nil:
+				return err
+			case !rests:
+				i.done.Deleted++
+				return nil
+			}
+		}
 		delete(i.without, id)
+		if err := i.free(ctx, t, r); err != nil {
+			return err
+		}
 		if err := i.objects(ctx, t, r); errors.Is(err, errRemoved) {
 			return nil
 		} else if err != nil {
@@ -288,9 +442,19 @@ func (i *importing) row(t *Table, record map[string]json.RawMessage) (row, error
 		if text, plain := r[c.Name].(string); plain && !importWord.MatchString(text) || c.Name == t.Key[0] && !importID.MatchString(text) {
 			ok = false
 		}
+		switch {
+		case c.Name == "generation_id":
+			ok = ok && importID.MatchString(textOf(r[c.Name]))
+		case c.Name == "n":
+			n, _ := r[c.Name].(int64)
+			ok = ok && n >= 0 && n < importImages
+		}
 		if !ok {
 			return nil, badArchive("a record of %s has no proper %s", t.Export, c.Export)
 		}
+	}
+	if name := i.untimely(t, r); name != "" {
+		return nil, badArchive("a record of %s has no proper %s", t.Export, name)
 	}
 	// The window here may be shorter than it was there.
 	for _, k := range t.Keep {
@@ -302,6 +466,30 @@ func (i *importing) row(t *Table, record map[string]json.RawMessage) (row, error
 		}
 	}
 	return r, nil
+}
+
+// untimely names a time of a row that cannot be: one that is still to come, or that
+// is before the row's beginning. When it ends it must say.
+func (i *importing) untimely(t *Table, r row) string {
+	began := millisOf(r["created_at"])
+	if began == 0 {
+		return "created_at"
+	}
+	ends := map[string]bool{}
+	for _, k := range t.Keep {
+		ends[k.Until] = k.Until != ""
+	}
+	for _, c := range t.Columns {
+		if at := millisOf(r[c.Name]); c.Type == "time" && (ends[c.Name] || at != 0) {
+			if at < began-importSkew.Milliseconds() || !ends[c.Name] && at > i.Clock.Millis() {
+				return c.Name
+			}
+		}
+	}
+	if at := millisOf(r["finished_at"]); at > 0 && at < millisOf(r["started_at"])-importSkew.Milliseconds() {
+		return "finished_at"
+	}
+	return ""
 }
 
 // valueFrom is the inverse of value, for what is not sealed.
@@ -359,7 +547,7 @@ func (i *importing) objects(ctx context.Context, t *Table, r row) error {
 		if i.files[path] == nil && i.removed > 0 {
 			return errRemoved
 		}
-		data, err := i.read(path)
+		data, err := i.read(path, r)
 		if err != nil {
 			return err
 		}
@@ -368,11 +556,11 @@ func (i *importing) objects(ctx context.Context, t *Table, r row) error {
 			return err
 		}
 		key := o.keyOf(t, r)
-		if err := i.put(ctx, o, key, data); err != nil {
+		if err := i.put(ctx, t, r, o, key, data); err != nil {
 			return err
 		}
 		if thumb := i.Map.Object(strings.TrimSuffix(key, ".img") + ".thumb"); thumb != nil {
-			if err := i.put(ctx, thumb, strings.TrimSuffix(key, ".img")+".thumb", small); err != nil {
+			if err := i.put(ctx, t, r, thumb, strings.TrimSuffix(key, ".img")+".thumb", small); err != nil {
 				return err
 			}
 		}
@@ -381,15 +569,18 @@ func (i *importing) objects(ctx context.Context, t *Table, r row) error {
 	return nil
 }
 
-func (i *importing) read(path string) ([]byte, error) {
+func (i *importing) read(path string, r row) ([]byte, error) {
 	f, err := i.open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, importFileMost+1))
-	if err != nil || len(data) > importFileMost {
-		return nil, badArchive("a picture in it is larger than any of ours")
+	if size := i.files[path].UncompressedSize64; size > importFile || millisOf(r["bytes"]) != int64(size) {
+		return nil, badArchive("a picture is not what its record says")
+	}
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return nil, badArchive("a file in it cannot be read")
 	}
 	return data, nil
 }
@@ -409,7 +600,7 @@ func checkPicture(data []byte, r row) (thumbnail []byte, err error) {
 	return p.Thumbnail, nil
 }
 
-func (i *importing) put(ctx context.Context, o *StoredObject, key string, data []byte) error {
+func (i *importing) put(ctx context.Context, t *Table, r row, o *StoredObject, key string, data []byte) error {
 	var sealed bytes.Buffer
 	w, err := i.Vault.SealWriter(ctx, i.owner, &sealed, o.Bound(key))
 	if err != nil {
@@ -422,10 +613,30 @@ func (i *importing) put(ctx context.Context, o *StoredObject, key string, data [
 		return err
 	}
 	err = i.Objects.Put(ctx, key, bytes.NewReader(sealed.Bytes()), int64(sealed.Len()))
-	if errors.Is(err, objects.ErrExists) { // of an import that was broken off: no row needs it
+	if errors.Is(err, objects.ErrExists) { // of an import that was broken off, if no row needs it
+		if err := i.unneeded(ctx, t, r, o); err != nil {
+			return err
+		}
 		if err = i.Objects.Delete(ctx, key); err == nil {
 			err = i.Objects.Put(ctx, key, bytes.NewReader(sealed.Bytes()), int64(sealed.Len()))
 		}
+	}
+	return err
+}
+
+// unneeded refuses to replace an object that some row makes.
+func (i *importing) unneeded(ctx context.Context, t *Table, r row, o *StoredObject) error {
+	var where []string
+	var args []any
+	for part, column := range o.columns(t) {
+		if part != "." {
+			where, args = append(where, column+` = ?`), append(args, r[column])
+		}
+	}
+	var n int
+	err := i.DB.Get(ctx, &n, `SELECT count(*) FROM `+t.Name+` WHERE `+strings.Join(where, ` AND `), args...)
+	if err == nil && n > 0 {
+		err = problem.New(problem.Conflict, "Another record of this installation has the place of one in the archive.")
 	}
 	return err
 }

@@ -4,6 +4,8 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -191,6 +193,7 @@ func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 		_, archive := r.exported("sub_ada")
 		there := newRig(t, r.db.Dialect(), setup{})
 		there.member("sub_ada")
+		there.clock.Advance(time.Hour)
 		files := unpack(t, archive)
 		name := "content/images/" + ids[0] + ".png"
 		// with is the archive with a file changed, and its manifest to fit.
@@ -278,4 +281,272 @@ func TestAnImportBringsNothingBack(t *testing.T) {
 			t.Errorf("a closing account: %v", err)
 		}
 	})
+}
+
+// rewritten is an archive with the records of a list changed, and its manifest to fit.
+func rewritten(t testing.TB, archive []byte, list string, change func(record map[string]any), more map[string][]byte) []byte {
+	t.Helper()
+	files := unpack(t, archive)
+	records := listOf(t, files, list)
+	for _, r := range records {
+		change(r)
+	}
+	var manifest map[string]any
+	if err := json.Unmarshal(files["manifest.json"], &manifest); err != nil {
+		t.Fatal(err)
+	}
+	manifest["files"] = []any{}
+	changed := map[string][]byte{}
+	for name, of := range map[string]any{list: records, "manifest.json": manifest} {
+		text, err := json.Marshal(of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed[name] = text
+	}
+	return added(t, repacked(t, archive, changed), more)
+}
+
+// added is an archive with more files, whatever it has.
+func added(t testing.TB, archive []byte, more map[string][]byte) []byte {
+	t.Helper()
+	return packed(t, archive, func(z *zip.Writer) error {
+		for name, data := range more {
+			w, err := z.Create(name)
+			if err == nil {
+				_, err = w.Write(data)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// packed is an archive with what more writes into it.
+func packed(t testing.TB, archive []byte, more func(z *zip.Writer) error) []byte {
+	t.Helper()
+	in, err := zip.NewReader(bytes.NewReader(archive), int64(len(archive)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for _, f := range in.File {
+		if err := z.Copy(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(more(z), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// A record with an id of its own, and the place of a picture that is there, neither
+// replaces nor deletes it.
+func TestAnImportReplacesNoPicture(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		r.member("sub_ada")
+		generation, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
+		_, archive := r.exported("sub_ada")
+		r.clock.Advance(time.Hour)
+		fresh := db.NewID("img", r.clock.Now())
+		bad := rewritten(t, archive, "content/images.json", func(record map[string]any) { record["id"] = fresh },
+			map[string][]byte{"content/images/" + fresh + ".png": picture()})
+		key := "images/sub_ada/" + generation + "/1/0.img"
+		read := func() []byte {
+			o, _, err := r.store.Get(t.Context(), key)
+			r.must(err)
+			data, err := io.ReadAll(o)
+			r.must(errors.Join(err, o.Close()))
+			return data
+		}
+		before := read()
+		same := func(what string) {
+			t.Helper()
+			if !bytes.Equal(read(), before) {
+				t.Errorf("%s: the picture was replaced", what)
+			}
+			if n := r.count(`SELECT count(*) FROM images WHERE id = '` + fresh + `'`); n != 0 {
+				t.Errorf("%s: the record is there", what)
+			}
+		}
+		done, err := r.imports("sub_ada", bad)
+		if problem.CodeOf(err) != problem.Conflict || done.Records+done.Files != 0 {
+			t.Errorf("the person's own: %+v, %v", done, err)
+		}
+		same("the person's own")
+		r.member("sub_other")
+		if _, err := r.imports("sub_other", bad); problem.CodeOf(err) != problem.Conflict {
+			t.Errorf("somebody else's: %v", err)
+		}
+		same("somebody else's")
+
+		// A generation that runs has its objects before their rows.
+		exec := func(statement string, args ...any) {
+			t.Helper()
+			_, err := r.db.Exec(t.Context(), statement, args...)
+			r.must(err)
+		}
+		exec(`DELETE FROM images WHERE id = ?`, ids[0])
+		exec(`UPDATE generations SET status = '', finished_at = 0 WHERE id = ?`, generation)
+		if done, err = r.imports("sub_ada", bad); err != nil || done.Deleted != 1 || done.Records+done.Files != 0 {
+			t.Errorf("of a generation that runs: %+v, %v", done, err)
+		}
+		same("of a generation that runs")
+
+		// What a broken import left, no row makes: it is stored anew.
+		exec(`UPDATE generations SET status = 'succeeded', finished_at = created_at WHERE id = ?`, generation)
+		if done, err = r.imports("sub_ada", archive); err != nil || done.Records != 1 || done.Files != 1 {
+			t.Errorf("the archive itself: %+v, %v", done, err)
+		}
+	})
+}
+
+// Times that cannot be and places that no generation has are refused, before anything
+// is stored.
+func TestAnImportBelievesNoTimesOrPlaces(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		r.member("sub_ada")
+		r.generated("sub_ada", `{"prompt":"canary"}`, picture())
+		_, archive := r.exported("sub_ada")
+		there := newRig(t, r.db.Dialect(), setup{})
+		there.member("sub_ada")
+		there.clock.Advance(time.Hour)
+		now := there.clock.Now()
+		at := func(d time.Duration) string { return now.Add(d).Format(time.RFC3339Nano) }
+		const generations, images = "content/generations.json", "content/images.json"
+		for _, c := range []struct {
+			list, field string
+			value       any
+		}{
+			{generations, "created_at", at(time.Second)},
+			{generations, "created_at", nil},
+			{generations, "started_at", at(-3 * time.Hour)},
+			{generations, "finished_at", at(time.Second)},
+			{generations, "removed_at", at(time.Second)},
+			{generations, "removed_at", at(-3 * time.Hour)},
+			{generations, "expires_at", nil},
+			{generations, "expires_at", at(-3 * time.Hour)},
+			{images, "created_at", at(50 * 365 * 24 * time.Hour)},
+			{images, "removed_at", at(50 * 365 * 24 * time.Hour)},
+			{images, "expires_at", nil},
+			{images, "generation_id", db.NewID("gen", now)},
+			{images, "generation_id", "gen_a/1/../other"},
+			{images, "n", -1},
+			{images, "n", 64},
+		} {
+			bad := rewritten(t, archive, c.list, func(record map[string]any) { record[c.field] = c.value }, nil)
+			done, err := there.imports("sub_ada", bad)
+			if problem.CodeOf(err) != problem.InvalidRequest || done.Records+done.Files != 0 {
+				t.Errorf("%s %s %v: %+v, %v", c.list, c.field, c.value, done, err)
+			}
+			page, err := there.store.List(t.Context(), "images/", "", 10)
+			r.must(err)
+			if n := there.count(`SELECT count(*) FROM generations`); n != 0 || len(page) != 0 {
+				t.Errorf("%s %s %v: %d generations and %d objects are there", c.list, c.field, c.value, n, len(page))
+			}
+		}
+		// An end that is too far is brought near; one that is nearer is kept.
+		later := rewritten(t, archive, generations, func(record map[string]any) { record["expires_at"] = at(50 * 365 * 24 * time.Hour) }, nil)
+		later = rewritten(t, later, images, func(record map[string]any) { record["expires_at"] = at(24 * time.Hour) }, nil)
+		if done, err := there.imports("sub_ada", later); err != nil || done.Records != 2 {
+			t.Errorf("%+v, %v", done, err)
+		}
+		var ends struct {
+			Generation int64 `db:"generation"`
+			Image      int64 `db:"image"`
+		}
+		r.must(there.db.Get(t.Context(), &ends, `SELECT g.expires_at AS generation, i.expires_at AS image FROM generations g JOIN images i ON i.generation_id = g.id`))
+		if ends.Generation > now.Add(90*24*time.Hour).UnixMilli() || ends.Image != now.Add(24*time.Hour).UnixMilli() {
+			t.Errorf("the ends are %+v", ends)
+		}
+	})
+}
+
+// An archive that is small and unpacks to very much is refused before anything is
+// stored, and so is one that says two things.
+func TestAnImportIsBounded(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		r.member("sub_ada")
+		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
+		_, archive := r.exported("sub_ada")
+		there := newRig(t, r.db.Dialect(), setup{})
+		there.member("sub_ada")
+		there.clock.Advance(time.Hour)
+		files := unpack(t, archive)
+		name := "content/images/" + ids[0] + ".png"
+		says := func(n int, packedSize, size uint64) []byte { // files that are there by their names alone
+			return packed(t, archive, func(z *zip.Writer) error {
+				for k := range n {
+					if _, err := z.CreateRaw(&zip.FileHeader{Name: fmt.Sprint(k), Method: zip.Deflate, CompressedSize64: packedSize, UncompressedSize64: size}); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		spaces := func(list string, n int) []byte {
+			return append(bytes.TrimSuffix(bytes.TrimSpace(files[list]), []byte("}")), append(bytes.Repeat([]byte(" "), n), '}')...)
+		}
+		twice := bytes.Replace(files["manifest.json"], []byte(`"files": [`), []byte(`"files": [{"path":"README.txt","sha256":"`+sum(files["README.txt"])+`"},`), 1)
+		if bytes.Equal(twice, files["manifest.json"]) {
+			t.Fatalf("the manifest is %.300s", twice)
+		}
+		for _, c := range []struct {
+			what, want string
+			archive    []byte
+		}{
+			{"a large manifest", "larger than any", repacked(t, archive, map[string][]byte{"manifest.json": spaces("manifest.json", 64<<20)})},
+			{"a large file", "larger than any", says(1, 0, 128<<20+1)},
+			{"very much", "unpacked", says(8193, 0, 128<<20)},
+			{"files on the same bytes", "than itself", says(2, uint64(len(archive))/2, 10)},
+			{"a file larger than the archive", "than itself", says(1, 1<<62, 10)},
+			{"many files", "files", says(1<<19, 0, 0)},
+			{"two files of one name", "one name", added(t, archive, map[string][]byte{name: picture()})},
+			{"a file named twice", "twice", repacked(t, archive, map[string][]byte{"manifest.json": twice})},
+			{"a large record", "bytes", rewritten(t, archive, "content/images.json", func(record map[string]any) { record["x"] = strings.Repeat("x", 1<<20) }, nil)},
+			{"a large user", "bytes", rewritten(t, archive, "account/account.json", func(record map[string]any) { record["x"] = strings.Repeat("x", 1<<20) }, nil)},
+			{"a record twice", "twice", doubled(t, archive, "content/images.json")},
+			{"a list without its end", "end", cut(t, archive, "content/generations.json")},
+		} {
+			done, err := there.imports("sub_ada", c.archive)
+			if problem.CodeOf(err) != problem.InvalidRequest || !strings.Contains(err.Error(), c.want) || done.Records+done.Files != 0 {
+				t.Errorf("%s: %+v, %v", c.what, done, err)
+			}
+			page, err := there.store.List(t.Context(), "images/", "", 10)
+			r.must(err)
+			if n := there.count(`SELECT count(*) FROM generations`); n != 0 || len(page) != 0 {
+				t.Errorf("%s: %d generations and %d objects are there", c.what, n, len(page))
+			}
+		}
+		if done, err := there.imports("sub_ada", archive); err != nil || done.Records != 2 {
+			t.Errorf("the archive itself: %+v, %v", done, err)
+		}
+	})
+}
+
+func sum(data []byte) string {
+	s := sha256.Sum256(data)
+	return hex.EncodeToString(s[:])
+}
+
+// withList is an archive with another text of a list, which its manifest does not name.
+func withList(t testing.TB, archive []byte, list string, change func(text []byte) []byte) []byte {
+	t.Helper()
+	loose := rewritten(t, archive, list, func(map[string]any) {}, nil)
+	return repacked(t, loose, map[string][]byte{list: change(bytes.TrimSpace(unpack(t, loose)[list]))})
+}
+
+func doubled(t testing.TB, archive []byte, list string) []byte {
+	return withList(t, archive, list, func(text []byte) []byte {
+		records := bytes.Trim(text, "[]")
+		return bytes.Join([][]byte{[]byte("["), records, []byte(","), records, []byte("]")}, nil)
+	})
+}
+
+func cut(t testing.TB, archive []byte, list string) []byte {
+	return withList(t, archive, list, func(text []byte) []byte { return bytes.TrimSuffix(text, []byte("]")) })
 }
