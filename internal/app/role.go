@@ -121,6 +121,7 @@ func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), ro
 		a.vault.Keep(ctx, a.name, func(err error) { a.log.Warn("could not follow the key ring", "error", err) })
 		return nil
 	})
+	g.Go(func() error { return a.watchRestored(ctx) })
 	for _, f := range begin {
 		g.Go(f)
 	}
