@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -63,7 +64,10 @@ type App struct {
 	Privacy  *privacy.Service
 	Usage    *privacy.Usage
 
-	restored atomic.Bool // the main database lacks erasures that were done: nothing may be served from it
+	restored atomic.Bool   // the main database lacks what was erased or deleted: nothing may be served from it
+	known    atomic.Bool   // it lacked nothing at some time since the start: work may have been taken
+	looking  sync.Mutex    // an older answer must not take the place of a newer one
+	look     time.Duration // how often a running process looks
 
 	closers []func() error
 }
@@ -71,7 +75,7 @@ type App struct {
 // Open opens every part that a role needs and brings the schemas forward. name
 // is the process in logs and in the database's list of clients.
 func Open(ctx context.Context, c config.Config, name, version string, log *slog.Logger) (opened *App, err error) {
-	a := &App{config: c, name: name, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine}
+	a := &App{config: c, name: name, version: version, log: log.With("process", name), clock: clock.New(), registry: prometheus.NewRegistry(), open: openEngine, look: 30 * time.Second}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -456,21 +460,48 @@ func (a *App) lanes() []string {
 	return append(a.engines.Lanes(), jobs.Housekeeping)
 }
 
-// findRestored looks whether the main database knows every erasure of the journal.
-// One that was restored from before an erasure does not.
+// findRestored looks whether the main database knows every line of the journal. One
+// that was restored from before an erasure or deletion does not.
 func (a *App) findRestored(ctx context.Context) error {
+	a.looking.Lock()
+	defer a.looking.Unlock()
 	n, err := a.Privacy.Unreplayed(ctx)
 	if err != nil {
 		return err
 	}
+	if n == 0 {
+		a.known.Store(true)
+	}
 	if restored := n > 0; a.restored.Swap(restored) != restored {
 		if restored {
-			a.log.Error("the main database does not know erasures that were done, as if it was restored: nothing is served until `zimage erasure replay` has run", "erasures", n)
+			a.log.Error("the main database does not know what was erased or deleted, as if it was restored: nothing is served until `zimage erasure replay` has run", "unknown", n)
 		} else {
-			a.log.Info("the main database knows every erasure again")
+			a.log.Info("the main database knows again what was erased and deleted")
 		}
 	}
 	return nil
+}
+
+var errRestored = errors.New("the main database was restored from before erasures or deletions while this process ran: start it again, and it waits until `zimage erasure replay` has run")
+
+// watchRestored looks from time to time. A database that is restored under a running
+// process closes it to requests at once and ends it: the next one takes no work
+// before the replay.
+func (a *App) watchRestored(ctx context.Context) error {
+	t := time.NewTicker(a.look)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if err := a.findRestored(ctx); err != nil {
+			a.log.Debug("could not look for erasures to replay", "error", err)
+		} else if a.restored.Load() && a.known.Load() {
+			return errRestored
+		}
+	}
 }
 
 // awaitReplay waits until erasures that a restored database lacks are replayed.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"testing"
 	"time"
@@ -71,4 +72,69 @@ func TestPromise_R7_NothingIsServedBeforeTheReplay(t *testing.T) {
 	if _, err := a.Accounts.FindUser(ctx, "ann@example.org"); err == nil {
 		t.Error("the erased account is there")
 	}
+}
+
+// The same when the main database is restored while a process runs on it: it closes
+// and ends, whatever its role, and the next one waits for the replay.
+func TestPromise_R7_ARestoreUnderARunningProcessEndsIt(t *testing.T) {
+	t.Parallel()
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		ctx := context.Background()
+		settings := map[string]string{"ZIMAGE_DATABASE_URL": url, "ZIMAGE_DATA": t.TempDir() + "/data"}
+		ended := map[config.Role]chan error{}
+		var all []*App
+		for _, role := range []config.Role{config.RoleAPI, config.RoleWorker, config.RoleScheduler} {
+			settings["ZIMAGE_LISTEN"] = freePort(t)
+			a := open(t, config.RoleUp, settings)
+			a.look = 100 * time.Millisecond
+			all = append(all, a)
+			started, end := make(chan struct{}), make(chan error, 1)
+			ended[role] = end
+			go func() { end <- a.Run(ctx, nil, func() { close(started) }, role) }()
+			<-started
+		}
+		subject, err := all[0].Accounts.CreateUser(ctx, "ann@example.org", "correct horse battery")
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(500 * time.Millisecond)
+		for role, end := range ended {
+			select {
+			case err := <-end:
+				t.Fatalf("%s has ended: %v", role, err)
+			default:
+			}
+		}
+		if _, err := all[0].keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES ('account', ?, 'era_1', ?)`,
+			subject, all[0].clock.Now().Add(-time.Hour).UnixMilli()); err != nil {
+			t.Fatal(err)
+		}
+		for role, end := range ended {
+			select {
+			case err := <-end:
+				if !errors.Is(err, errRestored) {
+					t.Errorf("%s ends with %v", role, err)
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatalf("%s goes on", role)
+			}
+		}
+		for _, a := range all {
+			if !a.restored.Load() {
+				t.Error("one is not closed")
+			}
+		}
+		settings["ZIMAGE_LISTEN"] = freePort(t)
+		next := open(t, config.RoleUp, settings)
+		next.look = 100 * time.Millisecond
+		next.start(t, config.RoleAPI, config.RoleWorker, config.RoleScheduler)
+		time.Sleep(500 * time.Millisecond) // it waits, and does not end
+		if r := next.Ready(ctx); r.State != httpapi.StateUnavailable {
+			t.Errorf("ready: %+v", r)
+		}
+		if done, err := next.Privacy.Replay(ctx); err != nil || done.Erased+done.Open != 1 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		testenv.Eventually(t, 30*time.Second, func() bool { return next.Ready(ctx).State != httpapi.StateUnavailable })
+	})
 }

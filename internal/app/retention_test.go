@@ -62,7 +62,8 @@ func TestPromise_P1_OneNumberInOneFileChangesWhatIsStored(t *testing.T) {
 		}
 
 		file := filepath.Join(t.TempDir(), "policy.yaml")
-		if err := os.WriteFile(file, []byte(strings.Replace(string(privacy.Example), "generated_content: 90 days", "generated_content: 60 days", 1)), 0o600); err != nil {
+		shorter := strings.NewReplacer("generated_content: 90 days", "generated_content: 60 days", `version: "2026-01-01"`, "version: v2", "date: 2026-01-01", "date: 2026-02-01")
+		if err := os.WriteFile(file, []byte(shorter.Replace(string(privacy.Example))), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		settings["ZIMAGE_POLICY"], settings["ZIMAGE_LISTEN"] = file, freePort(t)
@@ -124,6 +125,35 @@ func TestPromise_P1_OneNumberInOneFileChangesWhatIsStored(t *testing.T) {
 		text, err := io.ReadAll(f)
 		if err != nil || !strings.Contains(string(text), "At most 60 days after created_at") || strings.Contains(string(text), "90 days after created_at") {
 			t.Errorf("the export says %s, %v", text, err)
+		}
+	})
+}
+
+// A process for which ZIMAGE_POLICY was forgotten, or that has an older file, does
+// not start: it would lower every stored end for good.
+func TestPromise_R3_AnotherPolicyThanThatInForceDoesNotStart(t *testing.T) {
+	t.Parallel()
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		ctx := t.Context()
+		settings := map[string]string{"ZIMAGE_DATABASE_URL": url, "ZIMAGE_DATA": filepath.Join(t.TempDir(), "data")}
+		longer := strings.NewReplacer("generated_content: 90 days", "generated_content: 120 days", `version: "2026-01-01"`, "version: v2", "date: 2026-01-01", "date: 2026-02-01")
+		first := serve(t, longer.Replace(string(privacy.Example)), settings)
+		var made struct{ ID string }
+		first.answered("/v1/generations", `{"prompt":"a lighthouse","width":64,"height":64}`, &made)
+		for _, role := range []config.Role{config.RoleAPI, config.RoleWorker, config.RoleScheduler} {
+			settings["ZIMAGE_LISTEN"] = freePort(t)
+			err := open(t, config.RoleUp, settings).Run(ctx, nil, func() { t.Errorf("%s has started", role) }, role)
+			if err == nil || !strings.HasPrefix(err.Error(), "ZIMAGE_POLICY: version v2 of 2026-02-01 is in force") {
+				t.Errorf("%s: %v", role, err)
+			}
+		}
+		var days int
+		if err := first.app.db.Get(ctx, &days, `SELECT (expires_at - created_at) / 86400000 FROM generations WHERE id = ?`, made.ID); err != nil || days != 120 {
+			t.Errorf("it is kept for %d days, %v", days, err)
+		}
+		entries := 0
+		if err := first.app.db.Get(ctx, &entries, `SELECT count(*) FROM ledger_entries WHERE kind = 'policy.published'`); err != nil || entries != 1 {
+			t.Errorf("%d entries in the ledger, %v", entries, err)
 		}
 	})
 }

@@ -76,6 +76,10 @@ func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
 // one of them fails. started is called once every listener is open, before any
 // work is taken on; it may be nil.
 func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), roles ...config.Role) error {
+	// Before a window of ours is applied: another policy may be in force.
+	if err := a.Privacy.Publish(ctx); err != nil {
+		return fmt.Errorf("%sPOLICY: %w", config.Prefix, err)
+	}
 	// Before anything is shown: a window may be shorter than when it was stored.
 	if _, err := a.Privacy.ShortenWindows(ctx); err != nil {
 		return err
@@ -117,6 +121,7 @@ func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), ro
 		a.vault.Keep(ctx, a.name, func(err error) { a.log.Warn("could not follow the key ring", "error", err) })
 		return nil
 	})
+	g.Go(func() error { return a.watchRestored(ctx) })
 	for _, f := range begin {
 		g.Go(f)
 	}

@@ -162,7 +162,7 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	}
 	work.Wait()
 	if a.restored.Load() {
-		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures that were done; they must be replayed first"})
+		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures or deletions; they must be replayed first"})
 	}
 	if n := a.Generate.ResultsWaiting(); n > 0 {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "results", State: httpapi.StateDegraded, Note: fmt.Sprintf("%d wait in memory to be stored", n)})

@@ -82,6 +82,7 @@ const (
 	Authority Fact = "authority" // to whom was disclosed
 	Scope     Fact = "scope"     // what was disclosed; table of what is held; kind of a request
 	State     Fact = "state"     // of a request, or its outcome
+	Date      Fact = "date"      // since when a policy is in force
 )
 
 // An Event says what happened to what.

@@ -179,6 +179,14 @@ func (w Window) After(then time.Time) time.Time {
 	return end
 }
 
+// MarshalText writes what ParseWindow reads; nothing for none.
+func (w Window) MarshalText() ([]byte, error) {
+	if w.n == 0 {
+		return nil, nil
+	}
+	return []byte(w.String()), nil
+}
+
 func (w Window) String() string {
 	unit := "day"
 	if w.months {

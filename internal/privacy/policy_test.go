@@ -240,3 +240,38 @@ func TestWindowsAreCompared(t *testing.T) {
 		}
 	}
 }
+
+// The fingerprint is of what the policy says, and stays the same from release to
+// release: otherwise no process would start after an update.
+func TestTheFingerprintOfAPolicyStays(t *testing.T) {
+	t.Parallel()
+	of := func(text []byte) string {
+		t.Helper()
+		p, err := ParsePolicy(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := p.fingerprint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	const shipped = "f1ee28c83044d09d138856351ecc176326ce81886daf057694b55a978142ae31"
+	if got := of(Example); got != shipped {
+		t.Errorf("the shipped policy has %s, want %s: when its words change, so must its version and date", got, shipped)
+	}
+	if of(append([]byte("# A comment.\n"), Example...)) != shipped {
+		t.Error("a comment changes it")
+	}
+	for _, pair := range [][2]string{
+		{"generated_content: 90 days", "generated_content: 60 days"},
+		{"usage: 12 months", "usage: 12 days"},
+		{"Example Operator", "Another Operator"},
+		{"date: 2026-01-01 # in", "date: 2026-01-02 # in"},
+	} {
+		if of(changed(t, pair[0], pair[1])) == shipped {
+			t.Errorf("%s does not change it", pair[1])
+		}
+	}
+}

@@ -108,6 +108,9 @@ func (p plan) due(t *Table, k Keep) string { return p.applies(t, k) + " AND " + 
 
 func (s *Service) purgeKind() jobs.Kind {
 	return jobs.Kind{Name: KindPurge, MaxAttempts: 100, Run: func(ctx context.Context, r *jobs.Run) error {
+		if err := s.checkInForce(ctx); err != nil { // a process with the newer one does it
+			return jobs.Retry("internal", err)
+		}
 		if r.Ref == sweepSchedule {
 			s.SetBackstop(ctx)
 			if _, err := s.ShortenWindows(ctx); err != nil {
