@@ -203,6 +203,8 @@ func TestTheMapsSpansAreThoseOfTheRooms(t *testing.T) {
 		{privacy.StoreMain, "api_keys", "expires_at", privacy.Delete, account.KeyKept},
 		{privacy.StoreMain, "sessions", "last_used_at", privacy.Delete, account.DeviceKept},
 		{privacy.StoreMain, "erasures", "completed_at", privacy.Delete, privacy.ReceiptKept},
+		{privacy.StoreMain, "requests", "closed_at", privacy.Null, privacy.RequestWordsKept},
+		{privacy.StoreMain, "requests", "closed_at", privacy.Delete, privacy.RequestKept},
 		{privacy.StoreMain, "generations", "removed_at", privacy.Delete, generate.TombstoneKept},
 		{privacy.StoreMain, "images", "removed_at", privacy.Delete, generate.TombstoneKept},
 		{privacy.StoreMain, "idempotency_keys", "created_at", privacy.Delete, generate.IdempotentKept},
@@ -232,7 +234,7 @@ func TestTheMapsSpansAreThoseOfTheRooms(t *testing.T) {
 		"mails":           "0s: in the transaction that ends the mail",
 		"erasure_journal": "the policy's deletion and backups: see below",
 	}
-	checked := []string{"exports", "api_keys", "sessions", "erasures", "generations", "images", "idempotency_keys", "mails", "jobs", "schedule_ticks", "workers", "engines", "key_rings"}
+	checked := []string{"exports", "api_keys", "sessions", "erasures", "requests", "generations", "images", "idempotency_keys", "mails", "jobs", "schedule_ticks", "workers", "engines", "key_rings"}
 	for _, table := range m.Tables {
 		for _, k := range table.Keep {
 			if k.For != "" && !slices.Contains(checked, table.Name) && others[table.Name] == "" {
