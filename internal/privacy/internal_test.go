@@ -1,10 +1,52 @@
 package privacy
 
-import "context"
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
 
-// EndAt has f called before and after each step of an erasure; its error ends the
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"zimage/internal/problem"
+)
+
+type Phase = phase
+
+// The phases of each step of an erasure.
+const (
+	Before     = phaseBefore
+	Unrecorded = phaseUnrecorded
+	Recorded   = phaseRecorded
+)
+
+// EndAt has f called in each phase of each step of an erasure; its error ends the
 // erasure there, as a killed process would.
-func (s *Service) EndAt(f func(step string, done bool) error) { s.at = f }
+func (s *Service) EndAt(f func(step string, p Phase) error) { s.at = f }
 
 // Issue writes a receipt once more.
 func (s *Service) Issue(ctx context.Context, id string) error { return s.issue(ctx, id) }
+
+// Whoever cannot connect in time is told to come again, and what is a problem
+// already stays it.
+func TestADatabaseThatDoesNotAnswerIsAway(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	c, err := pgconn.ParseConfig("postgres://zimage@" + silent.Addr().String() + "/zimage?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ConnectTimeout = 50 * time.Millisecond
+	_, err = pgconn.ConnectConfig(t.Context(), c)
+	if got := problem.CodeOf(away(err)); got != problem.Unavailable {
+		t.Errorf("%v is answered %s", err, got)
+	}
+	known := problem.Wrap(err, problem.NotFound, "There is none.")
+	if away(known) != error(known) || away(nil) != nil {
+		t.Errorf("%v becomes %v, and nothing %v", known, away(known), away(nil))
+	}
+}
