@@ -24,6 +24,18 @@ const (
 // erasure there, as a killed process would.
 func (s *Service) EndAt(f func(step string, p Phase) error) { s.at = f }
 
+// MeasureBy has Status measure so, with what Measure does.
+func (s *Service) MeasureBy(f func(ctx context.Context, measure func(context.Context) (Status, error)) (Status, error)) {
+	s.status.measure = func(ctx context.Context) (Status, error) { return f(ctx, s.Measure) }
+}
+
+// AgeStatus lets time pass for what Status keeps.
+func (s *Service) AgeStatus(d time.Duration) {
+	s.status.mu.Lock()
+	defer s.status.mu.Unlock()
+	s.status.until = s.status.until.Add(-d)
+}
+
 // Issue writes a receipt once more.
 func (s *Service) Issue(ctx context.Context, id string) error { return s.issue(ctx, id) }
 

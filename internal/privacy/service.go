@@ -78,7 +78,8 @@ type Service struct {
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, phase) error { return nil }, status: statusCache{turn: make(chan struct{}, 1)}}
+	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, phase) error { return nil }}
+	s.status.measure = s.Measure
 	o.Queue.Register(s.erasureKind())
 	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
 		o.Queue.Register(k)
