@@ -72,6 +72,11 @@ func (a *App) Prove(ctx context.Context, o ProveOptions) (prove.Report, error) {
 			}
 			return a.Accounts.Unsuspend(ctx, account.AtTheMachine(), subject, reason)
 		},
+		Used: func(ctx context.Context, subject string) (bool, error) {
+			var n int
+			err := a.db.Get(ctx, &n, `SELECT count(*) FROM usage_events WHERE subject = ?`, subject)
+			return n > 0, err
+		},
 		Idle: func(ctx context.Context, subject string) (bool, error) {
 			var n int
 			err := a.db.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE party = ? AND state IN ('queued', 'waiting', 'running')`, subject)

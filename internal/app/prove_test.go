@@ -4,6 +4,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
@@ -151,7 +152,7 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 			if o := seen["objects"]; o.Life.Things < 4 || o.Life.Bytes < 1000 {
 				t.Errorf("objects: %+v", o)
 			}
-			for _, input := range []string{"mail", "newmail", "username", "rename", "name", "preference", "agent", "referer", "key", "passkey", "prompt", "metadata", "metaname", "idempotency", "reason", "mistake", "password"} {
+			for _, input := range []string{"mail", "newmail", "username", "rename", "name", "preference", "agent", "referer", "key", "passkey", "prompt", "metadata", "metaname", "idempotency", "reason", "mistake", "password", "note"} {
 				if !slices.Contains(r.Sent, input) {
 					t.Errorf("nothing was sent as %s", input)
 				}
@@ -159,6 +160,21 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 			var state string
 			if err := p.app.db.Get(t.Context(), &state, `SELECT state FROM subjects WHERE id = ?`, r.Account); err != nil || state != "erased" {
 				t.Errorf("the account is %s, %v", state, err)
+			}
+			// What they used was written, and is deleted.
+			var text []byte
+			var signed privacy.SignedReceipt
+			var receipt privacy.Receipt
+			err := p.app.db.Get(t.Context(), &text, `SELECT receipt FROM erasures WHERE id = ?`, r.Receipt)
+			if err == nil {
+				err = json.Unmarshal(text, &signed)
+			}
+			if err == nil {
+				err = json.Unmarshal(signed.Receipt, &receipt)
+			}
+			i := slices.IndexFunc(receipt.Stores, func(s privacy.ReceiptStore) bool { return s.Name == "usage_events" })
+			if err != nil || i < 0 || receipt.Stores[i].Deleted < 3 || receipt.Stores[i].Left > 0 {
+				t.Errorf("usage events: %+v, %v", receipt.Stores, err)
 			}
 			left, err := os.ReadDir(p.o.Temp)
 			if err != nil || len(left) > 0 {

@@ -13,18 +13,18 @@ type statusView struct {
 	Broken     []promiseView      `json:"broken" nullable:"false" doc:"Promises that are broken now."`
 	Policy     statusPolicyView   `json:"policy" doc:"The policy in force."`
 	Retention  []retentionView    `json:"retention" nullable:"false" doc:"The oldest record of each kind against the time that it may be kept. Records that a legal hold keeps are left out."`
-	Deadlines  []deadlineView     `json:"deadlines" nullable:"false" doc:"What is asked for and not complete: the slowest one of each kind."`
+	Deadlines  []deadlineView     `json:"deadlines" nullable:"false" doc:"What is asked for and not complete: whether all of it is in time and, where ten or more are open, the slowest."`
 	Sweeps     []recurringView    `json:"sweeps" nullable:"false" doc:"What deletes and looks after data by itself."`
-	Comparison *comparisonView    `json:"objects,omitempty" doc:"Orphans. Left out before the first comparison."`
+	Comparison *comparisonView    `json:"objects,omitempty" doc:"What lies in the object store against the database. Left out before the first comparison."`
 	Checkpoint ledgerCheckpointID `json:"ledger" doc:"The checkpoint of the ledger for everybody; the whole of it is at /v1/privacy/ledger/checkpoint."`
 }
 
 type comparisonView struct {
 	At      time.Time `json:"at" doc:"When database and object store were last compared, both ways."`
-	Orphans int       `json:"orphans" doc:"Objects that nothing needed; they were deleted."`
-	Refused int       `json:"refused" doc:"Objects that nothing seems to need, and too many to be deleted unseen."`
-	Unknown int       `json:"unknown" doc:"Objects of which nobody can tell whose they are; they are never deleted."`
-	Missing int       `json:"missing" doc:"Objects that were needed and not there."`
+	Orphans int       `json:"orphans,omitempty" minimum:"10" doc:"Objects that nothing needed; they were deleted. Left out below ten."`
+	Refused int       `json:"refused,omitempty" minimum:"10" doc:"Objects that nothing seems to need, and too many to be deleted unseen. Left out below ten; that there are any is told as a broken promise."`
+	Unknown int       `json:"unknown,omitempty" minimum:"10" doc:"Objects of which nobody can tell whose they are; they are never deleted. Left out below ten."`
+	Missing int       `json:"missing,omitempty" minimum:"10" doc:"Objects that were needed and not there. Left out below ten; that any is missing is told as a broken promise."`
 }
 
 type promiseView struct {
@@ -50,8 +50,8 @@ type retentionView struct {
 type deadlineView struct {
 	Kind       string `json:"kind" doc:"erasures, or requests."`
 	Open       *int   `json:"open,omitempty" minimum:"10" doc:"How many are open. Left out below ten."`
-	OldestDays *int   `json:"oldest_days,omitempty" doc:"Whole days since the oldest open one was asked for. Left out: none is open."`
-	DueInDays  *int   `json:"due_in_days,omitempty" doc:"Whole days until the first of them is due; below 0: it is late."`
+	OldestDays *int   `json:"oldest_days,omitempty" doc:"Whole days since the oldest open one was asked for. Left out where fewer than ten are open."`
+	DueInDays  *int   `json:"due_in_days,omitempty" doc:"Whole days until the first of them is due; below 0: it is late. Left out where fewer than ten are open."`
 	Kept       bool   `json:"kept" doc:"Whether none is behind its deadline."`
 }
 
@@ -116,7 +116,7 @@ func status(st privacy.Status) statusView {
 var statusDoc = doc{
 	id: "get-privacy-status", tag: tagPrivacy, summary: "Whether the privacy policy is kept",
 	description: "What is stored against what is promised: how old the oldest of each kind is, what is late, when it was last swept, and which promises are broken now. " +
-		"It names nobody: ages are whole days, and numbers of people below ten are left out. It is measured anew every half minute, however many ask.",
+		"It names nobody: ages are whole days, and numbers below ten are left out, with the ages of what so few have asked for. It is measured anew every half minute, however many ask.",
 	answers: ok("As it was within the last half minute.", statusView{
 		At: sampleAt, Broken: []promiseView{{Code: "retention_content", Words: "No record of the category content is kept longer than its time."}},
 		Policy: statusPolicyView{"2026-01-01", "2026-01-01"},
@@ -126,7 +126,7 @@ var statusDoc = doc{
 		},
 		Deadlines:  []deadlineView{{Kind: "erasures", Open: pointer(12), OldestDays: pointer(1), DueInDays: pointer(28), Kept: true}},
 		Sweeps:     []recurringView{{Kind: "generation:sweep", Every: 3600, LastSuccess: pointer(sampleAt), Kept: true}},
-		Comparison: &comparisonView{At: sampleAt, Orphans: 2},
+		Comparison: &comparisonView{At: sampleAt, Orphans: 12},
 		Checkpoint: ledgerCheckpointID{At: sampleAt, Hash: sampleHash[:]},
 	}),
 }

@@ -1,9 +1,11 @@
 package httpapi
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"regexp"
 	"testing"
+	"time"
 
 	"zimage/internal/privacy"
 )
@@ -30,13 +32,17 @@ func TestPromise_P2_StatusIsForEverybody(t *testing.T) {
 				Kept                   bool
 			}
 			Deadlines []map[string]any
-			Ledger    map[string]any
+			Ledger    map[string]string
 		}
 		if err := json.Unmarshal([]byte(a.body), &said); err != nil {
 			t.Fatal(err)
 		}
-		if !said.Kept || len(said.Broken) > 0 || said.Policy["version"] != privacy.DefaultPolicy().Version || said.Ledger["batch"] != 1.0 {
+		if !said.Kept || len(said.Broken) > 0 || said.Policy["version"] != privacy.DefaultPolicy().Version {
 			t.Errorf("the status says %s", a.body)
+		}
+		c, err := r.ledger.Checkpoint(t.Context())
+		if err != nil || said.Ledger["hash"] != base64.StdEncoding.EncodeToString(c.Hash) || said.Ledger["at"] != c.At.Format(time.RFC3339Nano) {
+			t.Errorf("the checkpoint is %v, want %+v, %v", said.Ledger, c, err)
 		}
 		found := false
 		for _, one := range said.Retention {

@@ -124,6 +124,15 @@ type step struct {
 	do   func(*Service, context.Context, *erasure) error
 }
 
+// phase is when in a step Service.at is called.
+type phase string
+
+const (
+	phaseBefore     phase = "before it"
+	phaseUnrecorded phase = "done and not recorded"
+	phaseRecorded   phase = "recorded"
+)
+
 // steps in their order.
 func steps() []step {
 	return []step{
@@ -179,18 +188,9 @@ func (s *Service) enqueue(ctx context.Context, tx *db.Tx, id string, after time.
 	return err
 }
 
-// Claim gives the receipt of somebody's erasure its secret, once: whoever closed
-// the account is shown it and nobody else. NotFound when it is claimed already.
-func (s *Service) Claim(ctx context.Context, owner string) (receipt, secret string, err error) {
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		receipt, secret, err = s.ClaimIn(ctx, tx, owner)
-		return err
-	})
-	return receipt, secret, err
-}
-
-// ClaimIn is Claim in the transaction that closes the account: either it is closed
-// and its owner has the secret, or neither.
+// ClaimIn gives the receipt of somebody's erasure its secret, once, in the
+// transaction that closes the account: either it is closed and its owner alone has
+// the secret, or neither. NotFound when it is claimed already.
 func (s *Service) ClaimIn(ctx context.Context, tx *db.Tx, owner string) (receipt, secret string, err error) {
 	raw := make([]byte, 32)
 	if _, err := rand.Read(raw); err != nil {
@@ -272,10 +272,13 @@ func (s *Service) next(ctx context.Context, e *erasure) error {
 		}
 	}
 	next := all[at]
-	if err := s.at(next.name, false); err != nil {
+	if err := s.at(next.name, phaseBefore); err != nil {
 		return err
 	}
 	if err := next.do(s, ctx, e); err != nil {
+		return err
+	}
+	if err := s.at(next.name, phaseUnrecorded); err != nil {
 		return err
 	}
 	err := s.change(ctx, e.ID, func(tx *db.Tx, w *work) error {
@@ -289,7 +292,7 @@ func (s *Service) next(ctx context.Context, e *erasure) error {
 	if err != nil {
 		return err
 	}
-	return s.at(next.name, true)
+	return s.at(next.name, phaseRecorded)
 }
 
 // change writes what an erasure has done, with what it did it to, in one

@@ -269,7 +269,7 @@ func (s *Service) Receipt(ctx context.Context, id, secret string) (SignedReceipt
 		return SignedReceipt{}, noReceipt()
 	}
 	if err != nil {
-		return SignedReceipt{}, fmt.Errorf("read a receipt: %w", err)
+		return SignedReceipt{}, away(fmt.Errorf("read a receipt: %w", err))
 	}
 	var signed SignedReceipt
 	if e.CompletedAt > 0 {
@@ -277,7 +277,7 @@ func (s *Service) Receipt(ctx context.Context, id, secret string) (SignedReceipt
 	}
 	r, err := s.receipt(ctx, s.DB, e)
 	if err != nil {
-		return signed, err
+		return signed, away(err)
 	}
 	signed.Receipt, err = json.Marshal(r)
 	return signed, err
@@ -305,7 +305,7 @@ func (s *Service) Erasures(ctx context.Context, all bool, after string, limit in
 		query += `AND completed_at = 0 `
 	}
 	if err := s.DB.Select(ctx, &rows, query+`ORDER BY id LIMIT ?`, after, limit); err != nil {
-		return nil, fmt.Errorf("list erasures: %w", err)
+		return nil, away(fmt.Errorf("list erasures: %w", err))
 	}
 	var list []OpenErasure
 	for _, e := range rows {

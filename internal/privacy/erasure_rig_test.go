@@ -524,9 +524,17 @@ func (h *home) close(p person) (id, secret string) {
 	h.t.Helper()
 	ctx := context.Background()
 	must(h.t, h.accounts.CloseFor(ctx, account.AtTheMachine(), p.id, "a letter that asks for it, "+mark))
-	id, secret, err := h.privacy.Claim(ctx, p.id)
+	id, secret, err := h.claim(p)
 	must(h.t, err)
 	return id, secret
+}
+
+func (h *home) claim(p person) (id, secret string, err error) {
+	err = h.db.Tx(context.Background(), func(tx *db.Tx) error {
+		id, secret, err = h.privacy.ClaimIn(context.Background(), tx, p.id)
+		return err
+	})
+	return id, secret, err
 }
 
 // erase goes on until the erasure is complete, moving the clock over every wait.

@@ -32,25 +32,25 @@ import (
 
 var errKilled = errors.New("killed")
 
-// A run that ends before or after any step is gone on with by another process, and
-// ends with one receipt and nothing left.
+// A run that ends before a step, before its record or after it is gone on with by
+// another process, and ends with one receipt and nothing left.
 func TestPromise_R7_KilledAtEveryStep(t *testing.T) {
 	everywhere(t, func(t *testing.T, h *home) {
 		other := h.live("other", 1)
 		before := h.found(other.id)
 		type place struct {
-			step string
-			done bool
+			step  string
+			phase privacy.Phase
 		}
 		var places []place
 		for _, s := range privacy.Steps() {
-			places = append(places, place{s, false}, place{s, true})
+			places = append(places, place{s, privacy.Before}, place{s, privacy.Unrecorded}, place{s, privacy.Recorded})
 		}
 		for i, at := range places {
-			p := h.live("ann"+string(rune('a'+i)), 2)
+			p := h.live(fmt.Sprintf("ann%d", i), 2)
 			id, secret := h.close(p)
-			h.privacy.EndAt(func(step string, done bool) error {
-				if step == at.step && done == at.done {
+			h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+				if step == at.step && phase == at.phase {
 					return errKilled
 				}
 				return nil
@@ -152,7 +152,7 @@ func TestPromise_R2_NothingIsLeft(t *testing.T) {
 		if _, err := h.privacy.Receipt(ctx, id, secret+"x"); problem.CodeOf(err) != problem.NotFound {
 			t.Errorf("another secret: %v", err)
 		}
-		if _, _, err := h.privacy.Claim(ctx, p.id); problem.CodeOf(err) != problem.NotFound {
+		if _, _, err := h.claim(p); problem.CodeOf(err) != problem.NotFound {
 			t.Errorf("a second secret: %v", err)
 		}
 		// What is planted is found: the scan can fail.
@@ -353,8 +353,8 @@ func TestPromise_R8_AHoldThatComesDuringTheErasure(t *testing.T) {
 			image := h.paint(p, 2)[0]
 			id, secret := h.close(p)
 			var hold string
-			h.privacy.EndAt(func(at string, done bool) error {
-				if at != step || !done || hold != "" {
+			h.privacy.EndAt(func(at string, phase privacy.Phase) error {
+				if at != step || phase != privacy.Recorded || hold != "" {
 					return nil
 				}
 				return h.db.Tx(ctx, func(tx *db.Tx) (err error) {
@@ -429,8 +429,8 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 			id, secret := h.close(p)
 			// Away from where it is needed on.
 			var back func()
-			h.privacy.EndAt(func(step string, done bool) error {
-				if step == map[string]string{"objects_failed": "objects_deleted", "database_away": "rows_deleted", "keys_failed": "key_destroyed"}[code] && !done && back == nil {
+			h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+				if step == map[string]string{"objects_failed": "objects_deleted", "database_away": "rows_deleted", "keys_failed": "key_destroyed"}[code] && phase == privacy.Before && back == nil {
 					back = outage()
 				}
 				return nil
@@ -441,7 +441,12 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 				}
 				h.clock.Advance(10 * time.Minute)
 			}
-			if code != "database_away" {
+			if code == "database_away" {
+				_, err := h.privacy.Receipt(ctx, id, secret)
+				refuses(t, "a receipt without the database", err, problem.Unavailable)
+				_, err = h.privacy.Erasures(ctx, false, "", 10)
+				refuses(t, "a list without the database", err, problem.Unavailable)
+			} else {
 				signed, err := h.privacy.Receipt(ctx, id, secret)
 				must(t, err)
 				var r privacy.Receipt

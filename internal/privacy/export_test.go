@@ -415,9 +415,9 @@ func TestRecoveryAndClosingVoidExports(t *testing.T) {
 					return r.service.Happened(t.Context(), tx, events.Event{Type: why, Subject: ada.owner})
 				}))
 				_, err := r.service.Export(t.Context(), ada.owner, e.ID)
-				wantCode(t, err, problem.NotFound)
+				refuses(t, "the export", err, problem.NotFound)
 				_, err = r.service.ExportArchive(t.Context(), ada.owner, e.ID)
-				wantCode(t, err, problem.NotFound)
+				refuses(t, "its archive", err, problem.NotFound)
 				r.swept()
 				if left := r.archives(); len(left) != 1 || !strings.Contains(left[0], kept.ID) {
 					t.Errorf("left: %v", left)
@@ -432,10 +432,10 @@ func TestRecoveryAndClosingVoidExports(t *testing.T) {
 	}
 }
 
-func wantCode(t testing.TB, err error, want problem.Code) {
+func refuses(t testing.TB, what string, err error, want problem.Code) {
 	t.Helper()
 	if err == nil || problem.CodeOf(err) != want {
-		t.Errorf("error %v, want %s", err, want)
+		t.Errorf("%s: %v, want %s", what, err, want)
 	}
 }
 
@@ -450,7 +450,7 @@ func TestARemovedExportStops(t *testing.T) {
 		<-reached
 		r.must(r.service.DeleteExport(t.Context(), ada.owner, e.ID))
 		_, err := r.service.Export(t.Context(), ada.owner, e.ID)
-		wantCode(t, err, problem.NotFound)
+		refuses(t, "a removed export", err, problem.NotFound)
 		close(leave)
 		testenv.Eventually(t, 60*time.Second, func() bool {
 			return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND ref = ? AND state IN ('failed', 'canceled')`, privacy.KindExport, e.ID) == 1
@@ -477,7 +477,7 @@ func TestAnExportIsGoneAfterSevenDays(t *testing.T) {
 		}
 		r.mend(time.Second)
 		_, err := r.service.ExportArchive(t.Context(), ada.owner, e.ID)
-		wantCode(t, err, problem.NotFound)
+		refuses(t, "an export behind its end", err, problem.NotFound)
 		if list, err := r.service.Exports(t.Context(), ada.owner); err != nil || len(list) != 0 {
 			t.Errorf("after its end: %v %v", list, err)
 		}
@@ -520,7 +520,7 @@ func TestOneExportAtATimeAndThreeADay(t *testing.T) {
 			r.must(r.service.DeleteExport(t.Context(), ada.owner, id)) // deleting does not help
 		}
 		_, err := r.service.AskExport(t.Context(), ada.owner)
-		wantCode(t, err, problem.DailyLimit)
+		refuses(t, "a ninth request", err, problem.DailyLimit)
 		var limit *problem.Error
 		if errors.As(err, &limit) && limit.RetryAfter != 24*time.Hour-2*time.Minute {
 			t.Errorf("try again after %v", limit.RetryAfter)
@@ -548,6 +548,6 @@ func TestPromise_G1_InEveryStateOfTheAccount(t *testing.T) {
 		r.exported(ada.owner)
 		set(`state = 'closing'`)
 		_, err := r.service.AskExport(t.Context(), ada.owner)
-		wantCode(t, err, problem.Unauthorized)
+		refuses(t, "a closed account", err, problem.Unauthorized)
 	})
 }

@@ -27,13 +27,6 @@ func (h *home) place(owner, table, record string) (privacy.Hold, error) {
 	return h.privacy.PlaceHold(context.Background(), h.machine(), privacy.Hold{Subject: owner, Table: table, Record: record, Case: "case 7", MayBeTold: true})
 }
 
-func refuses(t *testing.T, what string, err error, want problem.Code) {
-	t.Helper()
-	if err == nil || problem.CodeOf(err) != want {
-		t.Errorf("%s: %v, want %s", what, err, want)
-	}
-}
-
 func TestPromise_R8_HoldsArePlacedReviewedAndReleased(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
@@ -162,8 +155,8 @@ func TestPromise_R8_AHoldAndAnErasureDoNotPassOneAnother(t *testing.T) {
 				var holding sync.WaitGroup
 				var held error
 				begin := sync.OnceFunc(func() { holding.Go(func() { _, held = h.place(p.id, "images", image) }) })
-				h.privacy.EndAt(func(at string, done bool) error {
-					if at == step && !done {
+				h.privacy.EndAt(func(at string, phase privacy.Phase) error {
+					if at == step && phase == privacy.Before {
 						begin()
 						time.Sleep(time.Duration(round) * time.Millisecond)
 					}

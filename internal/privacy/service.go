@@ -67,8 +67,8 @@ type Service struct {
 	Options
 	ledger *Ledger // to read
 
-	// at is called before and after each step of an erasure. Tests end it there.
-	at func(step string, done bool) error
+	// at is called in each phase of each step of an erasure. Tests end it there.
+	at func(step string, p phase) error
 
 	once sync.Mutex
 	main *plan // what the main database demands; nil: not read yet
@@ -78,7 +78,8 @@ type Service struct {
 
 // New makes the room and registers its kinds of job.
 func New(o Options) (*Service, error) {
-	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, bool) error { return nil }, status: statusCache{turn: make(chan struct{}, 1)}}
+	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, phase) error { return nil }}
+	s.status.measure = s.Measure
 	o.Queue.Register(s.erasureKind())
 	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
 		o.Queue.Register(k)
@@ -131,13 +132,10 @@ func (s *Service) tell(ctx context.Context, tx *db.Tx, owner string, template ma
 // away turns an error of a part that is away into one the caller can act on.
 func away(err error) error {
 	var p *problem.Error
-	if err == nil || errors.As(err, &p) {
+	if errors.As(err, &p) {
 		return err
 	}
-	if db.IsAway(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return problem.Wrap(err, problem.Unavailable, "The database does not answer. Try again in a moment.").After(2 * time.Second)
-	}
-	return err
+	return db.Unavailable(err)
 }
 
 func isNone(err error) bool { return errors.Is(err, sql.ErrNoRows) }

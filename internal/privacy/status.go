@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,19 +13,21 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/jobs"
+	"zimage/internal/problem"
 )
 
 const (
-	// statusLife is how long a status is told again: whoever asks all the time costs
-	// one measurement in it.
-	statusLife  = 30 * time.Second
-	statusTime  = 20 * time.Second // for one measurement
-	statusEvery = time.Minute      // the figures are measured
+	// statusLife is how long a status, or that there is none, is told again: whoever
+	// asks all the time costs one measurement in it.
+	statusLife     = 30 * time.Second
+	statusTime     = 20 * time.Second // for one measurement
+	statusPatience = time.Second      // of who asks while the first one is made
+	statusEvery    = time.Minute      // the figures are measured
 	// sweepGrace is how long what has passed its window may wait for its sweep.
 	sweepGrace = 2 * time.Hour
 	// sealGrace is how long an entry of the ledger may wait for its batch.
 	sealGrace = 5 * time.Minute
-	// fewest is the smallest number of people that is told.
+	// fewest is the smallest number that is told, of people or of their things.
 	fewest = 10
 	day    = 24 * time.Hour
 )
@@ -68,7 +71,7 @@ type Status struct {
 	Deadlines  []DeadlineStatus
 	Sweeps     []SweepStatus
 	Checkpoint Checkpoint
-	Comparison *Comparison // nil: database and object store have not been compared
+	Comparison *Comparison // nil: database and object store have not been compared; 0: fewer than ten
 }
 
 // A RetentionStatus is one rule of the data map by which records end.
@@ -82,12 +85,13 @@ type RetentionStatus struct {
 	ratio           float64 // of the oldest record's age to its time
 }
 
-// A DeadlineStatus is the open one of its kind that is due first.
+// A DeadlineStatus is whether all of a kind that are open are in time. Where fewer
+// than ten are open it tells nothing else.
 type DeadlineStatus struct {
 	Kind       string
 	Open       int  // 0: fewer than ten
-	OldestDays *int // since the oldest was asked for; nil: none is open
-	DueInDays  *int // negative: it is late
+	OldestDays *int // since the oldest was asked for
+	DueInDays  *int // of the one that is due first; negative: it is late
 	Broken     bool
 }
 
@@ -127,45 +131,81 @@ func (k Keep) end(p Policy, began time.Time) (end time.Time, ok bool) {
 	return time.Time{}, false
 }
 
-// statusCache holds the last status.
+// statusCache holds what the last measurement came to.
 type statusCache struct {
-	turn  chan struct{} // holds one while somebody measures
+	measure func(context.Context) (Status, error) // Tests put others.
+
 	mu    sync.Mutex
 	last  Status
-	until time.Time // by this machine's monotonic time
+	err   error         // that it failed with; nil: last is what it found
+	until time.Time     // by this machine's monotonic time: so long it is told again
+	ended chan struct{} // closed at the end of the measurement that runs; nil: none does
 }
 
-func (c *statusCache) get() (Status, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.last, time.Now().Before(c.until)
+func (c *statusCache) told() (Status, error) {
+	if c.err != nil {
+		return Status{}, unmeasured(c.err, max(time.Until(c.until), time.Second))
+	}
+	return c.last, nil
+}
+
+// unmeasured is why there is no status, and when there may be one.
+func unmeasured(err error, after time.Duration) error {
+	if err == nil || db.IsAway(err) {
+		return problem.Wrap(err, problem.Unavailable, "The status could not be measured in time. Try again in a moment.").After(after)
+	}
+	return err
 }
 
 // Status is how the policy is kept now, or was some seconds ago. Any number may
-// ask: one of them measures.
+// ask: one of them measures, and nobody else waits for longer than a second.
 func (s *Service) Status(ctx context.Context) (Status, error) {
-	if st, ok := s.status.get(); ok {
-		return st, nil
+	c := &s.status
+	c.mu.Lock()
+	// While somebody measures, what was found before is told a little longer.
+	now := time.Now()
+	if now.Before(c.until) || c.ended != nil && now.Before(c.until.Add(statusTime)) {
+		defer c.mu.Unlock()
+		return c.told()
 	}
+	if c.ended == nil {
+		c.ended = make(chan struct{})
+		c.mu.Unlock()
+		return s.measureStatus(ctx)
+	}
+	ended := c.ended
+	c.mu.Unlock()
+	patience := time.NewTimer(statusPatience)
+	defer patience.Stop()
 	select {
-	case s.status.turn <- struct{}{}:
-		defer func() { <-s.status.turn }()
+	case <-ended:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.told()
+	case <-patience.C:
+		return Status{}, unmeasured(nil, 2*time.Second)
 	case <-ctx.Done():
 		return Status{}, ctx.Err()
 	}
-	if st, ok := s.status.get(); ok { // another was first
-		return st, nil
-	}
+}
+
+// measureStatus measures, and keeps what comes of it, a failure too.
+func (s *Service) measureStatus(ctx context.Context) (Status, error) {
 	// Whoever hangs up must not have the next begin anew.
 	measuring, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTime)
 	defer cancel()
-	st, err := s.Measure(measuring)
-	if err != nil {
-		return Status{}, db.Unavailable(err)
+	st, err := Status{}, errors.New("the measurement did not end")
+	defer func() {
+		c := &s.status
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.last, c.err, c.until = st, err, time.Now().Add(statusLife)
+		close(c.ended)
+		c.ended = nil
+	}()
+	if st, err = s.status.measure(measuring); err != nil {
+		return Status{}, unmeasured(err, statusLife)
 	}
-	s.status.mu.Lock()
-	defer s.status.mu.Unlock()
-	s.status.last, s.status.until = st, time.Now().Add(statusLife)
 	return st, nil
 }
 
@@ -223,7 +263,14 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	if st.Comparison, err = s.lastComparison(ctx); err != nil {
 		return Status{}, err
 	}
-	broken[promiseObjects] = st.Comparison != nil && st.Comparison.Missing+st.Comparison.Refused > 0
+	if c := st.Comparison; c != nil {
+		broken[promiseObjects] = c.Missing+c.Refused > 0
+		for _, n := range []*int{&c.Orphans, &c.Refused, &c.Unknown, &c.Missing} {
+			if *n < fewest {
+				*n = 0
+			}
+		}
+	}
 	if st.Checkpoint, err = s.ledger.Checkpoint(ctx); err != nil {
 		return Status{}, err
 	}
@@ -362,15 +409,11 @@ func (s *Service) measureDeadlines(ctx context.Context, now time.Time) ([]Deadli
 		if err != nil {
 			return nil, fmt.Errorf("look for open %s: %w", d.table, err)
 		}
-		one := DeadlineStatus{Kind: d.table}
+		left := at(sum.Due).Sub(now)
+		one := DeadlineStatus{Kind: d.table, Broken: sum.Open > 0 && left < 0}
 		if sum.Open >= fewest {
-			one.Open = sum.Open
-		}
-		if sum.Open > 0 {
-			one.OldestDays = wholeDays(now.Sub(at(sum.Oldest)))
-			left := at(sum.Due).Sub(now)
-			one.DueInDays = wholeDays(left)
-			if one.Broken = left < 0; one.Broken {
+			one.Open, one.OldestDays, one.DueInDays = sum.Open, wholeDays(now.Sub(at(sum.Oldest))), wholeDays(left)
+			if one.Broken {
 				*one.DueInDays = -1 - *wholeDays(-left)
 			}
 		}

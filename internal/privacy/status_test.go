@@ -2,6 +2,7 @@ package privacy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/jobs"
 	"zimage/internal/privacy"
+	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
 
@@ -277,17 +279,24 @@ func TestPromise_P2_ALateErasureIsTold(t *testing.T) {
 			h.close(h.newcomer(fmt.Sprintf("ann%d", i)))
 		}
 		h.clock.Advance(3 * day)
-		// How many people that are is nobody's business, below ten.
-		if d := deadline(h.promised()); d.Open != 0 || *d.OldestDays != 3 || *d.DueInDays != 27 || d.Broken {
-			t.Errorf("after three days: %+v", d)
+		// What so few have asked for is nobody's business, below ten.
+		few := privacy.DeadlineStatus{Kind: "erasures"}
+		if d := deadline(h.promised()); d != few {
+			t.Errorf("nine are open, after three days: %+v", d)
 		}
+		h.exec(`UPDATE erasures SET due_at = due_at - ?`, (28 * day).Milliseconds())
+		few.Broken = true
+		if d := deadline(h.promised("erasure_in_time")); d != few {
+			t.Errorf("nine are open and late: %+v", d)
+		}
+		h.exec(`UPDATE erasures SET due_at = due_at + ?`, (28 * day).Milliseconds())
 		h.close(h.newcomer("jim"))
-		if d := deadline(h.promised()); d.Open != 10 {
-			t.Errorf("ten are open: %+v", d)
+		if d := deadline(h.promised()); d.Open != 10 || *d.OldestDays != 3 || *d.DueInDays != 27 || d.Broken {
+			t.Errorf("ten are open, after three days: %+v", d)
 		}
 		h.clock.Advance(27*day + time.Hour)
 		h.exec(`DELETE FROM ledger_entries`)
-		if d := deadline(h.promised("erasure_in_time")); !d.Broken || *d.DueInDays != -1 || *d.OldestDays != 30 {
+		if d := deadline(h.promised("erasure_in_time", "request_in_time")); !d.Broken || *d.DueInDays != -1 || *d.OldestDays != 30 {
 			t.Errorf("an hour behind the deadline: %+v", d)
 		}
 	})
@@ -408,7 +417,7 @@ func TestPromise_P2_ALateRequestIsTold(t *testing.T) {
 		h.clock.Advance(30 * day)
 		st := h.promised()
 		i := slices.IndexFunc(st.Deadlines, func(d privacy.DeadlineStatus) bool { return d.Kind == "requests" })
-		if i < 0 || *st.Deadlines[i].OldestDays != 30 || *st.Deadlines[i].DueInDays != 0 {
+		if i < 0 || st.Deadlines[i] != (privacy.DeadlineStatus{Kind: "requests"}) {
 			t.Fatalf("requests: %+v", st.Deadlines)
 		}
 		h.clock.Advance(time.Minute)
@@ -423,13 +432,108 @@ func TestPromise_P2_OrphansAreTold(t *testing.T) {
 		if st := h.promised(); st.Comparison != nil {
 			t.Errorf("before the first comparison: %+v", st.Comparison)
 		}
-		h.exec(`INSERT INTO sweeps (plan, ended_at, result) VALUES ('objects', ?, '{"objects": 12, "orphans": 3, "unknown": 2, "missing": 0}')`, h.clock.Millis())
-		if st := h.promised(); st.Comparison == nil || *st.Comparison != (privacy.Comparison{At: h.clock.Now(), Objects: 12, Orphans: 3, Unknown: 2}) {
+		h.exec(`INSERT INTO sweeps (plan, ended_at, result) VALUES ('objects', ?, '{"objects": 120, "orphans": 13, "unknown": 10, "missing": 0}')`, h.clock.Millis())
+		if st := h.promised(); st.Comparison == nil || *st.Comparison != (privacy.Comparison{At: h.clock.Now(), Objects: 120, Orphans: 13, Unknown: 10}) {
 			t.Errorf("the comparison is %+v", st.Comparison)
+		}
+		h.exec(`UPDATE sweeps SET result = '{"objects": 120, "orphans": 9, "unknown": 1, "missing": 9}'`)
+		if st := h.promised("objects_whole"); *st.Comparison != (privacy.Comparison{At: h.clock.Now(), Objects: 120}) {
+			t.Errorf("of fewer than ten: %+v", st.Comparison)
 		}
 		h.exec(`UPDATE sweeps SET result = '{"objects": 12, "missing": 1}'`)
 		h.promised("objects_whole")
 		h.exec(`UPDATE sweeps SET result = '{"objects": 1200, "refused": 101}'`)
 		h.promised("objects_whole")
+	})
+}
+
+// A measurement that fails, or does not end, costs one who asks its time and the
+// others a second; and the last one is told while the next is made.
+func TestPromise_P2_NobodyQueuesForTheStatus(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		begun, end := make(chan struct{}), make(chan struct{})
+		var fail error
+		n := 0
+		h.privacy.MeasureBy(func(ctx context.Context, measure func(context.Context) (privacy.Status, error)) (privacy.Status, error) {
+			n++
+			begun <- struct{}{}
+			<-end
+			if fail != nil {
+				return privacy.Status{}, fail
+			}
+			return measure(ctx)
+		})
+		type answer struct {
+			st  privacy.Status
+			err error
+		}
+		first := make(chan answer, 1)
+		ask := func() {
+			go func() {
+				st, err := h.privacy.Status(ctx)
+				first <- answer{st, err}
+			}()
+			<-begun
+		}
+		unavailable := func(what string, err error, least time.Duration) {
+			t.Helper()
+			var p *problem.Error
+			if !errors.As(err, &p) || p.Code != problem.Unavailable || p.RetryAfter < least {
+				t.Errorf("%s: %v, %+v", what, err, p)
+			}
+		}
+		crowd := func(each func(privacy.Status, error)) (took time.Duration) {
+			start := time.Now()
+			var all sync.WaitGroup
+			for range 50 {
+				all.Go(func() { each(h.privacy.Status(ctx)) })
+			}
+			all.Wait()
+			return time.Since(start)
+		}
+
+		// There is none yet, and the first measurement does not end.
+		ask()
+		took := crowd(func(_ privacy.Status, err error) { unavailable("beside the first", err, time.Second) })
+		if took > 10*time.Second { // far below the time of a measurement
+			t.Errorf("they waited for %v", took)
+		}
+		fail = fmt.Errorf("look: %w", context.DeadlineExceeded)
+		end <- struct{}{}
+		unavailable("the first", (<-first).err, 30*time.Second)
+		crowd(func(_ privacy.Status, err error) { unavailable("after the first", err, 20*time.Second) })
+		if n != 1 {
+			t.Errorf("%d measurements", n)
+		}
+
+		// Half a minute later it succeeds, and who waited a moment has it too.
+		h.privacy.AgeStatus(time.Minute)
+		fail = nil
+		ask()
+		beside := make(chan answer, 1)
+		go func() {
+			st, err := h.privacy.Status(ctx)
+			beside <- answer{st, err}
+		}()
+		end <- struct{}{}
+		good := <-first
+		must(t, good.err)
+		if b := <-beside; b.err != nil || !b.st.At.Equal(good.st.At) {
+			t.Errorf("beside it: %v, %v", b.st.At, b.err)
+		}
+		h.clock.Advance(time.Hour)
+		// The next is slow: the last is told at once.
+		h.privacy.AgeStatus(30 * time.Second)
+		ask()
+		crowd(func(st privacy.Status, err error) {
+			if err != nil || !st.At.Equal(good.st.At) {
+				t.Errorf("beside the next: %v, %v", st.At, err)
+			}
+		})
+		end <- struct{}{}
+		if a := <-first; a.err != nil || !a.st.At.Equal(good.st.At.Add(time.Hour)) || n != 3 {
+			t.Errorf("the next: %v, %v, after %d measurements", a.st.At, a.err, n)
+		}
 	})
 }

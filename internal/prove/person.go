@@ -146,7 +146,7 @@ func (p *person) refused(ctx context.Context, method, path string, body any, hea
 	return err
 }
 
-// live does everything that there is to do.
+// live does everything that there is to do, but object to it.
 func (p *person) live(ctx context.Context, o Options) error {
 	p.email = o.Address(p.word("mail"))
 	p.password = "four words and " + p.word("password")
@@ -184,8 +184,10 @@ func (p *person) settle(ctx context.Context, o Options) error {
 	}{
 		{"PATCH", "/v1/account", object{"username": p.word("rename"), "preferences": object{"model": p.word("preference"), "width": 64, "height": 64}}, nil},
 		{"POST", "/v1/account/email", object{"email": o.Address(p.word("newmail"))}, nil},
-		{"PUT", "/v1/account/objections/statistics", nil, nil},
 		{"PUT", "/v1/account/consents/marketing", object{"granted": true}, nil},
+		{"PUT", "/v1/account/consents/analytics", object{"granted": true}, nil},
+		{"POST", "/v1/usage", object{"screen_width": 1920, "screen_height": 1080}, nil},
+		{"POST", "/v1/account/requests", object{"kind": "rectification", "note": p.word("note")}, nil},
 		{"POST", "/v1/keys", object{"name": p.word("key"), "scopes": []string{"generate", "read"}}, &made},
 	} {
 		if err := p.ask(ctx, s.method, s.path, s.body, s.into); err != nil {
@@ -316,13 +318,18 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 	return p.ask(ctx, "DELETE", "/v1/generations/"+made[2].ID, nil, nil, program...)
 }
 
+// object ends statistics of what the person does.
+func (p *person) object(ctx context.Context) error {
+	return p.ask(ctx, "PUT", "/v1/account/objections/statistics", nil, nil)
+}
+
 func (p *person) staff(ctx context.Context, o Options) error {
 	return o.Staff(ctx, p.id, "ticket 17 of "+p.word("reason"))
 }
 
 // exported are the inputs that an export must hold, so that it is known that they
 // were kept at all.
-var exported = []string{"mail", "rename", "name", "preference", "agent", "key", "prompt", "metadata", "metaname"}
+var exported = []string{"mail", "rename", "name", "preference", "agent", "key", "prompt", "metadata", "metaname", "note"}
 
 // export fetches everything, and looks for what was sent.
 func (p *person) export(ctx context.Context, _ Options) error {

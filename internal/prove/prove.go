@@ -29,6 +29,8 @@ type Options struct {
 	Code func(ctx context.Context, address string) (string, error)
 	// Staff does to a person what staff do, for a reason.
 	Staff func(ctx context.Context, subject, reason string) error
+	// Used reports whether it is written that the person used something.
+	Used func(ctx context.Context, subject string) (bool, error)
 	// Idle reports whether no work of the person's is left.
 	Idle func(ctx context.Context, subject string) (bool, error)
 	// Verified checks the saved receipt.
@@ -207,6 +209,14 @@ func (r *run) live(ctx context.Context) error {
 	p := r.person
 	err := p.live(ctx, r.Options)
 	r.report.Account, r.report.Sent, r.report.NotSent, r.report.Exported = p.id, p.sent, p.unsent, p.exported
+	if err != nil {
+		return err
+	}
+	// From here on no more of it is written.
+	err = r.until(ctx, "it is written that the person used something", func() (bool, error) { return r.Used(ctx, p.id) })
+	if err == nil {
+		err = p.object(ctx)
+	}
 	if err != nil {
 		return err
 	}
