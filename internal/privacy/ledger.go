@@ -124,6 +124,29 @@ func (l *Ledger) Happened(ctx context.Context, tx *db.Tx, e events.Event) error 
 	return nil
 }
 
+// pass makes the entries about a request those of the account that it is of, with
+// the same words and salts, so that they still fit their commitments.
+func (l *Ledger) pass(ctx context.Context, tx *db.Tx, from, to string) error {
+	var rows []entryRow
+	if err := tx.Select(ctx, &rows, selectEntry+`WHERE d.subject = ? ORDER BY e.id`, from); err != nil {
+		return err
+	}
+	for _, e := range rows {
+		sealed := e.Details
+		plain, err := l.o.Vault.Unseal(ctx, from, e.Details, ledgerData(e.ID))
+		if err == nil {
+			sealed, err = l.o.Vault.Seal(ctx, to, plain, ledgerData(e.ID))
+		}
+		if err != nil && !errors.Is(err, vault.ErrCorrupt) { // what somebody changed stays so, and is found
+			return fmt.Errorf("pass on a ledger entry: %w", err)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE ledger_details SET subject = ?, details = ? WHERE entry_id = ?`, to, sealed, e.ID); err != nil {
+			return fmt.Errorf("pass on a ledger entry: %w", err)
+		}
+	}
+	return nil
+}
+
 func ledgerData(entry string) []byte { return vault.Column("ledger_details", "details", entry) }
 
 // entryRow is an entry with its details, if they are still there.
@@ -177,7 +200,8 @@ func (l *Ledger) open(ctx context.Context, e entryRow) (*ledgerDetails, error) {
 	if err := json.Unmarshal(plain[ledgerSalt:], &d); err != nil {
 		return nil, errUnfit
 	}
-	if d.Subject != e.Subject.String || e.Hidden.Int64 != 0 && !d.Hidden || e.Hidden.Int64 != 1 && d.Hidden {
+	// A request that became an account's has brought its entries, as they were.
+	if d.Subject != e.Subject.String && !strings.HasPrefix(d.Subject, "req_") || e.Hidden.Int64 != 0 && !d.Hidden || e.Hidden.Int64 != 1 && d.Hidden {
 		return nil, errUnfit
 	}
 	return &d, nil

@@ -512,8 +512,9 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	if _, err := tx.Exec(ctx, `UPDATE requests SET subject = ?, note = ?, address = NULL, address_lookup = NULL WHERE id = ?`, p.ID, note, r.ID); err != nil {
 		return err
 	}
-	// What the request's own key has sealed ends with it.
-	if _, err := tx.Exec(ctx, `DELETE FROM ledger_details WHERE subject = ?`, r.ID); err != nil {
+	// What the request's own key has sealed ends with it: who of the staff opened it, and
+	// why, is for the account to see.
+	if err := s.ledger.pass(ctx, tx, r.ID, p.ID); err != nil {
 		return err
 	}
 	if err := s.happened(ctx, tx, r.event(events.RequestChanged)); err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"zimage/internal/account"
+	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
@@ -227,6 +229,61 @@ func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
 		}
 		if strings.Contains(strings.ToLower(h.log.String()), strings.ToLower(email)) {
 			t.Error("the log names the address")
+		}
+	})
+}
+
+// Whoever of the staff opened a request before its address confirmed it is seen by the
+// account that it becomes one of, and the ledger stays whole.
+func TestARequestBringsItsLedgerToTheAccount(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ledger := privacy.NewLedger(privacy.LedgerOptions{DB: h.db, Vault: h.vault, Clock: h.clock})
+		p := h.newcomer("ann")
+		r, code := h.asked(p.email, privacy.RequestRectification)
+		officer := func(ctx context.Context, do func(*db.Tx) (events.Event, error)) error { // whose events the ledger is told of
+			return h.machine()(ctx, func(tx *db.Tx) (events.Event, error) {
+				e, err := do(tx)
+				if err != nil {
+					return e, err
+				}
+				told := e
+				told.At, told.Facts = h.clock.Now(), map[events.Fact]string{events.Reason: because, events.Staff: "stf_x"}
+				return e, ledger.Happened(ctx, tx, told)
+			})
+		}
+		_, err := h.privacy.ShowRequest(ctx, officer, r.ID)
+		must(t, err)
+		_, err = ledger.Seal(ctx)
+		must(t, err)
+		var ids []string
+		must(t, h.db.Select(ctx, &ids, `SELECT entry_id FROM ledger_details WHERE subject = ? ORDER BY entry_id`, r.ID))
+		if len(ids) != 1 {
+			t.Fatalf("the request has %d entries", len(ids))
+		}
+		_, err = h.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		list, _, err := ledger.Entries(ctx, p.id, "", 100)
+		must(t, err)
+		seen := map[string]privacy.LedgerEntry{}
+		for _, e := range list {
+			seen[e.ID] = e
+		}
+		for _, id := range ids {
+			if e := seen[id]; e.Damaged || e.Ref != r.ID || e.Facts[events.Reason] != because || e.Facts[events.Staff] != "" {
+				t.Errorf("the person sees %+v", e)
+			}
+		}
+		if _, err := ledger.Verify(ctx, nil, nil); err != nil {
+			t.Errorf("the ledger: %v", err)
+		}
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		if n := h.count(`SELECT count(*) FROM ledger_details WHERE subject IN (?, ?)`, p.id, r.ID); n != 0 {
+			t.Errorf("%d details are left after the erasure", n)
+		}
+		if _, err := ledger.Verify(ctx, nil, nil); err != nil {
+			t.Errorf("the ledger after the erasure: %v", err)
 		}
 	})
 }
