@@ -442,10 +442,10 @@ func (i *importing) row(t *Table, record map[string]json.RawMessage) (row, error
 		if text, plain := r[c.Name].(string); plain && !importWord.MatchString(text) || c.Name == t.Key[0] && !importID.MatchString(text) {
 			ok = false
 		}
-		switch {
-		case c.Name == "generation_id":
+		switch c.Name {
+		case "generation_id":
 			ok = ok && importID.MatchString(textOf(r[c.Name]))
-		case c.Name == "n":
+		case "n":
 			n, _ := r[c.Name].(int64)
 			ok = ok && n >= 0 && n < importImages
 		}
