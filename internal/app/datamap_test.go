@@ -443,7 +443,7 @@ func (w *witness) columns(complete bool) {
 				if found(r.Value) {
 					w.t.Errorf("%s holds what was sent, readable: %q", at, r.Value)
 				}
-				if c.Sealed == "" {
+				if c.Sealed == "" || r.Subject == "" { // what is about nobody is not sealed
 					continue
 				}
 				plain, err := w.a.vault.Unseal(ctx, r.Subject, r.Value, t.Bound(c.Name, r.ID))
