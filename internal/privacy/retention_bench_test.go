@@ -17,7 +17,7 @@ import (
 const expiring = 1000
 
 // BenchmarkSweep ends 1,000 generations with their images, of 100,000 and of
-// 1,000,000 that are stored (with -short a tenth): the ratio of the two times is what storing more costs.
+// 1,000,000 that are stored: the ratio of the two times is what storing more costs.
 // The floor deletes as many rows and objects without looking, one statement a table
 // and a thousand objects a call.
 func BenchmarkSweep(b *testing.B) {
@@ -26,9 +26,6 @@ func BenchmarkSweep(b *testing.B) {
 			for range b.N {
 				var took []time.Duration
 				sizes := []int{100_000, 1_000_000}
-				if testing.Short() { // for a machine that is busy otherwise
-					sizes = []int{10_000, 100_000}
-				}
 				for _, stored := range sizes {
 					h := newHome(b, homes[name])
 					h.stored(stored)
