@@ -639,12 +639,20 @@ func (s *Service) settle(ctx context.Context, all []looked) error {
 		ids = append(ids, l.ID)
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		// The rows first, and what is asked of their images in a statement of its own:
+		// PostgreSQL reads a row anew that it had to wait for, but everything else of
+		// the statement as it was before the wait.
+		marks := db.Marks(len(ids))
+		var kept []string
+		if err := tx.Select(ctx, &kept, `SELECT id FROM generations WHERE id IN (`+marks+`) ORDER BY id`+db.ForUpdate(tx), ids...); err != nil {
+			return err
+		}
 		var now []struct {
 			unswept
 			Living int `db:"living"`
 		}
 		err := tx.Select(ctx, &now, `SELECT id, owner, `+gone+` AS gone, (SELECT count(*) FROM images i WHERE i.generation_id = g.id AND i.removed_at = 0) AS living
-			FROM generations g WHERE id IN (`+db.Marks(len(ids))+`) ORDER BY id`+db.ForUpdate(tx), ids...)
+			FROM generations g WHERE id IN (`+marks+`)`, ids...)
 		if err != nil {
 			return err
 		}
