@@ -22,6 +22,9 @@ import (
 // sweepBatch bounds one transaction, and one listing, of the sweep.
 const sweepBatch = 200
 
+// sweepPiece is how many generations a sweep of everybody's looks at between two rests.
+const sweepPiece = 10
+
 // sweepPatience is how many generations may fail to be swept before a sweep takes
 // it that object storage is away.
 const sweepPatience = 10
@@ -435,10 +438,19 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	if err := s.journalAll(ctx, r.Ref); err != nil {
 		return jobs.Retry("internal", err)
 	}
+	// A person who deletes waits for it; what has expired has two hours.
+	var pace *jobs.Pace
+	size := sweepBatch
+	if r.Ref == sweepAll {
+		pace, size = &jobs.Pace{}, sweepPiece
+	}
 	var failed []error
 	inARow := 0
 	for after := ""; ; {
-		batch, err := s.unswept(ctx, r.Ref, after)
+		if err := pace.Next(ctx); err != nil {
+			return jobs.Retry("internal", err)
+		}
+		batch, err := s.unswept(ctx, r.Ref, after, size)
 		if err != nil {
 			return jobs.Retry("internal", err)
 		}
@@ -470,7 +482,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			}
 			after = g.ID
 		}
-		if len(batch) == sweepBatch {
+		if len(batch) == size {
 			continue
 		}
 		if len(failed) > 0 {
@@ -493,10 +505,10 @@ const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT c
 const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
 
 // unswept is a page of an owner's, or of everybody's.
-func (s *Service) unswept(ctx context.Context, owner, after string) (batch []unswept, err error) {
-	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after, sweepBatch}
+func (s *Service) unswept(ctx context.Context, owner, after string, limit int) (batch []unswept, err error) {
+	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after, limit}
 	if owner == sweepAll {
-		query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, sweepBatch}
+		query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, limit}
 	}
 	err = s.DB.Select(ctx, &batch, query, args...)
 	return batch, err
@@ -509,7 +521,7 @@ func (s *Service) journalAll(ctx context.Context, owner string) error {
 		return nil
 	}
 	for after := ""; ; {
-		batch, err := s.unswept(ctx, owner, after)
+		batch, err := s.unswept(ctx, owner, after, sweepBatch)
 		if err == nil {
 			err = s.journal(ctx, batch)
 		}

@@ -121,7 +121,7 @@ func (s *Service) purgeKind() jobs.Kind {
 				return err
 			})
 		}
-		if _, err := s.Purge(ctx, r.Ref); err != nil {
+		if _, err := s.purge(ctx, r.Ref, &jobs.Pace{}); err != nil {
 			return jobs.Retry("internal", err)
 		}
 		return nil
@@ -182,8 +182,12 @@ func (s *Service) sweep(ctx context.Context, tx *db.Tx) (all []Sweep, err error)
 
 // Purge ends what is past its time in a table and in those of its parts, in bounded
 // batches, and returns how many rows that were. It may be broken off and called again
-// at any time.
+// at any time. It takes all the time it gets; the jobs of the schedule rest between.
 func (s *Service) Purge(ctx context.Context, table string) (ended int, err error) {
+	return s.purge(ctx, table, nil)
+}
+
+func (s *Service) purge(ctx context.Context, table string, pace *jobs.Pace) (ended int, err error) {
 	t := s.Map.Table(StoreMain, table)
 	if t == nil || len(t.purges()) == 0 {
 		return 0, fmt.Errorf("retention has no plan for %s", table)
@@ -193,7 +197,7 @@ func (s *Service) Purge(ctx context.Context, table string) (ended int, err error
 		return 0, err
 	}
 	for _, k := range t.purges() {
-		n, err := s.purgeBy(ctx, p, t, k)
+		n, err := s.purgeBy(ctx, p, t, k, pace)
 		if ended += n; err != nil {
 			return ended, fmt.Errorf("purge %s: %w", table, err)
 		}
@@ -207,7 +211,7 @@ func (s *Service) Purge(ctx context.Context, table string) (ended int, err error
 	}
 	for _, part := range s.Map.purged() {
 		if part.partOf(table) {
-			n, err := s.Purge(ctx, part.Name)
+			n, err := s.purge(ctx, part.Name, pace)
 			if ended += n; err != nil {
 				return ended, err
 			}
@@ -240,13 +244,16 @@ func (s *Service) swept(ctx context.Context, name string, result []byte) error {
 
 // purgeBy goes through the rows that are due by one reason, by the time of their end,
 // which has an index: what stays is never read.
-func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep) (ended int, err error) {
+func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *jobs.Pace) (ended int, err error) {
 	bound := s.bound(k, s.Clock.Now()).UnixMilli()
 	order := strings.Join(append([]string{k.decides()}, t.Key...), ", ")
 	columns := slices.Compact(slices.Sorted(slices.Values(append(s.needs(t), strings.Split(order, ", ")...))))
 	where, args := p.due(t, k), []any{bound}
 	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + fmt.Sprintf(" LIMIT %d", purgeBatch)
 	for from, more := where, args; ; {
+		if err := pace.Next(ctx); err != nil {
+			return ended, err
+		}
 		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from), more...)
 		if err != nil || len(page) == 0 {
 			return ended, err
