@@ -43,11 +43,7 @@ func (a *API) listExports(ctx context.Context, _ *struct{}) (*exportsOutput, err
 	if err != nil {
 		return nil, err
 	}
-	out := &exportsOutput{Body: exportsView{Data: []exportView{}}}
-	for _, e := range list {
-		out.Body.Data = append(out.Body.Data, a.export(e))
-	}
-	return out, nil
+	return &exportsOutput{Body: exportsView{Data: each(list, a.export)}}, nil
 }
 
 func (a *API) getExport(ctx context.Context, in *exportInput) (*exportOutput, error) {

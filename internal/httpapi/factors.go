@@ -97,11 +97,7 @@ func (a *API) listPasskeys(ctx context.Context, _ *struct{}) (*passkeysOutput, e
 	if err != nil {
 		return nil, err
 	}
-	out := &passkeysOutput{Body: passkeysView{Data: []passkeyView{}}}
-	for _, p := range list {
-		out.Body.Data = append(out.Body.Data, passkey(p))
-	}
-	return out, nil
+	return &passkeysOutput{Body: passkeysView{Data: each(list, passkey)}}, nil
 }
 
 type passkeyInput struct {

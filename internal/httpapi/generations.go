@@ -179,11 +179,7 @@ func (a *API) listGenerations(ctx context.Context, in *listInput) (*listOutput, 
 	if err != nil {
 		return nil, err
 	}
-	out := &listOutput{Body: generationsView{Data: []generationView{}, NextCursor: next}}
-	for _, g := range list {
-		out.Body.Data = append(out.Body.Data, a.generation(g))
-	}
-	return out, nil
+	return &listOutput{Body: generationsView{Data: each(list, a.generation), NextCursor: next}}, nil
 }
 
 type generationInput struct {

@@ -125,23 +125,8 @@ func (a *API) listHolds(ctx context.Context, in *holdsInput) (*holdsOutput, erro
 	if err != nil {
 		return nil, err
 	}
-	out := &holdsOutput{Body: holdsView{Data: []holdView{}}}
-	for i, h := range list {
-		if i == in.Limit {
-			out.Body.NextCursor = list[i-1].ID
-			break
-		}
-		out.Body.Data = append(out.Body.Data, hold(h))
-	}
-	return out, nil
-}
-
-// cursor accepts the id behind which a list goes on.
-func cursor(prefix, id string) error {
-	if id != "" && known(prefix, id) != nil {
-		return problem.Invalid(problem.Field{Location: "query.cursor", Message: "is not a cursor of this list"})
-	}
-	return nil
+	list, next := page(list, in.Limit, func(h privacy.Hold) string { return h.ID })
+	return &holdsOutput{Body: holdsView{Data: each(list, hold), NextCursor: next}}, nil
 }
 
 var (

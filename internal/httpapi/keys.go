@@ -55,11 +55,7 @@ func (a *API) listKeys(ctx context.Context, _ *struct{}) (*keysOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &keysOutput{Body: keysView{Data: []keyView{}}}
-	for _, k := range list {
-		out.Body.Data = append(out.Body.Data, key(k))
-	}
-	return out, nil
+	return &keysOutput{Body: keysView{Data: each(list, key)}}, nil
 }
 
 type keyInput struct {

@@ -9,9 +9,5 @@ func (a *API) listModels(ctx context.Context, _ *struct{}) (*modelsOutput, error
 	if err != nil {
 		return nil, err
 	}
-	out := &modelsOutput{Body: modelsView{Object: "list", Data: []modelView{}}}
-	for _, m := range list {
-		out.Body.Data = append(out.Body.Data, model(m))
-	}
-	return out, nil
+	return &modelsOutput{Body: modelsView{Object: "list", Data: each(list, model)}}, nil
 }

@@ -60,11 +60,7 @@ func (a *API) listRequests(ctx context.Context, in *requestsInput) (*requestsOut
 	if err != nil {
 		return nil, err
 	}
-	out := &requestsOutput{Body: requestsView{Data: make([]requestView, 0, len(list)), NextCursor: next}}
-	for _, r := range list {
-		out.Body.Data = append(out.Body.Data, request(r))
-	}
-	return out, nil
+	return &requestsOutput{Body: requestsView{Data: each(list, request), NextCursor: next}}, nil
 }
 
 type askBody struct {
@@ -120,15 +116,8 @@ func (a *API) listStaffRequests(ctx context.Context, in *staffRequestsInput) (*r
 	if err != nil {
 		return nil, err
 	}
-	out := &requestsOutput{Body: requestsView{Data: []requestView{}}}
-	for i, r := range list {
-		if i == in.Limit {
-			out.Body.NextCursor = list[i-1].ID
-			break
-		}
-		out.Body.Data = append(out.Body.Data, staffRequest(r))
-	}
-	return out, nil
+	list, next := page(list, in.Limit, func(r privacy.Request) string { return r.ID })
+	return &requestsOutput{Body: requestsView{Data: each(list, staffRequest), NextCursor: next}}, nil
 }
 
 type openRequestBody struct {

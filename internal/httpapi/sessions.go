@@ -134,11 +134,7 @@ func (a *API) listSessions(ctx context.Context, _ *struct{}) (*sessionsOutput, e
 	if err != nil {
 		return nil, err
 	}
-	out := &sessionsOutput{Body: sessionsView{Data: []sessionView{}}}
-	for _, s := range list {
-		out.Body.Data = append(out.Body.Data, session(s))
-	}
-	return out, nil
+	return &sessionsOutput{Body: sessionsView{Data: each(list, session)}}, nil
 }
 
 type endedOutput struct{ Body endedView }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"zimage/internal/generate"
+	"zimage/internal/problem"
 )
 
 // generationView is a generation as JSON. Fields that are not there yet are
@@ -199,4 +200,30 @@ func moment(t time.Time) *time.Time {
 	}
 	t = t.UTC()
 	return &t
+}
+
+// page ends a list, of which one more than the limit was asked for, and says behind
+// which id it goes on.
+func page[T any](list []T, limit int, id func(T) string) (shown []T, next string) {
+	if len(list) <= limit {
+		return list, ""
+	}
+	return list[:limit], id(list[limit-1])
+}
+
+// each shows every item of a list; never nil.
+func each[T, View any](list []T, show func(T) View) []View {
+	views := make([]View, len(list))
+	for i, item := range list {
+		views[i] = show(item)
+	}
+	return views
+}
+
+// cursor accepts the id behind which a list goes on.
+func cursor(prefix, id string) error {
+	if id != "" && known(prefix, id) != nil {
+		return problem.Invalid(problem.Field{Location: "query.cursor", Message: "is not a cursor of this list"})
+	}
+	return nil
 }

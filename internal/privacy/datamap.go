@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -104,34 +102,6 @@ type Beside struct {
 	Name  string `yaml:"name"`
 	Type  string `yaml:"type"`
 	Holds string `yaml:"holds"`
-}
-
-// A Keep is one reason for which a row, or part of it, is kept no longer.
-type Keep struct {
-	AsLongAs string   `yaml:"as_long_as"` // account, installation or need; else it is a time:
-	Window   string   `yaml:"window"`     // of the policy, by its name, or
-	For      string   `yaml:"for"`        // a span of ours such as 30d or 24h,
-	From     string   `yaml:"from"`       // since the time in this column; NULL or 0: it has not begun
-	Until    string   `yaml:"until"`      // the column with the end, where one is stored
-	Unless   string   `yaml:"unless"`     // a column that keeps the row from it as long as it is not 0 or NULL
-	Then     Action   `yaml:"then"`       // delete or null
-	Columns  []string `yaml:"columns"`    // that become null
-	By       string   `yaml:"by"`         // the task type that does it, or the process
-	Why      string   `yaml:"why"`        // of all but windows of the policy
-}
-
-// Span is For as a duration.
-func (k Keep) Span() time.Duration {
-	d, _ := parseSpan(k.For) // checked when the map was read
-	return d
-}
-
-func parseSpan(s string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		return time.Duration(n) * 24 * time.Hour, err
-	}
-	return time.ParseDuration(s)
 }
 
 // An Erase is what an erasure does with a person's rows.

@@ -463,8 +463,7 @@ func (s *Service) kept(t *Table) []string {
 		case k.AsLongAs != "":
 			say("As long as needed")
 		case k.Window != "":
-			window, _ := s.Policy.Window(k.Window) // the map's check knows only these
-			say("At most %s after %s: then %s", window, k.From, what)
+			say("At most %s after %s: then %s", k.span(s.Policy), k.From, what)
 		case k.For != "":
 			say("%s after %s: then %s", strings.TrimSuffix(k.For, "0s")+map[bool]string{true: "At once"}[k.For == "0s"], k.From, what)
 		default:

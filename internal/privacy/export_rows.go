@@ -152,29 +152,11 @@ func (w *walk) count(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
-// over reports whether the reason to keep has ended, by what stands in the row.
-func (s *Service) over(k Keep, r row) bool {
-	end := millisOf(r[k.Until])
-	switch from := millisOf(r[k.From]); {
-	case k.AsLongAs != "":
-		return false
-	case k.Until != "":
-	case from == 0:
-		return false
-	case k.For != "":
-		end = from + k.Span().Milliseconds()
-	default:
-		window, known := s.Policy.Window(k.Window)
-		return known && from <= window.Before(s.Clock.Now()).UnixMilli()
-	}
-	return end > 0 && end <= s.Clock.Millis()
-}
-
 // settle does in memory what retention does to the row soon: what is over is not
 // shown in the meantime. It reports false for a row that is over as a whole.
 func (s *Service) settle(t *Table, r row) bool {
 	for _, k := range t.Keep {
-		if !s.over(k, r) {
+		if !k.over(s.Policy, r, s.Clock.Now()) {
 			continue
 		}
 		if k.Then == Delete {

@@ -357,7 +357,7 @@ func (i *importing) list(ctx context.Context, t *Table) error {
 		}
 		i.without[id] = true
 		switch {
-		case slices.ContainsFunc(t.Keep, func(k Keep) bool { return i.over(k, r) }):
+		case slices.ContainsFunc(t.Keep, func(k Keep) bool { return k.over(i.Policy, r, i.Clock.Now()) }):
 			i.done.Over++
 			return nil
 		case deleted > 0, i.without[textOf(r["generation_id"])]:
@@ -461,8 +461,8 @@ func (i *importing) row(t *Table, record map[string]json.RawMessage) (row, error
 		if k.Window == "" || k.Until == "" {
 			continue
 		}
-		if w, known := i.Policy.Window(k.Window); known {
-			r[k.Until] = min(millisOf(r[k.Until]), w.After(time.UnixMilli(millisOf(r[k.From]))).UnixMilli())
+		if end, known := k.longest(i.Policy, time.UnixMilli(millisOf(r[k.From]))); known {
+			r[k.Until] = min(millisOf(r[k.Until]), end.UnixMilli())
 		}
 	}
 	return r, nil

@@ -250,30 +250,6 @@ func protection(c Column) string {
 	return "readable, since " + c.Plain
 }
 
-// words say of a rule how long, and what happens then.
-func (k Keep) words(p Policy) string {
-	switch k.AsLongAs {
-	case "account":
-		return "as long as the account. " + k.Why
-	case "installation":
-		return "as long as the installation. " + k.Why
-	case "need":
-		return "as long as needed. " + k.Why
-	}
-	text := k.kept(p)
-	if k.From != "" {
-		text += " from " + k.From
-	} else {
-		text = "until " + k.Until
-	}
-	if k.Then == Null {
-		text += ", then without " + strings.Join(k.Columns, ", ")
-	} else {
-		text += ", then deleted"
-	}
-	return strings.TrimSpace(text + " (" + k.By + "). " + k.Why)
-}
-
 // recordKinds are the kinds of entries, as one and as many are called.
 var recordKinds = []struct{ one, many string }{
 	{"table", "Tables"}, {"object", "Objects"}, {"redis", "In Redis"}, {"file", "Files"}, {"job", "Jobs"}, {"mail", "Mails"},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"zimage/internal/db"
 	"zimage/internal/jobs"
@@ -54,26 +53,6 @@ func (t *Table) partOf(other string) bool {
 		}
 	}
 	return false
-}
-
-// decides is the column whose time ends the row: the end, where it is stored.
-func (k Keep) decides() string {
-	if k.Until != "" {
-		return k.Until
-	}
-	return k.From
-}
-
-// bound is the newest time in the deciding column that is over.
-func (s *Service) bound(k Keep, now time.Time) time.Time {
-	switch {
-	case k.Until != "":
-		return now
-	case k.For != "":
-		return now.Add(-k.Span())
-	}
-	w, _ := s.Policy.Window(k.Window) // the map's check knows only these
-	return w.Before(now)
 }
 
 // applies is the condition for rows that a reason is for and has not ended yet.
@@ -245,7 +224,7 @@ func (s *Service) swept(ctx context.Context, name string, result []byte) error {
 // purgeBy goes through the rows that are due by one reason, by the time of their end,
 // which has an index: what stays is never read.
 func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *jobs.Pace) (ended int, err error) {
-	bound := s.bound(k, s.Clock.Now()).UnixMilli()
+	bound := k.bound(s.Policy, s.Clock.Now()).UnixMilli()
 	order := strings.Join(append([]string{k.decides()}, t.Key...), ", ")
 	columns := slices.Compact(slices.Sorted(slices.Values(append(s.needs(t), strings.Split(order, ", ")...))))
 	where, args := p.due(t, k), []any{bound}

@@ -45,7 +45,7 @@ func (s *Service) RetentionPlan(ctx context.Context) ([]PlanLine, error) {
 
 func (s *Service) planLine(ctx context.Context, p plan, t *Table, k Keep) (PlanLine, error) {
 	now := s.Clock.Now()
-	line := PlanLine{Table: t.Name, Why: s.reason(k), Then: k.Then, Bound: s.bound(k, now).UTC()}
+	line := PlanLine{Table: t.Name, Why: k.reason(s.Policy), Then: k.Then, Bound: k.bound(s.Policy, now).UTC()}
 	count := func(n *int64, bound time.Time, more string) error {
 		return s.DB.Get(ctx, n, "SELECT count(*) FROM "+t.Name+" WHERE "+p.due(t, k)+more, bound.UnixMilli())
 	}
@@ -55,7 +55,7 @@ func (s *Service) planLine(ctx context.Context, p plan, t *Table, k Keep) (PlanL
 	if err := count(&line.Held, line.Bound, " AND "+anyHeld(t, k)); err != nil {
 		return line, err
 	}
-	if err := count(&line.Soon, s.bound(k, now.Add(time.Hour)), ""); err != nil {
+	if err := count(&line.Soon, k.bound(s.Policy, now.Add(time.Hour)), ""); err != nil {
 		return line, err
 	}
 	line.Soon -= line.Due
@@ -71,38 +71,11 @@ func (s *Service) planLine(ctx context.Context, p plan, t *Table, k Keep) (PlanL
 	if err != nil || len(oldest) == 0 {
 		return line, err
 	}
-	line.End = s.endOf(k, time.UnixMilli(oldest[0].Decides).UTC())
+	line.End = k.end(s.Policy, time.UnixMilli(oldest[0].Decides).UTC())
 	if k.From != "" {
 		line.Since = time.UnixMilli(oldest[0].Since).UTC()
 	}
 	return line, nil
-}
-
-// endOf is when a row is over, by the time in its deciding column.
-func (s *Service) endOf(k Keep, decides time.Time) time.Time {
-	switch {
-	case k.Until != "":
-		return decides
-	case k.For != "":
-		return decides.Add(k.Span())
-	}
-	w, _ := s.Policy.Window(k.Window)
-	return w.After(decides)
-}
-
-func (s *Service) reason(k Keep) string {
-	switch {
-	case k.Window != "":
-		w, _ := s.Policy.Window(k.Window)
-		text := fmt.Sprintf("the policy's window %s: %s after %s", k.Window, w, k.From)
-		if k.Until != "" {
-			text += ", or earlier as " + k.Until + " says"
-		}
-		return text
-	case k.For != "":
-		return fmt.Sprintf("%s after %s", k.For, k.From)
-	}
-	return k.Until + " says when"
 }
 
 // anyHeld is the condition that a hold keeps a row of anybody's from this: one on

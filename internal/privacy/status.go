@@ -103,34 +103,6 @@ type SweepStatus struct {
 	Broken      bool
 }
 
-// Kept says how long in words, as the rule has it.
-func (k Keep) kept(p Policy) string {
-	switch {
-	case k.Window != "":
-		w, _ := p.Window(k.Window)
-		return w.String()
-	case k.For != "" && k.Span() == 0:
-		return "no longer than needed"
-	case strings.HasSuffix(k.For, "d"):
-		return Days(int(k.Span() / day)).String()
-	case k.For != "":
-		return k.Span().String()
-	}
-	return "until its end"
-}
-
-// end is when the time that began then is over; ok is false where only the record
-// itself knows.
-func (k Keep) end(p Policy, began time.Time) (end time.Time, ok bool) {
-	switch w, known := p.Window(k.Window); {
-	case known:
-		return w.After(began), true
-	case k.For != "":
-		return began.Add(k.Span()), true
-	}
-	return time.Time{}, false
-}
-
 // statusCache holds what the last measurement came to.
 type statusCache struct {
 	measure func(context.Context) (Status, error) // Tests put others.
@@ -320,7 +292,7 @@ func (s *Service) measureRetention(ctx context.Context, now time.Time) ([]Retent
 }
 
 func (s *Service) measureRule(ctx context.Context, t *Table, k Keep, p plan, now time.Time) (RetentionStatus, error) {
-	r := RetentionStatus{Category: t.Category, Table: t.Name, Columns: k.Columns, Kept: k.kept(s.Policy)}
+	r := RetentionStatus{Category: t.Category, Table: t.Name, Columns: k.Columns, Kept: k.span(s.Policy)}
 	condition := "NOT " + anyHeld(t, k)
 	if k.Then == Null {
 		condition += " AND " + p.filled(t, k.Columns)
@@ -341,7 +313,7 @@ func (s *Service) measureRule(ctx context.Context, t *Table, k Keep, p plan, now
 			return r, err
 		}
 		r.OldestDays = wholeDays(now.Sub(began))
-		if end, ended = k.end(s.Policy, began); ended && end.Sub(began) >= day {
+		if end, ended = k.longest(s.Policy, began); ended && end.Sub(began) >= day {
 			r.ratio = float64(now.Sub(began)) / float64(end.Sub(began))
 		}
 	}
