@@ -306,7 +306,8 @@ func (s *Service) verify(ctx context.Context, e *erasure) error {
 	if left := e.LateUntil - s.Clock.Millis(); left > 0 {
 		return wait{millis(left)}
 	}
-	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows} {
+	mirror := func(ctx context.Context, _ *erasure) error { return s.mirror(ctx) }
+	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows} {
 		if err := again(ctx, e); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+	unmirrored                                    prometheus.Gauge
 
 	purged, orphans                prometheus.Counter
 	objectsMissing, objectsUnknown prometheus.Gauge
@@ -49,6 +50,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		unmirrored: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_journal_unmirrored", Help: "Lines of the journal of erasures and deletions that the object store does not have yet (from the scheduler)."}),
 		purged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "zimage_rows_purged_total", Help: "Rows, or their content, that retention ended because their time was over."}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
@@ -83,7 +86,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures, m.unmirrored,
 			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.objectsRefused, m.sweepsOldest,
 			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
 			m.promiseBroken, m.retentionOldest)

@@ -113,6 +113,9 @@ func (s *Service) purgeKind() jobs.Kind {
 		}
 		if r.Ref == sweepSchedule {
 			s.SetBackstop(ctx)
+			if err := s.forgetMirror(ctx); err != nil && ctx.Err() == nil {
+				s.Log.WarnContext(ctx, "could not forget the old journal's mirror", "error", err) // the next time
+			}
 			if _, err := s.ShortenWindows(ctx); err != nil {
 				return jobs.Retry("internal", err)
 			}
