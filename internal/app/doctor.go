@@ -246,16 +246,13 @@ func (d doctor) roots(ctx context.Context, keys *db.DB) {
 		d.warn(part, "there are none yet in "+d.c.RootKeys, "`zimage up` makes them; for separate processes see deploy/README.md")
 		return
 	}
-	if age := time.Since(roots.Created()); age > vault.RotateEvery+rotateGrace {
+	if age := time.Since(roots.Created()); age > vault.RotateLate {
 		d.warn(part, fmt.Sprintf("the current root is %d days old: destroyed keys stay in backups for longer than the %d days that are promised",
 			int(age.Hours()/24), int(2*vault.RotateEvery.Hours()/24)), "run `zimage root rotate`, every day by cron or a timer: it does something only when it is due")
 		return
 	}
 	d.good(part, d.c.RootKeys)
 }
-
-// rotateGrace is how late a rotation may be before the doctor speaks of it.
-const rotateGrace = 2 * 24 * time.Hour
 
 // redis never keeps anything from starting: without it work is found every two
 // seconds.

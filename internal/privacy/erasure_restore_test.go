@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/privacy"
 	"zimage/internal/vault"
 )
 
@@ -279,5 +283,60 @@ func TestPromise_R2_ABackupWhoseRootsAreGoneOpensNothing(t *testing.T) {
 		}
 
 		r.replays(t, main, "")
+	})
+}
+
+// Roots that nobody rotates keep backups open: everybody is told.
+func TestPromise_P2_RootsThatAreNotRotatedAreTold(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		told := func(want bool) {
+			t.Helper()
+			st, err := h.privacy.Measure(ctx)
+			must(t, err)
+			if broken := slices.ContainsFunc(st.Broken, func(p privacy.Promise) bool { return p.Code == "roots_rotated" }); broken != want {
+				t.Errorf("the promise is broken: %v", broken)
+			}
+		}
+		h.clock.Advance(vault.RotateLate)
+		told(false)
+		if age := h.figure("zimage_root_age_seconds"); age != (16 * day).Seconds() {
+			t.Errorf("the figure tells %v", age)
+		}
+		h.clock.Advance(time.Second)
+		told(true)
+		_, err := h.vault.Rotate(ctx, vault.RotateOptions{})
+		must(t, err)
+		told(false)
+	})
+}
+
+// A receipt says when backups open something of the account after its deadline.
+func TestPromise_R2_AReceiptSaysThatBackupsAreBehindTheDeadline(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		held := true
+		h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+			if held && step == "key_destroyed" && phase == privacy.Before {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		for _, days := range []int{0, 15} {
+			behind := days > 0
+			p := h.newcomer(fmt.Sprintf("ann%d", days))
+			id, secret := h.close(p)
+			if held = true; h.erase(id) == nil {
+				t.Fatal("it is complete")
+			}
+			h.clock.Advance(time.Duration(days) * day)
+			_, err := h.vault.Rotate(t.Context(), vault.RotateOptions{})
+			must(t, err)
+			held = false
+			must(t, h.erase(id))
+			r := h.receipt(id, secret)
+			if r.Key.BehindDeadline != behind || r.Key.UnrecoverableAt.After(r.DueAt) != behind || strings.Contains(r.String(), "behind the deadline") != behind {
+				t.Errorf("after %d days: %+v, due %s", days, r.Key, r.DueAt)
+			}
+		}
 	})
 }

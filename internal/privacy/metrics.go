@@ -22,6 +22,7 @@ type Metrics struct {
 	holdsOpen, holdsDue             prometheus.Gauge
 
 	promiseBroken, retentionOldest *prometheus.GaugeVec
+	rootAge                        prometheus.Gauge
 }
 
 // What became of an export.
@@ -78,6 +79,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_promise_broken", Help: "1 while a promise is broken, as /v1/privacy/status says (every minute, from the scheduler)."}, []string{"promise"}),
 		retentionOldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_retention_oldest_ratio", Help: "Age of the oldest record to the time that it may be kept, by category; above 1 it waits for its sweep."}, []string{"category"}),
+		rootAge: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_root_age_seconds", Help: "Age of the root that wraps new keys (every minute, from the scheduler)."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -89,7 +92,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures, m.unmirrored,
 			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.objectsRefused, m.sweepsOldest,
 			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
-			m.promiseBroken, m.retentionOldest)
+			m.promiseBroken, m.retentionOldest, m.rootAge)
 	}
 	return m
 }

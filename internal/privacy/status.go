@@ -14,6 +14,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/jobs"
 	"zimage/internal/problem"
+	"zimage/internal/vault"
 )
 
 const (
@@ -43,6 +44,7 @@ const (
 	promiseSweeps    = "sweeps_run"
 	promiseLedger    = "ledger_sealed"
 	promiseObjects   = "objects_whole"
+	promiseRoots     = "roots_rotated"
 )
 
 // Promises are all that are watched, in the order in which they are told.
@@ -57,6 +59,7 @@ func Promises() []Promise {
 		Promise{promiseSweeps, "What deletes data by itself runs, and succeeds."},
 		Promise{promiseLedger, "What staff did is chained into the ledger within a minute."},
 		Promise{promiseObjects, "Every picture that is not yet to be deleted is there."},
+		Promise{promiseRoots, "The roots of all keys are replaced in time, so that no backup opens for longer what was erased."},
 	)
 }
 
@@ -274,6 +277,9 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	if st.Checkpoint, err = s.ledger.Checkpoint(ctx); err != nil {
 		return Status{}, err
 	}
+	root := s.Vault.RootAge()
+	s.Metrics.rootAge.Set(root.Seconds())
+	broken[promiseRoots] = root > vault.RotateLate
 	for _, p := range Promises() {
 		value := 0.0
 		if broken[p.Code] {
