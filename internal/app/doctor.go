@@ -414,8 +414,20 @@ func (d doctor) engines(ctx context.Context, c engine.Config) {
 
 func (d doctor) clock(ctx context.Context, main *db.DB) {
 	theirs, err := main.Now(ctx)
-	if off := time.Since(theirs).Abs(); err == nil && off > 10*time.Second {
-		d.warn("clock", fmt.Sprintf("this machine is %s off the database", off.Round(time.Second)), "set up time synchronisation; the service itself follows the database")
+	if err != nil {
+		return // it is said elsewhere
+	}
+	d.off(time.Since(theirs).Abs())
+}
+
+func (d doctor) off(off time.Duration) {
+	text := fmt.Sprintf("this machine is %s off the database", off.Round(time.Second))
+	switch {
+	case off > privacy.ClocksApart:
+		d.bad("clock", errors.New(text+": nothing is deleted because of a time, and no erasure ends"),
+			"set the clock that is wrong, of the database's host or of this machine, and set up time synchronisation on both; what waits goes on by itself within an hour")
+	case off > 10*time.Second:
+		d.warn("clock", text, "set up time synchronisation; the service itself follows the database")
 	}
 }
 

@@ -100,6 +100,9 @@ func (s *Service) resume(ctx context.Context) error {
 
 // forget removes receipts and lines of the journal that have had their time.
 func (s *Service) forget(ctx context.Context) error {
+	if s.plausible(ctx) != nil { // which the log tells
+		return nil
+	}
 	return errors.Join(s.forgetReceipts(ctx), s.forgetAccounts(ctx), s.forgetDeletions(ctx))
 }
 

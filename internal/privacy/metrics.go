@@ -22,7 +22,7 @@ type Metrics struct {
 	holdsOpen, holdsDue             prometheus.Gauge
 
 	promiseBroken, retentionOldest *prometheus.GaugeVec
-	rootAge                        prometheus.Gauge
+	rootAge, clockApart            prometheus.Gauge
 }
 
 // What became of an export.
@@ -81,6 +81,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_retention_oldest_ratio", Help: "Age of the oldest record to the time that it may be kept, by category; above 1 it waits for its sweep."}, []string{"category"}),
 		rootAge: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zimage_root_age_seconds", Help: "Age of the root that wraps new keys (every minute, from the scheduler)."}),
+		clockApart: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_clock_apart_seconds", Help: "How far the database's clock and this machine's differ; beyond an hour nothing is deleted because of a time (every minute, from the scheduler)."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -92,7 +94,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures, m.unmirrored,
 			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.objectsRefused, m.sweepsOldest,
 			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
-			m.promiseBroken, m.retentionOldest, m.rootAge)
+			m.promiseBroken, m.retentionOldest, m.rootAge, m.clockApart)
 	}
 	return m
 }

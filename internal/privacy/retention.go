@@ -108,6 +108,9 @@ func (p plan) due(t *Table, k Keep) string { return p.applies(t, k) + " AND " + 
 
 func (s *Service) purgeKind() jobs.Kind {
 	return jobs.Kind{Name: KindPurge, MaxAttempts: 100, Run: func(ctx context.Context, r *jobs.Run) error {
+		if err := s.plausible(ctx); err != nil {
+			return jobs.Retry("internal", err)
+		}
 		if err := s.checkInForce(ctx); err != nil { // a process with the newer one does it
 			return jobs.Retry("internal", err)
 		}
@@ -187,6 +190,9 @@ func (s *Service) sweep(ctx context.Context, tx *db.Tx) (all []Sweep, err error)
 // batches, and returns how many rows that were. It may be broken off and called again
 // at any time.
 func (s *Service) Purge(ctx context.Context, table string) (ended int, err error) {
+	if err := s.plausible(ctx); err != nil {
+		return 0, err
+	}
 	t := s.Map.Table(StoreMain, table)
 	if t == nil || len(t.purges()) == 0 {
 		return 0, fmt.Errorf("retention has no plan for %s", table)

@@ -79,6 +79,11 @@ type Service struct {
 		newest string // of the names that the key store knew then
 	}
 
+	apart struct { // the clocks
+		sync.Mutex
+		told time.Time
+	}
+
 	status statusCache
 }
 

@@ -45,6 +45,7 @@ const (
 	promiseLedger    = "ledger_sealed"
 	promiseObjects   = "objects_whole"
 	promiseRoots     = "roots_rotated"
+	promiseClock     = "clock_plausible"
 )
 
 // Promises are all that are watched, in the order in which they are told.
@@ -60,6 +61,7 @@ func Promises() []Promise {
 		Promise{promiseLedger, "What staff did is chained into the ledger within a minute."},
 		Promise{promiseObjects, "Every picture that is not yet to be deleted is there."},
 		Promise{promiseRoots, "The roots of all keys are replaced in time, so that no backup opens for longer what was erased."},
+		Promise{promiseClock, "The service knows what time it is: nothing that is due waits for a clock to be mended."},
 	)
 }
 
@@ -280,6 +282,8 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	root := s.Vault.RootAge()
 	s.Metrics.rootAge.Set(root.Seconds())
 	broken[promiseRoots] = root > vault.RotateLate
+	s.Metrics.clockApart.Set(s.Clock.Apart().Abs().Seconds())
+	broken[promiseClock] = s.plausible(ctx) != nil
 	for _, p := range Promises() {
 		value := 0.0
 		if broken[p.Code] {
