@@ -467,7 +467,7 @@ func (w *witness) columns(complete bool) {
 	}
 	for _, t := range w.m.Tables {
 		for _, c := range t.Columns {
-			if c.Sealed != "" && !w.opened[t.Name+"."+c.Name] {
+			if c.Sealed != "" && !w.opened[t.Name+"."+c.Name] && t.Name != "held_records" { // of an erasure under a hold
 				w.t.Errorf("this test seals nothing in %s.%s", t.Name, c.Name)
 			}
 		}

@@ -155,9 +155,13 @@ func (s *Service) finish(ctx context.Context, id string) (complete bool, err err
 }
 
 // reopen makes the main database know an erasure of the journal, to be done from
-// its first step on.
+// its first step on, with what holds kept of it.
 func (s *Service) reopen(ctx context.Context, j entry) error {
 	at := time.UnixMilli(j.At)
+	held, err := s.records(ctx, j.ID)
+	if err != nil {
+		return err
+	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
 		_, err := subject.Find(ctx, tx, j.ID)
 		if problem.CodeOf(err) == problem.Unauthorized { // restored from before there was the account
@@ -174,6 +178,11 @@ func (s *Service) reopen(ctx context.Context, j entry) error {
 			j.Erasure, j.Secret, j.ID)
 		if err != nil {
 			return err
+		}
+		for _, r := range held {
+			if err := s.restoreRecord(ctx, tx, j, r); err != nil {
+				return err
+			}
 		}
 		var job string
 		err = tx.Get(ctx, &job, `SELECT job_id FROM erasures WHERE subject = ?`, j.ID)

@@ -340,3 +340,124 @@ func TestPromise_R2_AReceiptSaysThatBackupsAreBehindTheDeadline(t *testing.T) {
 		}
 	})
 }
+
+// What a hold keeps of an erased person is there again when the main database is
+// restored from before the erasure, and even from before the hold: it opens, the receipt
+// tells of it, and it goes with the hold.
+func TestPromise_R8_WhatAHoldKeepsOutlivesARestore(t *testing.T) {
+	everywhere(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		images := h.paint(p, 2)
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, images[0]))
+		unheld := h.backup()
+		hold, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		held := h.backup()
+		id, secret := h.close(p)
+		must(t, h.erase(id))
+		type kept struct {
+			ID    string `db:"id"`
+			Table string `db:"table_name"`
+			Row   string `db:"row_id"`
+		}
+		whole := func() (all []kept) {
+			t.Helper()
+			h.erased(p, "main/holds", "main/erasure_exceptions", "main/generations", "main/images", "objects/held/")
+			must(t, h.db.Select(ctx, &all, `SELECT id, table_name, row_id FROM erasure_exceptions WHERE subject = ? AND resealed_at > 0 AND ended_at = 0 ORDER BY table_name`, p.id))
+			if len(all) != 2 || all[0].Row != generation || all[1].Row != images[0] {
+				t.Fatalf("exceptions: %+v", all)
+			}
+			var request []byte
+			must(t, h.db.Get(ctx, &request, `SELECT request FROM generations WHERE id = ?`, generation))
+			plain, err := h.vault.Unseal(ctx, all[0].ID, request, vault.Column("generations", "request", generation))
+			if err != nil || !strings.Contains(string(plain), mark) {
+				t.Errorf("the generation says %q, %v", plain, err)
+			}
+			if there, readable := h.kept(p.id, images[0]); !there || !readable {
+				t.Errorf("its image is there: %v, readable: %v", there, readable)
+			}
+			if n := h.count(`SELECT count(*) FROM generations WHERE owner = ?`, p.id) + h.count(`SELECT count(*) FROM images WHERE owner = ?`, p.id); n != 2 {
+				t.Errorf("%d rows are there", n)
+			}
+			list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+			if err != nil || len(list) != 1 || list[0].ID != hold.ID || list[0].Case != hold.Case || !list[0].ReviewAt.Equal(hold.ReviewAt) {
+				t.Errorf("the holds are %+v, %v", list, err)
+			}
+			n := 0
+			for _, x := range h.receipt(id, secret).Exceptions {
+				if x.Since != nil && x.EndedAt == nil {
+					n++
+				}
+			}
+			if n != 2 {
+				t.Errorf("the receipt tells of %d", n)
+			}
+			return all
+		}
+		first := whole()
+		for _, address := range []string{held, unheld} {
+			h.reopen(address, "")
+			for range 2 { // again changes nothing
+				done, err := h.privacy.Replay(ctx)
+				if err != nil || done.Erased+done.Open != 1 {
+					t.Fatalf("%+v, %v", done, err)
+				}
+				must(t, h.erase(id))
+				if now := whole(); !slices.Equal(now, first) {
+					t.Errorf("they were %+v and are %+v", first, now)
+				}
+			}
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		for _, ref := range h.queued() {
+			must(t, h.erase(ref))
+		}
+		h.erased(p, "main/erasure_exceptions")
+		for _, x := range first {
+			if _, err := h.vault.Seal(ctx, x.ID, nil, nil); !errors.Is(err, vault.ErrDestroyed) {
+				t.Errorf("the key of %s: %v", x.Table, err)
+			}
+		}
+		if n := len(h.objects("held/")); n > 0 {
+			t.Errorf("%d objects are left", n)
+		}
+	})
+}
+
+// Both databases restored from before the erasure of somebody under a hold: the hold keeps
+// what the backup has, and nothing is left that nobody can open.
+func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 2)[0]
+		hold, err := h.place(p.id, "images", image)
+		must(t, err)
+		main, keys := h.backups()
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		before := h.objects("held/")
+		must(t, h.privacy.Look(ctx, false))
+		h.reopen(main, keys)
+		done, err := h.privacy.Replay(ctx)
+		if err != nil || done.Erased+done.Open != 1 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		must(t, h.erase(id))
+		h.erased(p, "main/holds", "main/erasure_exceptions", "main/images")
+		if n := h.count(`SELECT count(*) FROM images WHERE owner = ? AND id = ?`, p.id, image); n != 1 || len(before) != 2 {
+			t.Errorf("%d rows are held, and %d objects were", n, len(before))
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		for _, ref := range h.queued() {
+			must(t, h.erase(ref))
+		}
+		h.erased(p, "main/erasure_exceptions")
+	})
+}

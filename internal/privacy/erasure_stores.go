@@ -310,7 +310,7 @@ func (s *Service) verify(ctx context.Context, e *erasure) error {
 		return wait{millis(left)}
 	}
 	mirror := func(ctx context.Context, _ *erasure) error { return s.mirror(ctx) }
-	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows} {
+	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.dropUnreadable, s.verifyObjects, s.verifyRows} {
 		if err := again(ctx, e); err != nil {
 			return err
 		}
