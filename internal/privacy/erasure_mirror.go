@@ -28,7 +28,7 @@ type line struct {
 	Kind    string `db:"kind" json:"kind"`
 	ID      string `db:"id" json:"id"`
 	Erasure string `db:"erasure" json:"erasure,omitempty"`
-	Secret  []byte `db:"secret" json:"secret,omitempty"`
+	Opens   []byte `db:"secret" json:"opens,omitempty"` // hash of what opens the receipt
 	At      int64  `db:"at" json:"at"`
 }
 
@@ -153,6 +153,15 @@ func (s *Service) takeIn(ctx context.Context) error {
 	return nil
 }
 
+// parseLines reads an object of the mirror; nil: it is not this installation's.
+func (s *Service) parseLines(name string, content []byte) (some []line) {
+	var all lines
+	if json.Unmarshal(content, &all) != nil || !hmac.Equal(all.MAC, s.mirrorMAC(name, all.Lines)) || json.Unmarshal(all.Lines, &some) != nil {
+		return nil
+	}
+	return some
+}
+
 // takeLines takes in one object of the mirror.
 func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (taken int, err error) {
 	body, _, err := s.Objects.Get(ctx, key)
@@ -167,16 +176,15 @@ func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (tak
 		return 0, fmt.Errorf("read the journal's mirror: %w", err)
 	}
 	name := mirrorName(key)
-	var all lines
-	var some []line
-	if json.Unmarshal(content, &all) != nil || !hmac.Equal(all.MAC, s.mirrorMAC(name, all.Lines)) || json.Unmarshal(all.Lines, &some) != nil {
+	some := s.parseLines(name, content)
+	if some == nil {
 		s.Log.ErrorContext(ctx, "an object of the journal's mirror is not what this installation wrote: it is passed over", "mirror", name)
 		return 0, nil
 	}
 	var args []any
 	for _, l := range some {
 		if l.At >= end.UnixMilli() { // others were forgotten before
-			args = append(args, l.Kind, l.ID, l.Erasure, l.Secret, l.At, name)
+			args = append(args, l.Kind, l.ID, l.Erasure, l.Opens, l.At, name)
 		}
 	}
 	if len(args) == 0 {
