@@ -61,7 +61,7 @@ func (s *Service) journal(ctx context.Context, kind string, f func([]entry) erro
 // they are replayed nothing may be served from it.
 func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
 	var away *objects.Error
-	if err := s.askMirror(ctx); errors.As(err, &away) || errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	if err := s.askMirror(ctx); errors.As(err, &away) && ctx.Err() == nil {
 		s.Log.WarnContext(ctx, "the object store cannot be asked yet what was erased or deleted", "error", err)
 	} else if err != nil {
 		return 0, err

@@ -17,10 +17,10 @@ import (
 
 const (
 	// mirrorPrefix is where the object store has the journal's lines, some to an object,
-	// by its time: whoever restores both databases from before still finds them there.
+	// by day and time: whoever restores both databases from before still finds them there.
 	mirrorPrefix   = "journal/"
-	mirrorPatience = time.Minute // of a start, with a store that does not answer
-	mirrorMost     = 1 << 20     // bytes of an object, which has eraseBatch lines
+	mirrorPatience = 20 * time.Second // of a start, with a store that does not answer
+	mirrorMost     = 1 << 20          // bytes of an object, which has eraseBatch lines
 )
 
 // line is an entry of the journal with its kind.
@@ -38,6 +38,11 @@ type lines struct {
 	Lines json.RawMessage `json:"lines"`
 	MAC   []byte          `json:"mac"`
 }
+
+// mirrorDay begins the names of a day's objects.
+func mirrorDay(at time.Time) string { return at.UTC().Format(time.DateOnly) + "/" }
+
+func mirrorFloor(at time.Time) string { return mirrorDay(at) + db.FloorID("jou", at) }
 
 func mirrorKey(name string) string { return mirrorPrefix + name + ".json" }
 
@@ -60,7 +65,8 @@ func (s *Service) mirror(ctx context.Context) error {
 		if len(some) == 0 {
 			return nil
 		}
-		name := db.NewID("jou", s.Clock.Now())
+		now := s.Clock.Now()
+		name := mirrorDay(now) + db.NewID("jou", now)
 		text, err := json.Marshal(some)
 		if err != nil {
 			return err
@@ -123,8 +129,13 @@ func (s *Service) journalEnd() time.Time {
 func (s *Service) takeIn(ctx context.Context) error {
 	taken := 0
 	end := s.journalEnd()
-	for after := mirrorKey(db.FloorID("jou", end)); ; {
-		page, err := s.Objects.List(ctx, mirrorPrefix, after, eraseBatch)
+	if s.plausible(ctx) != nil {
+		end = time.UnixMilli(0) // by this clock, all may be old
+	}
+	for after := mirrorKey(mirrorFloor(end)); ; {
+		asking, cancel := context.WithTimeout(ctx, mirrorPatience)
+		page, err := s.Objects.List(asking, mirrorPrefix, after, eraseBatch)
+		cancel()
 		if err != nil {
 			return fmt.Errorf("read the journal's mirror: %w", err)
 		}
@@ -164,6 +175,8 @@ func (s *Service) parseLines(name string, content []byte) (some []line) {
 
 // takeLines takes in one object of the mirror.
 func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (taken int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, mirrorPatience)
+	defer cancel()
 	body, _, err := s.Objects.Get(ctx, key)
 	if errors.Is(err, objects.ErrNotExist) {
 		return 0, nil // forgotten meanwhile
@@ -214,9 +227,7 @@ func (s *Service) askMirror(ctx context.Context) error {
 		return err
 	}
 	if !s.mirrored.asked || name < s.mirrored.newest {
-		asking, cancel := context.WithTimeout(ctx, mirrorPatience)
-		defer cancel()
-		if err := s.takeIn(asking); err != nil {
+		if err := s.takeIn(ctx); err != nil {
 			return err
 		}
 		if name, err = newest(); err != nil {
@@ -229,7 +240,7 @@ func (s *Service) askMirror(ctx context.Context) error {
 
 // forgetMirror deletes the mirror's objects whose lines have had their time.
 func (s *Service) forgetMirror(ctx context.Context) error {
-	end := mirrorKey(db.FloorID("jou", s.journalEnd()))
+	end := mirrorKey(mirrorFloor(s.journalEnd()))
 	for after := ""; ; {
 		page, err := s.Objects.List(ctx, mirrorPrefix, after, eraseBatch)
 		if err != nil {

@@ -122,7 +122,7 @@ func TestPromise_R7_BothDatabasesRestoredBringNothingBack(t *testing.T) {
 		// Whoever can write to the store has nobody erased by that.
 		forged, err := json.Marshal(map[string]any{"lines": []any{map[string]any{"kind": "account", "id": r.ben.id, "erasure": "era_x", "at": h.clock.Millis()}}, "mac": []byte("x")})
 		must(t, err)
-		must(t, h.store.Put(ctx, "journal/"+db.NewID("jou", h.clock.Now())+".json", bytes.NewReader(forged), int64(len(forged))))
+		must(t, h.store.Put(ctx, "journal/"+h.clock.Now().Format(time.DateOnly)+"/"+db.NewID("jou", h.clock.Now())+".json", bytes.NewReader(forged), int64(len(forged))))
 
 		// A store that is away keeps nothing from starting, and is asked again.
 		h.away.set(true)
