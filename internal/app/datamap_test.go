@@ -467,7 +467,7 @@ func (w *witness) columns(complete bool) {
 	}
 	for _, t := range w.m.Tables {
 		for _, c := range t.Columns {
-			if c.Sealed != "" && !w.opened[t.Name+"."+c.Name] {
+			if c.Sealed != "" && !w.opened[t.Name+"."+c.Name] && t.Name != "held_records" { // of an erasure under a hold
 				w.t.Errorf("this test seals nothing in %s.%s", t.Name, c.Name)
 			}
 		}
@@ -483,6 +483,9 @@ func (w *witness) columns(complete bool) {
 func (w *witness) storedObjects() {
 	w.t.Helper()
 	ctx := w.t.Context()
+	// As a sweep and a scheduler do with what was deleted.
+	w.must(w.a.Privacy.Journal(ctx, "generations", []string{"gen_deleted"}))
+	w.must(w.a.Privacy.Look(ctx, false))
 	all, err := w.a.objects.List(ctx, "", "", 100)
 	w.must(err)
 	kinds := map[string]bool{}
@@ -498,6 +501,14 @@ func (w *witness) storedObjects() {
 		w.must(err)
 		sealed, err := io.ReadAll(stored)
 		w.must(errors.Join(err, stored.Close()))
+		if kind.Nobody != "" {
+			for what, value := range planted {
+				if bytes.Contains(sealed, []byte(value)) {
+					w.t.Errorf("%s holds the %s", o.Key, what)
+				}
+			}
+			continue
+		}
 		opened, err := w.a.vault.UnsealReader(ctx, parts[kind.Subject], bytes.NewReader(sealed), kind.Bound(o.Key))
 		if err != nil {
 			w.t.Errorf("%s does not open through the map: %v", o.Key, err)

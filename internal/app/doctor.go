@@ -246,16 +246,13 @@ func (d doctor) roots(ctx context.Context, keys *db.DB) {
 		d.warn(part, "there are none yet in "+d.c.RootKeys, "`zimage up` makes them; for separate processes see deploy/README.md")
 		return
 	}
-	if age := time.Since(roots.Created()); age > vault.RotateEvery+rotateGrace {
+	if age := time.Since(roots.Created()); age > vault.RotateLate {
 		d.warn(part, fmt.Sprintf("the current root is %d days old: destroyed keys stay in backups for longer than the %d days that are promised",
 			int(age.Hours()/24), int(2*vault.RotateEvery.Hours()/24)), "run `zimage root rotate`, every day by cron or a timer: it does something only when it is due")
 		return
 	}
 	d.good(part, d.c.RootKeys)
 }
-
-// rotateGrace is how late a rotation may be before the doctor speaks of it.
-const rotateGrace = 2 * 24 * time.Hour
 
 // redis never keeps anything from starting: without it work is found every two
 // seconds.
@@ -417,8 +414,20 @@ func (d doctor) engines(ctx context.Context, c engine.Config) {
 
 func (d doctor) clock(ctx context.Context, main *db.DB) {
 	theirs, err := main.Now(ctx)
-	if off := time.Since(theirs).Abs(); err == nil && off > 10*time.Second {
-		d.warn("clock", fmt.Sprintf("this machine is %s off the database", off.Round(time.Second)), "set up time synchronisation; the service itself follows the database")
+	if err != nil {
+		return // it is said elsewhere
+	}
+	d.off(time.Since(theirs).Abs())
+}
+
+func (d doctor) off(off time.Duration) {
+	text := fmt.Sprintf("this machine is %s off the database", off.Round(time.Second))
+	switch {
+	case off > privacy.ClocksApart:
+		d.bad("clock", errors.New(text+": nothing is deleted because of a time, and no erasure ends"),
+			"set the clock that is wrong, of the database's host or of this machine, and set up time synchronisation on both; what waits goes on by itself within an hour")
+	case off > 10*time.Second:
+		d.warn("clock", text, "set up time synchronisation; the service itself follows the database")
 	}
 }
 

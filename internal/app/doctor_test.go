@@ -521,3 +521,18 @@ func TestEnginesOfAWorkerAreCompared(t *testing.T) {
 		}
 	}
 }
+
+func TestDoctorTellsThatClocksDiffer(t *testing.T) {
+	t.Parallel()
+	for off, want := range map[time.Duration]Finding{
+		5 * time.Second:                   {},
+		time.Minute:                       {Part: "clock", Warn: true},
+		privacy.ClocksApart + time.Second: {Part: "clock", Bad: true},
+	} {
+		var said Finding
+		doctor{tell: func(f Finding) { said = f }}.off(off)
+		if said.Part != want.Part || said.Warn != want.Warn || said.Bad != want.Bad || (said.Part != "") != (said.Mend != "") {
+			t.Errorf("%s: %+v", off, said)
+		}
+	}
+}

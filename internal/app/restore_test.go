@@ -15,7 +15,8 @@ import (
 )
 
 // A process on a main database that does not know an erasure of the journal serves
-// nothing and takes no job, until the erasure is replayed.
+// nothing and takes no job, until the erasure is replayed; also where the object store
+// alone has the journal still.
 func TestPromise_R7_NothingIsServedBeforeTheReplay(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -27,6 +28,13 @@ func TestPromise_R7_NothingIsServedBeforeTheReplay(t *testing.T) {
 	}
 	if _, err := first.keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES ('account', ?, 'era_1', ?)`,
 		subject, first.clock.Now().Add(-time.Hour).UnixMilli()); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := first.Privacy.Look(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.keys.Exec(ctx, `DELETE FROM erasure_journal`); err != nil {
 		t.Fatal(err)
 	}
 

@@ -38,6 +38,7 @@ type Clock struct {
 	synced bool          // offset was measured
 	manual bool
 	fixed  time.Time
+	apart  time.Duration // of a Manual clock
 }
 
 // New is the machine's time until Sync has measured the database's.
@@ -76,6 +77,30 @@ func (c *Clock) Advance(d time.Duration) {
 		panic("clock: Advance on a running clock")
 	}
 	c.fixed = c.fixed.Add(d)
+}
+
+// Apart is how far ahead this clock is of this machine's own, as that is set now. One
+// of the two is wrong when they differ by much. A Manual clock differs as SetApart
+// says.
+func (c *Clock) Apart() time.Duration {
+	now := c.Now()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.manual {
+		return c.apart
+	}
+	skew := c.wall.Sub(c.start.Round(0))
+	return now.Sub(time.Now().Round(0).Add(skew))
+}
+
+// SetApart has a Manual clock differ from the machine's; on any other it panics.
+func (c *Clock) SetApart(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.manual {
+		panic("clock: SetApart on a running clock")
+	}
+	c.apart = d
 }
 
 // Offset is by how much Sync has moved this clock away from monotonic time. It

@@ -124,3 +124,27 @@ func TestKeepTellsOfFailuresAndEnds(t *testing.T) {
 	cancel()
 	<-ended
 }
+
+// Apart tells a clock of the database that is wrong, and one that was right and is
+// wrong by now.
+func TestApartIsHowFarTheMachineIsOff(t *testing.T) {
+	t.Parallel()
+	c := clock.New()
+	if d := c.Apart(); d.Abs() > time.Second {
+		t.Errorf("before it was measured: %v", d)
+	}
+	for _, off := range []time.Duration{0, 14 * 24 * time.Hour, -2 * time.Hour, 0} {
+		_, err := c.Sync(t.Context(), func(context.Context) (time.Time, error) { return time.Now().Add(off), nil })
+		if d := c.Apart() - off; err != nil || d.Abs() > time.Second {
+			t.Errorf("%v apart, want %v: %v", c.Apart(), off, err)
+		}
+	}
+	m := clock.Manual(time.Unix(0, 0))
+	m.Advance(800 * 24 * time.Hour)
+	if m.Apart() != 0 {
+		t.Error("a Manual clock that was moved is apart")
+	}
+	if m.SetApart(time.Hour); m.Apart() != time.Hour {
+		t.Error("a Manual clock cannot be set apart")
+	}
+}

@@ -120,8 +120,13 @@ func (s *Service) keep(ctx context.Context, e *erasure, r record) error {
 }
 
 // reseal gives a row's sealed columns another key, and takes its hashes away: they
-// would let the person be found, and keep others from having the same.
+// would let the person be found, and keep others from having the same. What comes of it
+// is kept beside its key too.
 func (s *Service) reseal(ctx context.Context, t *Table, x exception) error {
+	r, err := s.row(ctx, t, x)
+	if err != nil || r.Columns == nil {
+		return err
+	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
 		var resealed int64
 		if err := tx.Get(ctx, &resealed, `SELECT resealed_at FROM erasure_exceptions WHERE id = ?`+db.ForUpdate(tx), x.ID); err != nil || resealed > 0 {
@@ -149,11 +154,18 @@ func (s *Service) reseal(ctx context.Context, t *Table, x exception) error {
 				if _, err := tx.Exec(ctx, "UPDATE "+t.Name+" SET "+c.Name+" = ?"+where, sealed, x.Row); err != nil {
 					return err
 				}
+				r.Columns[c.Name] = sealed
 			case c.Hashed != "" && c.Type == "text":
 				if _, err := tx.Exec(ctx, "UPDATE "+t.Name+" SET "+c.Name+" = ?"+where+" AND "+c.Name+" IS NOT NULL", x.ID, x.Row); err != nil {
 					return err
 				}
+				if r.Columns[c.Name] != nil {
+					r.Columns[c.Name] = x.ID
+				}
 			}
+		}
+		if err := s.keepRecord(ctx, x, r); err != nil {
+			return err
 		}
 		_, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET resealed_at = ? WHERE id = ?`, s.Clock.Millis(), x.ID)
 		return err
@@ -325,6 +337,9 @@ func (s *Service) release(ctx context.Context, x exception) error {
 	}
 	if err := s.Vault.Destroy(ctx, x.ID); err != nil {
 		return stuck{"keys_failed", err}
+	}
+	if err := s.forgetRecord(ctx, x.ID); err != nil {
+		return err
 	}
 	if err := s.deletePrefix(ctx, x.ErasureID, heldPrefix+x.Subject+"/"+x.ID+"/", heldPrefix); err != nil {
 		return err

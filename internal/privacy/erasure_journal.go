@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/objects"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
@@ -27,7 +28,8 @@ type entry struct {
 // erased when the main database is restored from before.
 func (s *Service) writeJournal(ctx context.Context, e *erasure) error {
 	_, err := s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, secret, at) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (kind, id) DO UPDATE SET erasure = excluded.erasure, secret = coalesce(excluded.secret, erasure_journal.secret)`,
+		ON CONFLICT (kind, id) DO UPDATE SET erasure = excluded.erasure, secret = coalesce(excluded.secret, erasure_journal.secret), mirror = ''
+		WHERE erasure_journal.erasure <> excluded.erasure OR erasure_journal.secret IS DISTINCT FROM coalesce(excluded.secret, erasure_journal.secret)`,
 		journalAccount, e.Subject, e.ID, e.Secret, e.RequestedAt)
 	if err != nil {
 		return stuck{"keys_failed", err}
@@ -58,6 +60,12 @@ func (s *Service) journal(ctx context.Context, kind string, f func([]entry) erro
 // not know: it was restored from before them, or belongs to another key store. Until
 // they are replayed nothing may be served from it.
 func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
+	var away *objects.Error
+	if err := s.askMirror(ctx); errors.As(err, &away) && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "the object store cannot be asked yet what was erased or deleted", "error", err)
+	} else if err != nil {
+		return 0, err
+	}
 	err = s.journal(ctx, journalAccount, func(page []entry) error {
 		args := []any{subject.Closing, subject.Erased}
 		for _, e := range page {
@@ -91,6 +99,9 @@ type Replayed struct {
 // object store, whatever they say of it. Beside a running service it changes
 // nothing that the erasures would not. An erasure that fails is left to its job.
 func (s *Service) Replay(ctx context.Context) (Replayed, error) {
+	if err := s.takeIn(ctx); err != nil {
+		return Replayed{}, err
+	}
 	var ids []string
 	err := s.journal(ctx, journalAccount, func(page []entry) error {
 		for _, j := range page {
@@ -144,9 +155,13 @@ func (s *Service) finish(ctx context.Context, id string) (complete bool, err err
 }
 
 // reopen makes the main database know an erasure of the journal, to be done from
-// its first step on.
+// its first step on, with what holds kept of it.
 func (s *Service) reopen(ctx context.Context, j entry) error {
 	at := time.UnixMilli(j.At)
+	held, err := s.records(ctx, j.ID)
+	if err != nil {
+		return err
+	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
 		_, err := subject.Find(ctx, tx, j.ID)
 		if problem.CodeOf(err) == problem.Unauthorized { // restored from before there was the account
@@ -163,6 +178,11 @@ func (s *Service) reopen(ctx context.Context, j entry) error {
 			j.Erasure, j.Secret, j.ID)
 		if err != nil {
 			return err
+		}
+		for _, r := range held {
+			if err := s.restoreRecord(ctx, tx, j, r); err != nil {
+				return err
+			}
 		}
 		var job string
 		err = tx.Get(ctx, &job, `SELECT job_id FROM erasures WHERE subject = ?`, j.ID)

@@ -49,7 +49,8 @@ type ReceiptStep struct {
 // A ReceiptKey has the two dates of the person's key.
 type ReceiptKey struct {
 	RemovedAt       time.Time `json:"removed_at"`
-	UnrecoverableAt time.Time `json:"unrecoverable_at"` // from when on no backup opens it either
+	UnrecoverableAt time.Time `json:"unrecoverable_at"`          // from when on no backup opens it either
+	BehindDeadline  bool      `json:"behind_deadline,omitempty"` // it is after the time in which all should be erased
 }
 
 // A ReceiptStore is a table or a kind of object, with what was deleted and what was
@@ -153,7 +154,7 @@ func (s *Service) receipt(ctx context.Context, q db.Querier, e *erasure) (Receip
 		}
 	}
 	if w.KeyRemovedAt > 0 {
-		r.Key = &ReceiptKey{at(w.KeyRemovedAt), at(w.KeyGoneAt)}
+		r.Key = &ReceiptKey{at(w.KeyRemovedAt), at(w.KeyGoneAt), w.KeyGoneAt > e.DueAt}
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.Processors)) {
 		r.Processors = append(r.Processors, ReceiptProcessor{name, at(w.Processors[name])})
@@ -332,6 +333,9 @@ func (r Receipt) String() string {
 	}
 	if r.Key != nil {
 		line("The account's key was removed %s; from %s on no backup can open anything of it.", day(r.Key.RemovedAt), day(r.Key.UnrecoverableAt))
+		if r.Key.BehindDeadline {
+			line("That is behind the deadline.")
+		}
 	}
 	for _, s := range r.Stores {
 		if s.Deleted+s.Left > 0 {

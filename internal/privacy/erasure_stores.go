@@ -303,10 +303,14 @@ func (s *Service) forgetMails(ctx context.Context, e *erasure) error {
 // verify deletes once more what late work may have left, and then counts through
 // the map what is there. Nothing may be, but what the map or a hold keeps.
 func (s *Service) verify(ctx context.Context, e *erasure) error {
+	if err := s.plausible(ctx); err != nil { // late work may not be over
+		return stuck{"clock_implausible", err}
+	}
 	if left := e.LateUntil - s.Clock.Millis(); left > 0 {
 		return wait{millis(left)}
 	}
-	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows} {
+	mirror := func(ctx context.Context, _ *erasure) error { return s.mirror(ctx) }
+	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.dropUnreadable, s.verifyObjects, s.verifyRows} {
 		if err := again(ctx, e); err != nil {
 			return err
 		}

@@ -39,11 +39,11 @@ func (s *Service) Tend(ctx context.Context) {
 }
 
 // Look makes one round: it finds accounts that closed without an erasure,
-// erasures without a job, and exceptions that no hold keeps any more; it forgets
-// what has had its time, and measures what is open, requests and holds too. alarm
+// erasures without a job, and exceptions that no hold keeps any more; it mirrors the
+// journal, forgets what has had its time, and measures what is open, requests and holds too. alarm
 // also tells in the log what nears its deadline or is to be looked at again.
 func (s *Service) Look(ctx context.Context, alarm bool) error {
-	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.forgetDeletions(ctx), s.measure(ctx, alarm),
+	return errors.Join(s.adopt(ctx), s.resume(ctx), s.forget(ctx), s.measure(ctx, alarm), s.tendMirror(ctx),
 		s.measureSweeps(ctx), s.tendRequests(ctx, alarm), s.measureHolds(ctx, alarm))
 }
 
@@ -100,6 +100,13 @@ func (s *Service) resume(ctx context.Context) error {
 
 // forget removes receipts and lines of the journal that have had their time.
 func (s *Service) forget(ctx context.Context) error {
+	if s.plausible(ctx) != nil {
+		return nil //nolint:nilerr // the log tells it
+	}
+	return errors.Join(s.forgetReceipts(ctx), s.forgetAccounts(ctx), s.forgetDeletions(ctx))
+}
+
+func (s *Service) forgetReceipts(ctx context.Context) error {
 	now := s.Clock.Now()
 	_, err := s.DB.Exec(ctx, `DELETE FROM erasures WHERE id IN (SELECT id FROM erasures WHERE completed_at > 0 AND completed_at < ?
 		AND NOT EXISTS (SELECT 1 FROM erasure_exceptions x WHERE x.erasure_id = erasures.id AND x.ended_at = 0) LIMIT ?)`,
@@ -110,10 +117,14 @@ func (s *Service) forget(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("forget old receipts: %w", err)
 	}
-	// A backup may have been made a moment before the deadline.
+	return nil
+}
+
+// forgetAccounts removes lines of accounts that are erased.
+func (s *Service) forgetAccounts(ctx context.Context) error {
 	var old []entry
-	err = s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND at < ? ORDER BY at LIMIT ?`,
-		journalAccount, s.Policy.Backups.Before(s.Policy.Windows.Deletion.Before(now)).UnixMilli(), eraseBatch)
+	err := s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND at < ? ORDER BY at LIMIT ?`,
+		journalAccount, s.journalEnd().UnixMilli(), eraseBatch)
 	if err != nil {
 		return fmt.Errorf("forget the old journal: %w", err)
 	}

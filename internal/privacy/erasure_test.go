@@ -146,7 +146,7 @@ func TestPromise_R2_NothingIsLeft(t *testing.T) {
 				t.Errorf("%s %s: %d left, listed as an exception: %v", s.Store, s.Name, s.Left, kept)
 			}
 		}
-		if r.Key == nil || r.Key.RemovedAt.Before(start) || !r.Key.UnrecoverableAt.Equal(r.Key.RemovedAt.Add(vault.RotateEvery)) || r.Key.UnrecoverableAt.After(r.DueAt) {
+		if r.Key == nil || r.Key.RemovedAt.Before(start) || !r.Key.UnrecoverableAt.Equal(start.Add(2*vault.RotateEvery)) || r.Key.UnrecoverableAt.After(r.DueAt) {
 			t.Errorf("the key's dates are %+v", r.Key)
 		}
 		if _, err := h.privacy.Receipt(ctx, id, secret+"x"); problem.CodeOf(err) != problem.NotFound {
@@ -704,18 +704,38 @@ func TestPromise_R7_ARestoredBackupBringsNobodyBack(t *testing.T) {
 	})
 }
 
-// backup copies the main database as it is and returns the copy's address.
+// backup copies the main database, and returns the copy's address.
 func (h *home) backup() string {
+	h.t.Helper()
+	to := h.copied(h.db, h.address)
+	if h.stack.dialect == db.Postgres {
+		h.reopen(h.address, "")
+	}
+	return to
+}
+
+// backups copies both databases.
+func (h *home) backups() (main, keys string) {
+	h.t.Helper()
+	keys = h.copied(h.keys, h.keyURL)
+	if h.stack.dialect == db.Postgres {
+		h.reopen("", h.keyURL)
+	}
+	return h.backup(), keys
+}
+
+// copied copies a database. On PostgreSQL it is closed for that.
+func (h *home) copied(d *db.DB, address string) string {
 	h.t.Helper()
 	ctx := context.Background()
 	if h.stack.dialect == db.SQLite {
 		path := filepath.Join(h.t.TempDir(), "restored.db")
-		_, err := h.db.Exec(ctx, `VACUUM INTO ?`, path)
+		_, err := d.Exec(ctx, `VACUUM INTO ?`, path)
 		must(h.t, err)
 		return "sqlite:" + path
 	}
-	must(h.t, h.db.Close()) // PostgreSQL copies a database that nobody uses
-	u, err := url.Parse(h.address)
+	must(h.t, d.Close()) // PostgreSQL copies a database that nobody uses
+	u, err := url.Parse(address)
 	must(h.t, err)
 	from := strings.TrimPrefix(u.Path, "/")
 	to := fmt.Sprintf("%s_%d", from, time.Now().UnixNano())
@@ -729,7 +749,6 @@ func (h *home) backup() string {
 	}
 	admin("CREATE DATABASE " + to + " TEMPLATE " + from)
 	h.t.Cleanup(func() { admin("DROP DATABASE " + to + " WITH (FORCE)") })
-	h.reopen(h.address, "")
 	u.Path = "/" + to
 	return u.String()
 }

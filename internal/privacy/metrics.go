@@ -10,6 +10,7 @@ type Metrics struct {
 	erasuresOpen, erasuresOldest, erasuresOverdue prometheus.Gauge
 	erasuresCompleted                             prometheus.Counter
 	erasureFailures                               *prometheus.CounterVec
+	unmirrored                                    prometheus.Gauge
 
 	purged, orphans                prometheus.Counter
 	objectsMissing, objectsUnknown prometheus.Gauge
@@ -21,6 +22,7 @@ type Metrics struct {
 	holdsOpen, holdsDue             prometheus.Gauge
 
 	promiseBroken, retentionOldest *prometheus.GaugeVec
+	rootAge, clockApart            prometheus.Gauge
 }
 
 // What became of an export.
@@ -49,6 +51,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_erasures_completed_total", Help: "Erasures that were verified and have their receipt."}),
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
+		unmirrored: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_journal_unmirrored", Help: "Lines of the journal of erasures and deletions that the object store does not have yet (from the scheduler)."}),
 		purged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "zimage_rows_purged_total", Help: "Rows, or their content, that retention ended because their time was over."}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
@@ -75,6 +79,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "zimage_promise_broken", Help: "1 while a promise is broken, as /v1/privacy/status says (every minute, from the scheduler)."}, []string{"promise"}),
 		retentionOldest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "zimage_retention_oldest_ratio", Help: "Age of the oldest record to the time that it may be kept, by category; above 1 it waits for its sweep."}, []string{"category"}),
+		rootAge: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_root_age_seconds", Help: "Age of the root that wraps new keys (every minute, from the scheduler)."}),
+		clockApart: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zimage_clock_apart_seconds", Help: "How far the database's clock and this machine's differ; beyond an hour nothing is deleted because of a time (every minute, from the scheduler)."}),
 	}
 	for _, outcome := range []string{outcomeReady, outcomeFailed, outcomeFetched, outcomeRemoved} {
 		m.exports.WithLabelValues(outcome) // an alert must see the first
@@ -83,10 +91,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		m.erasureFailures.WithLabelValues(code)
 	}
 	if r != nil {
-		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures,
+		r.MustRegister(m.exports, m.exportTime, m.erasuresOpen, m.erasuresOldest, m.erasuresOverdue, m.erasuresCompleted, m.erasureFailures, m.unmirrored,
 			m.purged, m.orphans, m.objectsMissing, m.objectsUnknown, m.objectsRefused, m.sweepsOldest,
 			m.requestsOpen, m.requestsOldest, m.requestsOverdue, m.holdsOpen, m.holdsDue,
-			m.promiseBroken, m.retentionOldest)
+			m.promiseBroken, m.retentionOldest, m.rootAge, m.clockApart)
 	}
 	return m
 }

@@ -87,11 +87,17 @@ func (p plan) due(t *Table, k Keep) string { return p.applies(t, k) + " AND " + 
 
 func (s *Service) purgeKind() jobs.Kind {
 	return jobs.Kind{Name: KindPurge, MaxAttempts: 100, Run: func(ctx context.Context, r *jobs.Run) error {
+		if err := s.plausible(ctx); err != nil {
+			return jobs.Retry("internal", err)
+		}
 		if err := s.checkInForce(ctx); err != nil { // a process with the newer one does it
 			return jobs.Retry("internal", err)
 		}
 		if r.Ref == sweepSchedule {
 			s.SetBackstop(ctx)
+			if err := s.forgetMirror(ctx); err != nil && ctx.Err() == nil {
+				s.Log.WarnContext(ctx, "could not forget the old journal's mirror", "error", err) // the next time
+			}
 			if _, err := s.ShortenWindows(ctx); err != nil {
 				return jobs.Retry("internal", err)
 			}
@@ -167,6 +173,9 @@ func (s *Service) Purge(ctx context.Context, table string) (ended int, err error
 }
 
 func (s *Service) purge(ctx context.Context, table string, pace *jobs.Pace) (ended int, err error) {
+	if err := s.plausible(ctx); err != nil {
+		return 0, err
+	}
 	t := s.Map.Table(StoreMain, table)
 	if t == nil || len(t.purges()) == 0 {
 		return 0, fmt.Errorf("retention has no plan for %s", table)

@@ -55,6 +55,9 @@ func (s *Service) compareKind() jobs.Kind {
 // their keys, and deletes nothing. What is missing it tells. If it finds a few objects
 // that no row needs, it goes through all again, asks the rows anew and deletes these.
 func (s *Service) Compare(ctx context.Context) (Comparison, error) {
+	if err := s.plausible(ctx); err != nil {
+		return Comparison{}, err
+	}
 	c := &comparison{s: s, old: s.Clock.Now().Add(-unripe)}
 	if err := c.all(ctx); err != nil {
 		return c.Comparison, err

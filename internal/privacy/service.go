@@ -73,6 +73,17 @@ type Service struct {
 	once sync.Mutex
 	main *plan // what the main database demands; nil: not read yet
 
+	mirrored struct { // what the journal's mirror was asked
+		sync.Mutex
+		asked  bool
+		newest string // of the names that the key store knew then
+	}
+
+	apart struct { // the clocks
+		sync.Mutex
+		told time.Time
+	}
+
 	status statusCache
 }
 

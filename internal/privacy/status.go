@@ -14,6 +14,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/jobs"
 	"zimage/internal/problem"
+	"zimage/internal/vault"
 )
 
 const (
@@ -43,6 +44,8 @@ const (
 	promiseSweeps    = "sweeps_run"
 	promiseLedger    = "ledger_sealed"
 	promiseObjects   = "objects_whole"
+	promiseRoots     = "roots_rotated"
+	promiseClock     = "clock_plausible"
 )
 
 // Promises are all that are watched, in the order in which they are told.
@@ -57,6 +60,8 @@ func Promises() []Promise {
 		Promise{promiseSweeps, "What deletes data by itself runs, and succeeds."},
 		Promise{promiseLedger, "What staff did is chained into the ledger within a minute."},
 		Promise{promiseObjects, "Every picture that is not yet to be deleted is there."},
+		Promise{promiseRoots, "The roots of all keys are replaced in time, so that no backup opens for longer what was erased."},
+		Promise{promiseClock, "The service knows what time it is: nothing that is due waits for a clock to be mended."},
 	)
 }
 
@@ -246,6 +251,11 @@ func (s *Service) Measure(ctx context.Context) (Status, error) {
 	if st.Checkpoint, err = s.ledger.Checkpoint(ctx); err != nil {
 		return Status{}, err
 	}
+	root := s.Vault.RootAge()
+	s.Metrics.rootAge.Set(root.Seconds())
+	broken[promiseRoots] = root > vault.RotateLate
+	s.Metrics.clockApart.Set(s.Clock.Apart().Abs().Seconds())
+	broken[promiseClock] = s.plausible(ctx) != nil
 	for _, p := range Promises() {
 		value := 0.0
 		if broken[p.Code] {

@@ -18,6 +18,9 @@ const (
 	// one before it still opens backups of the key store.
 	RotateEvery = 14 * 24 * time.Hour
 
+	// RotateLate is how old the current root may be before somebody must be told.
+	RotateLate = RotateEvery + 2*24*time.Hour
+
 	keepEvery  = 5 * time.Second // how soon a process has a replaced key ring
 	processDie = 30 * time.Second
 )
@@ -32,6 +35,9 @@ func (v *Vault) Unrecoverable() time.Time {
 	}
 	return due.Add(RotateEvery)
 }
+
+// RootAge is how old the current root is.
+func (v *Vault) RootAge() time.Duration { return v.clock.Now().Sub(v.roots.Created()) }
 
 // Keep takes over key rings that a rotation makes, and says in the key store which
 // one this process has, until ctx ends. failed is told what went wrong; the old

@@ -1,0 +1,216 @@
+package privacy
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"zimage/internal/db"
+	"zimage/internal/objects"
+	"zimage/internal/vault"
+)
+
+// heldRecord is an exception with its row and its holds, as it lies beside its key: a
+// main database restored from before the erasure knows nothing of it.
+type heldRecord struct {
+	Table       string           `json:"table"`
+	Row         string           `json:"row"`
+	ParentTable string           `json:"parent_table,omitempty"`
+	ParentRow   string           `json:"parent_row,omitempty"`
+	KeptAt      int64            `json:"kept_at"`
+	Columns     map[string]any   `json:"columns"`
+	Holds       []map[string]any `json:"holds"`
+
+	id string
+}
+
+func heldData(id string) []byte { return vault.Column("held_records", "record", id) }
+
+// row reads the record of an exception, and the holds that keep it.
+func (s *Service) row(ctx context.Context, t *Table, x exception) (heldRecord, error) {
+	r := heldRecord{Table: x.Table, Row: x.Row, ParentTable: x.ParentTable, ParentRow: x.ParentRow, KeptAt: x.KeptAt}
+	rows, err := s.DB.Maps(ctx, "SELECT * FROM "+t.Name+" WHERE "+t.record()+" = ?", x.Row)
+	if err != nil || len(rows) == 0 {
+		return r, err
+	}
+	r.Columns = readable(t, rows[0])
+	holds, err := s.DB.Maps(ctx, `SELECT * FROM holds WHERE subject = ? AND released_at IS NULL AND (table_name = ? AND row_id = ? OR table_name = ? AND row_id = ?) ORDER BY id`,
+		x.Subject, x.Table, x.Row, x.ParentTable, x.ParentRow)
+	for _, hold := range holds {
+		r.Holds = append(r.Holds, readable(s.Map.Table(StoreMain, "holds"), hold))
+	}
+	return r, err
+}
+
+// readable has text as text, however a driver gives it: JSON has bytes otherwise.
+func readable(t *Table, row map[string]any) map[string]any {
+	for _, c := range t.Columns {
+		if row[c.Name] != nil && (c.Type == "text" || c.Type == "words") {
+			row[c.Name] = textOf(row[c.Name])
+		}
+	}
+	return row
+}
+
+// stored is readable's way back.
+func (t *Table) stored(row map[string]any) (names []string, values []any, err error) {
+	for _, c := range t.Columns {
+		v, known := row[c.Name]
+		if !known {
+			continue
+		}
+		switch said := v.(type) {
+		case json.Number:
+			if v, err = said.Int64(); err != nil {
+				v, err = said.Float64()
+			}
+		case string:
+			if c.Type == "bytes" {
+				v, err = base64.StdEncoding.DecodeString(said)
+			}
+		}
+		if err != nil {
+			return nil, nil, errors.New("what is kept of a held record does not parse")
+		}
+		names, values = append(names, c.Name), append(values, v)
+	}
+	return names, values, nil
+}
+
+// keepRecord writes a record beside its key.
+func (s *Service) keepRecord(ctx context.Context, x exception, r heldRecord) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	sealed, err := s.Vault.Seal(ctx, x.ID, text, heldData(x.ID))
+	if err != nil {
+		return stuck{"keys_failed", err}
+	}
+	_, err = s.Keys.Exec(ctx, `INSERT INTO held_records (id, subject, record) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record`, x.ID, x.Subject, sealed)
+	if err != nil {
+		return stuck{"keys_failed", err}
+	}
+	return nil
+}
+
+// forgetRecord removes what keepRecord wrote.
+func (s *Service) forgetRecord(ctx context.Context, id string) error {
+	if _, err := s.Keys.Exec(ctx, `DELETE FROM held_records WHERE id = ?`, id); err != nil {
+		return stuck{"keys_failed", err}
+	}
+	return nil
+}
+
+// records are those of an erased person that lie beside their keys: those that others are
+// part of before these.
+func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, err error) {
+	var rows []struct {
+		ID     string `db:"id"`
+		Record []byte `db:"record"`
+	}
+	if err := s.Keys.Select(ctx, &rows, `SELECT id, record FROM held_records WHERE subject = ? ORDER BY id`, owner); err != nil {
+		return nil, fmt.Errorf("read what holds keep: %w", err)
+	}
+	for _, row := range rows {
+		text, err := s.Vault.Unseal(ctx, row.ID, row.Record, heldData(row.ID))
+		if errors.Is(err, vault.ErrDestroyed) {
+			continue // it is being released
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read what a hold keeps: %w", err)
+		}
+		r := heldRecord{id: row.ID}
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.UseNumber()
+		if err := d.Decode(&r); err != nil {
+			return nil, errors.New("what is kept of a held record does not parse")
+		}
+		all = append(all, r)
+	}
+	slices.SortStableFunc(all, func(a, b heldRecord) int { return cmp.Compare(a.ParentTable, b.ParentTable) })
+	return all, nil
+}
+
+// restoreRecord gives the main database an exception with its row and its holds, unless
+// it has it.
+func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, j entry, r heldRecord) error {
+	var known int
+	if err := tx.Get(ctx, &known, `SELECT count(*) FROM erasure_exceptions WHERE id = ?`, r.id); err != nil || known > 0 {
+		return err
+	}
+	// One that was made without it, for a row that nobody can open.
+	_, err := tx.Exec(ctx, `DELETE FROM erasure_exceptions WHERE subject = ? AND table_name = ? AND row_id = ? AND resealed_at = 0`, j.ID, r.Table, r.Row)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO erasure_exceptions (id, erasure_id, subject, table_name, row_id, parent_table, parent_row, kept_at, resealed_at, ended_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`, r.id, j.Erasure, j.ID, r.Table, r.Row, r.ParentTable, r.ParentRow, r.KeptAt, r.KeptAt)
+	if err != nil {
+		return err
+	}
+	holds, t := s.Map.Table(StoreMain, "holds"), s.Map.Table(StoreMain, r.Table)
+	if t == nil {
+		return stuck{code: "hold_unknown"}
+	}
+	for _, hold := range r.Holds { // as the database has one, it is newer
+		if err := restoreRow(ctx, tx, holds, hold, false); err != nil {
+			return err
+		}
+	}
+	return restoreRow(ctx, tx, t, r.Columns, true)
+}
+
+// restoreRow writes a row, over the one that is there or not.
+func restoreRow(ctx context.Context, tx *db.Tx, t *Table, row map[string]any, over bool) error {
+	names, values, err := t.stored(row)
+	if err != nil {
+		return err
+	}
+	then := "NOTHING"
+	if over {
+		var sets []string
+		for _, name := range names {
+			if !slices.Contains(t.Key, name) {
+				sets = append(sets, name+" = excluded."+name)
+			}
+		}
+		if len(sets) > 0 {
+			then = "UPDATE SET " + strings.Join(sets, ", ")
+		}
+	}
+	_, err = tx.Exec(ctx, "INSERT INTO "+t.Name+" ("+strings.Join(names, ", ")+") VALUES ("+db.Marks(len(names))+") ON CONFLICT ("+strings.Join(t.Key, ", ")+") DO "+then, values...)
+	if err != nil {
+		return fmt.Errorf("restore what a hold keeps: %w", err)
+	}
+	return nil
+}
+
+// dropUnreadable deletes objects of exceptions whose key is gone, as after a restore of the
+// key store from before them: nobody can open these any more.
+func (s *Service) dropUnreadable(ctx context.Context, e *erasure) error {
+	prefix := heldPrefix + e.Subject + "/"
+	return s.list(ctx, prefix, func(page []objects.Info) error {
+		var gone []objects.Info
+		for _, o := range page {
+			exception, _, _ := strings.Cut(strings.TrimPrefix(o.Key, prefix), "/")
+			var keys int
+			if err := s.Keys.Get(ctx, &keys, `SELECT count(*) FROM keysets WHERE subject = ? AND destroyed_at IS NULL`, exception); err != nil {
+				return stuck{"keys_failed", err}
+			}
+			if keys == 0 {
+				gone = append(gone, o)
+			}
+		}
+		if len(gone) == 0 {
+			return nil
+		}
+		return s.deleteAll(ctx, gone)
+	})
+}

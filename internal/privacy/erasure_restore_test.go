@@ -1,0 +1,463 @@
+package privacy_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/privacy"
+	"zimage/internal/vault"
+)
+
+// restored is what one person erased and another deleted, behind a backup.
+type restored struct {
+	h          *home
+	ann, ben   person
+	images     []string // ben's: deleted, expired, whole
+	generation []string // theirs
+	id, secret string   // the erasure's receipt
+}
+
+// newRestored has ann and ben live, makes the backup, and ends what is ended since.
+func newRestored(t *testing.T, h *home, backup func()) *restored {
+	ctx := t.Context()
+	r := &restored{h: h, ann: h.live("ann", 2), ben: h.newcomer("ben")}
+	r.images = h.paint(r.ben, 3)
+	for _, image := range r.images {
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		r.generation = append(r.generation, generation)
+	}
+	ends := h.clock.Now().Add(day).UnixMilli()
+	h.exec(`UPDATE generations SET expires_at = ? WHERE id = ?`, ends, r.generation[1])
+	h.exec(`UPDATE images SET expires_at = ? WHERE id = ?`, ends, r.images[1])
+	backup()
+	r.id, r.secret = h.close(r.ann)
+	must(t, h.erase(r.id))
+	must(t, h.generate.Delete(ctx, r.ben.id, r.generation[0]))
+	h.clock.Advance(day)
+	stop := h.work()
+	h.schedule()
+	stop()
+	must(t, h.privacy.Look(ctx, false))
+	r.whole()
+	return r
+}
+
+// whole checks that nothing of what was ended is there, and all else of ben.
+func (r *restored) whole() {
+	r.h.t.Helper()
+	r.h.erased(r.ann)
+	for i, name := range []string{"deleted", "expired"} {
+		if ways := r.h.readable(r.ben, r.images[i], r.generation[i]); len(ways) > 0 {
+			r.h.t.Errorf("what has %s can be read by %v", name, ways)
+		}
+		if n := r.h.count(`SELECT count(*) FROM generations WHERE id = ? AND (request IS NOT NULL OR unswept = 1)`, r.generation[i]) +
+			r.h.count(`SELECT count(*) FROM images WHERE id = ? AND sha256 IS NOT NULL`, r.images[i]) +
+			len(r.h.objects("images/"+r.ben.id+"/"+r.generation[i]+"/")); n > 0 {
+			r.h.t.Errorf("of what has %s, %d rows and objects have content", name, n)
+		}
+	}
+	if ways := r.h.readable(r.ben, r.images[2], r.generation[2]); len(ways) != 5 {
+		r.h.t.Errorf("what stays can be read by %v", ways)
+	}
+}
+
+// replays restores the databases at these addresses, and ends again what was ended.
+func (r *restored) replays(t *testing.T, main, keys string) {
+	ctx := t.Context()
+	h := r.h
+	h.reopen(main, keys)
+	if ways := h.readable(r.ben, r.images[1], r.generation[1]); len(ways) > 0 {
+		t.Errorf("before the replay, what has expired can be read by %v", ways)
+	}
+	if n, err := h.privacy.Unreplayed(ctx); n != 2 || err != nil {
+		t.Fatalf("%d are to be replayed, %v: want the account and the generation", n, err)
+	}
+	done, err := h.privacy.Replay(ctx)
+	if err != nil || done.Deleted != 1 || done.Erased+done.Open != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	must(t, h.erase(r.id)) // what waits, waits here
+	if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+		t.Errorf("%d are to be replayed, %v", n, err)
+	}
+	stop := h.work()
+	h.schedule()
+	stop()
+	r.whole()
+	if got := h.receipt(r.id, r.secret); got.State != "complete" || got.ID != r.id {
+		t.Errorf("the receipt is %+v", got)
+	}
+}
+
+// Both databases restored from before know nothing of an erasure and of deletions: the
+// object store does.
+func TestPromise_R7_BothDatabasesRestoredBringNothingBack(t *testing.T) {
+	everywhere(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		var main, keys string
+		r := newRestored(t, h, func() { main, keys = h.backups() })
+		names := h.objects("journal/")
+		if len(names) == 0 {
+			t.Fatal("the object store has no journal")
+		}
+		for _, name := range names {
+			body, _, err := h.store.Get(ctx, name)
+			must(t, err)
+			text, err := readAll(body)
+			must(t, errors.Join(err, body.Close()))
+			if strings.Contains(strings.ToLower(text), strings.ToLower(mark)) || strings.Contains(text, r.secret) {
+				t.Errorf("%s says more than ids: %s", name, text)
+			}
+		}
+		// Whoever can write to the store has nobody erased by that.
+		forged, err := json.Marshal(map[string]any{"lines": []any{map[string]any{"kind": "account", "id": r.ben.id, "erasure": "era_x", "at": h.clock.Millis()}}, "mac": []byte("x")})
+		must(t, err)
+		must(t, h.store.Put(ctx, "journal/"+h.clock.Now().Format(time.DateOnly)+"/"+db.NewID("jou", h.clock.Now())+".json", bytes.NewReader(forged), int64(len(forged))))
+
+		// A store that is away keeps nothing from starting, and is asked again.
+		h.away.set(true)
+		h.reopen(main, keys)
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Errorf("without the store, %d are to be replayed, %v", n, err)
+		}
+		if _, err := h.privacy.Replay(ctx); err == nil {
+			t.Error("a replay without the store says that it is done")
+		}
+		h.away.set(false)
+		if n, err := h.privacy.Unreplayed(ctx); n != 2 || err != nil {
+			t.Errorf("%d are to be replayed, %v", n, err)
+		}
+		if _, err := h.vault.Seal(ctx, r.ann.id, []byte("x"), nil); err != nil {
+			t.Fatalf("the restored key store has no key of the erased, and this test proves nothing: %v", err)
+		}
+		r.replays(t, main, keys)
+		if !strings.Contains(h.log.String(), "passed over") {
+			t.Error("the log does not tell of a forged line")
+		}
+
+		// The mirror goes when the journal does.
+		h.clock.Advance(60 * day)
+		must(t, h.privacy.Look(ctx, false))
+		var n int
+		must(t, h.keys.Get(ctx, &n, `SELECT count(*) FROM erasure_journal`))
+		stop := h.work()
+		h.schedule()
+		stop()
+		if left := h.objects("journal/"); n > 0 || len(left) > 0 {
+			t.Errorf("%d lines and %v are left after all backups", n, left)
+		}
+	})
+}
+
+// The key store is restored under a running process, which looks again.
+func TestAKeyStoreThatGoesBackIsSeen(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		r := newRestored(t, h, func() {})
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Fatalf("%d are to be replayed, %v", n, err)
+		}
+		// As a restore does it, without another address.
+		_, err := h.keys.Exec(ctx, `DELETE FROM erasure_journal`)
+		must(t, err)
+		h.exec(`DELETE FROM erasures`)
+		if n, err := h.privacy.Unreplayed(ctx); n != 1 || err != nil {
+			t.Errorf("%d are to be replayed, %v", n, err)
+		}
+		done, err := h.privacy.Replay(ctx)
+		if err != nil || done.Erased+done.Open != 1 {
+			t.Errorf("%+v, %v", done, err)
+		}
+		must(t, h.erase(r.id))
+		r.whole()
+	})
+}
+
+// A complete erasure is in the mirror, whatever the store did meanwhile; until then it
+// is seen.
+func TestAnErasureIsNotCompleteBeforeItsMirror(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		id, _ := h.close(p)
+		h.away.full(true)
+		if err := h.erase(id); err == nil {
+			t.Fatal("complete without the mirror")
+		}
+		list, err := h.privacy.Erasures(ctx, false, "", 10)
+		if err != nil || len(list) != 1 || list[0].Failure != "objects_failed" || list[0].Step != "processors_told" {
+			t.Errorf("the list is %+v, %v", list, err)
+		}
+		if err := h.privacy.Look(ctx, false); err == nil || h.figure("zimage_journal_unmirrored") != 1 {
+			t.Errorf("%v, and the figure tells %v", err, h.figure("zimage_journal_unmirrored"))
+		}
+		h.away.full(false)
+		must(t, h.erase(id))
+		must(t, h.privacy.Look(ctx, false))
+		if n := len(h.objects("journal/")); n != 1 || h.figure("zimage_journal_unmirrored") != 0 {
+			t.Errorf("%d objects, and the figure tells %v", n, h.figure("zimage_journal_unmirrored"))
+		}
+	})
+}
+
+// A backup of both databases from before an erasure opens nothing of the erased once
+// the roots of its time are gone; and the main database of that time, beside the key
+// store of today, shows nothing that was deleted or has expired.
+func TestPromise_R2_ABackupWhoseRootsAreGoneOpensNothing(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		var main, keys string
+		var email []byte
+		r := newRestored(t, h, func() {
+			main, keys = h.backups()
+		})
+		before, err := db.Open(ctx, main, db.Options{})
+		must(t, err)
+		must(t, before.Get(ctx, &email, `SELECT email FROM users WHERE id = ?`, r.ann.id))
+		must(t, before.Close())
+		ring := filepath.Join(h.dir, "roots")
+		text, err := os.ReadFile(ring)
+		must(t, err)
+		old := filepath.Join(h.dir, "offline copy")
+		must(t, os.WriteFile(old, text, 0o600))
+		backup, err := db.Open(ctx, keys, db.Options{})
+		must(t, err)
+		t.Cleanup(func() { _ = backup.Close() })
+		opens := func(ring string) error {
+			roots, err := vault.ReadRoots(ring)
+			must(t, err)
+			v, err := vault.Open(ctx, backup, roots, h.clock)
+			if err != nil {
+				return err
+			}
+			plain, err := v.Unseal(ctx, r.ann.id, email, vault.Column("users", "email", r.ann.id))
+			if err == nil && string(plain) != r.ann.email {
+				t.Fatalf("it opens %q", plain)
+			}
+			return err
+		}
+		// With the roots of its time it does: this is what rotations are for.
+		must(t, opens(ring))
+		for range 2 {
+			h.clock.Advance(vault.RotateEvery)
+			done, err := h.vault.Rotate(ctx, vault.RotateOptions{})
+			if err != nil || !done.Made {
+				t.Fatalf("%+v, %v", done, err)
+			}
+		}
+		if end := h.receipt(r.id, r.secret).Key.UnrecoverableAt; h.clock.Now().Before(end) {
+			t.Fatalf("it is %s, and the receipt says from %s on", h.clock.Now(), end)
+		}
+		must(t, opens(old)) // whoever keeps that copy
+		var lacks *vault.RootError
+		err = opens(ring)
+		if !errors.As(err, &lacks) || !strings.Contains(err.Error(), "the key ring lacks root") {
+			t.Fatalf("the process says %v", err)
+		}
+		// Its row in a key store that opens, under the name of either root.
+		var row struct {
+			Field  []byte `db:"field"`
+			Object []byte `db:"object"`
+		}
+		must(t, backup.Get(ctx, &row, `SELECT field, object FROM keysets WHERE subject = ?`, r.ann.id))
+		roots, err := vault.ReadRoots(ring)
+		must(t, err)
+		for _, root := range []string{roots.Current(), roots.Previous()} {
+			_, err := backup.Exec(ctx, `UPDATE keysets SET root_id = ?`, root)
+			must(t, err)
+			_, err = backup.Exec(ctx, `DELETE FROM installation_keys`)
+			must(t, err)
+			if err := opens(ring); !errors.Is(err, vault.ErrCorrupt) {
+				t.Errorf("under the name of %s: %v", root, err)
+			}
+		}
+
+		r.replays(t, main, "")
+	})
+}
+
+// Roots that nobody rotates keep backups open: everybody is told.
+func TestPromise_P2_RootsThatAreNotRotatedAreTold(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		told := func(want bool) {
+			t.Helper()
+			st, err := h.privacy.Measure(ctx)
+			must(t, err)
+			if broken := slices.ContainsFunc(st.Broken, func(p privacy.Promise) bool { return p.Code == "roots_rotated" }); broken != want {
+				t.Errorf("the promise is broken: %v", broken)
+			}
+		}
+		h.clock.Advance(vault.RotateLate)
+		told(false)
+		if age := h.figure("zimage_root_age_seconds"); age != (16 * day).Seconds() {
+			t.Errorf("the figure tells %v", age)
+		}
+		h.clock.Advance(time.Second)
+		told(true)
+		_, err := h.vault.Rotate(ctx, vault.RotateOptions{})
+		must(t, err)
+		told(false)
+	})
+}
+
+// A receipt says when backups open something of the account after its deadline.
+func TestPromise_R2_AReceiptSaysThatBackupsAreBehindTheDeadline(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		held := true
+		h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+			if held && step == "key_destroyed" && phase == privacy.Before {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		for _, days := range []int{0, 15} {
+			behind := days > 0
+			p := h.newcomer(fmt.Sprintf("ann%d", days))
+			id, secret := h.close(p)
+			if held = true; h.erase(id) == nil {
+				t.Fatal("it is complete")
+			}
+			h.clock.Advance(time.Duration(days) * day)
+			_, err := h.vault.Rotate(t.Context(), vault.RotateOptions{})
+			must(t, err)
+			held = false
+			must(t, h.erase(id))
+			r := h.receipt(id, secret)
+			if r.Key.BehindDeadline != behind || r.Key.UnrecoverableAt.After(r.DueAt) != behind || strings.Contains(r.String(), "behind the deadline") != behind {
+				t.Errorf("after %d days: %+v, due %s", days, r.Key, r.DueAt)
+			}
+		}
+	})
+}
+
+// What a hold keeps of an erased person is there again when the main database is
+// restored from before the erasure, and even from before the hold: it opens, the receipt
+// tells of it, and it goes with the hold.
+func TestPromise_R8_WhatAHoldKeepsOutlivesARestore(t *testing.T) {
+	everywhere(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		images := h.paint(p, 2)
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, images[0]))
+		unheld := h.backup()
+		hold, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		held := h.backup()
+		id, secret := h.close(p)
+		must(t, h.erase(id))
+		type kept struct {
+			ID    string `db:"id"`
+			Table string `db:"table_name"`
+			Row   string `db:"row_id"`
+		}
+		whole := func() (all []kept) {
+			t.Helper()
+			h.erased(p, "main/holds", "main/erasure_exceptions", "main/generations", "main/images", "objects/held/")
+			must(t, h.db.Select(ctx, &all, `SELECT id, table_name, row_id FROM erasure_exceptions WHERE subject = ? AND resealed_at > 0 AND ended_at = 0 ORDER BY table_name`, p.id))
+			if len(all) != 2 || all[0].Row != generation || all[1].Row != images[0] {
+				t.Fatalf("exceptions: %+v", all)
+			}
+			var request []byte
+			must(t, h.db.Get(ctx, &request, `SELECT request FROM generations WHERE id = ?`, generation))
+			plain, err := h.vault.Unseal(ctx, all[0].ID, request, vault.Column("generations", "request", generation))
+			if err != nil || !strings.Contains(string(plain), mark) {
+				t.Errorf("the generation says %q, %v", plain, err)
+			}
+			if there, readable := h.kept(p.id, images[0]); !there || !readable {
+				t.Errorf("its image is there: %v, readable: %v", there, readable)
+			}
+			if n := h.count(`SELECT count(*) FROM generations WHERE owner = ?`, p.id) + h.count(`SELECT count(*) FROM images WHERE owner = ?`, p.id); n != 2 {
+				t.Errorf("%d rows are there", n)
+			}
+			list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+			if err != nil || len(list) != 1 || list[0].ID != hold.ID || list[0].Case != hold.Case || !list[0].ReviewAt.Equal(hold.ReviewAt) {
+				t.Errorf("the holds are %+v, %v", list, err)
+			}
+			n := 0
+			for _, x := range h.receipt(id, secret).Exceptions {
+				if x.Since != nil && x.EndedAt == nil {
+					n++
+				}
+			}
+			if n != 2 {
+				t.Errorf("the receipt tells of %d", n)
+			}
+			return all
+		}
+		first := whole()
+		for _, address := range []string{held, unheld} {
+			h.reopen(address, "")
+			for range 2 { // again changes nothing
+				done, err := h.privacy.Replay(ctx)
+				if err != nil || done.Erased+done.Open != 1 {
+					t.Fatalf("%+v, %v", done, err)
+				}
+				must(t, h.erase(id))
+				if now := whole(); !slices.Equal(now, first) {
+					t.Errorf("they were %+v and are %+v", first, now)
+				}
+			}
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		for _, ref := range h.queued() {
+			must(t, h.erase(ref))
+		}
+		h.erased(p, "main/erasure_exceptions")
+		for _, x := range first {
+			if _, err := h.vault.Seal(ctx, x.ID, nil, nil); !errors.Is(err, vault.ErrDestroyed) {
+				t.Errorf("the key of %s: %v", x.Table, err)
+			}
+		}
+		if n := len(h.objects("held/")); n > 0 {
+			t.Errorf("%d objects are left", n)
+		}
+	})
+}
+
+// Both databases restored from before the erasure of somebody under a hold: the hold keeps
+// what the backup has, and nothing is left that nobody can open.
+func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 2)[0]
+		hold, err := h.place(p.id, "images", image)
+		must(t, err)
+		main, keys := h.backups()
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		before := h.objects("held/")
+		must(t, h.privacy.Look(ctx, false))
+		h.reopen(main, keys)
+		done, err := h.privacy.Replay(ctx)
+		if err != nil || done.Erased+done.Open != 1 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+		must(t, h.erase(id))
+		h.erased(p, "main/holds", "main/erasure_exceptions", "main/images")
+		if n := h.count(`SELECT count(*) FROM images WHERE owner = ? AND id = ?`, p.id, image); n != 1 || len(before) != 2 {
+			t.Errorf("%d rows are held, and %d objects were", n, len(before))
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		for _, ref := range h.queued() {
+			must(t, h.erase(ref))
+		}
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
