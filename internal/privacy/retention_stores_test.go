@@ -224,6 +224,39 @@ func TestPromise_R3_AWrongDatabaseDeletesNoPictures(t *testing.T) {
 	})
 }
 
+// What a hold keeps of somebody who is erased lies elsewhere, and is not missing where it
+// was.
+func TestPromise_R8_WhatIsHeldOfTheErasedIsNotMissing(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		p, other := h.newcomer("ann"), h.newcomer("ben")
+		_, err := h.place(p.id, "images", h.paint(p, 2)[0])
+		must(t, err)
+		h.paint(other, 1)
+		id, _ := h.close(p)
+		compare := func(want privacy.Comparison) {
+			t.Helper()
+			got, err := h.privacy.Compare(t.Context())
+			if err != nil || got != want {
+				t.Errorf("found %+v, %v, want %+v", got, err, want)
+			}
+		}
+		h.clock.Advance(50 * time.Hour)
+		h.privacy.EndAt(func(step string, _ privacy.Phase) error {
+			if step == "rows_deleted" { // the objects are gone, and the rows are there
+				compare(privacy.Comparison{Objects: 4})
+			}
+			return nil
+		})
+		must(t, h.erase(id))
+		compare(privacy.Comparison{Objects: 4})
+		must(t, h.store.Delete(t.Context(), h.objects("images/"+other.id+"/")...))
+		compare(privacy.Comparison{Objects: 2, Missing: 2})
+		if n := len(h.objects("held/" + p.id + "/")); n != 2 {
+			t.Errorf("%d are held", n)
+		}
+	})
+}
+
 // listings is an object store where something happens before all is listed for the
 // second time.
 type listings struct {
