@@ -169,7 +169,7 @@ func TestPromise_R2_R3_R6_S2_AnHourWithoutEachStore(t *testing.T) {
 					}
 				}
 				back()
-				testenv.Eventually(t, time.Minute, func() bool { return o.home.db.Ping(t.Context()) == nil && o.keys.Ping(t.Context()) == nil })
+				testenv.Eventually(t, time.Minute, func() bool { return o.db.Ping(t.Context()) == nil && o.keys.Ping(t.Context()) == nil })
 				returned := o.clock.Now()
 				for !o.whole(done) && o.clock.Now().Before(returned.Add(2*time.Hour)) {
 					o.clock.Advance(5 * time.Minute)
