@@ -257,6 +257,30 @@ func TestPromise_R8_WhatIsHeldOfTheErasedIsNotMissing(t *testing.T) {
 	})
 }
 
+// What a hold kept beyond its end goes with the release, and not an hour later: until
+// then the status would say that a promise is broken.
+func TestPromise_R8_WhatWasHeldBeyondItsEndGoesWithTheRelease(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		p := h.newcomer("ben")
+		hold, err := h.place(p.id, "images", h.paint(p, 1)[0])
+		must(t, err)
+		h.work()
+		h.clock.Advance(91 * day)
+		h.schedule()
+		if n := h.count(`SELECT count(*) FROM images WHERE removed_at = 0`); n != 1 || len(h.objects("images/")) != 2 {
+			t.Fatalf("%d images are held", n)
+		}
+		must(t, h.privacy.ReleaseHold(t.Context(), h.machine(), hold.ID))
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			return len(h.objects("")) == 0 && h.count(`SELECT count(*) FROM generations WHERE removed_at = 0`) == 0
+		})
+		st, err := h.privacy.Measure(t.Context())
+		if must(t, err); slices.ContainsFunc(st.Broken, func(b privacy.Promise) bool { return b.Code == "retention_content" }) {
+			t.Error("the status says that content is kept too long")
+		}
+	})
+}
+
 // listings is an object store where something happens before all is listed for the
 // second time.
 type listings struct {
