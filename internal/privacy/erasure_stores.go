@@ -306,8 +306,12 @@ func (s *Service) verify(ctx context.Context, e *erasure) error {
 	if left := e.LateUntil - s.Clock.Millis(); left > 0 {
 		return wait{millis(left)}
 	}
-	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows} {
-		if err := again(ctx, e); err != nil {
+	again := []func(context.Context, *erasure) error{s.writeJournal, s.deleteObjects, s.deleteRows, s.verifyKey, s.verifyObjects, s.verifyRows}
+	if e.CompletedAt > 0 {
+		again = again[1:] // its line may have had its time
+	}
+	for _, do := range again {
+		if err := do(ctx, e); err != nil {
 			return err
 		}
 	}
