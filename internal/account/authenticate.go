@@ -197,7 +197,7 @@ func (s *Service) Run(ctx context.Context, failed func(error)) {
 	for {
 		select {
 		case <-tick.C:
-			if err := s.prune(ctx); err != nil && ctx.Err() == nil {
+			if err := s.Prune(ctx); err != nil && ctx.Err() == nil {
 				failed(err)
 			}
 		case <-ctx.Done():
@@ -245,10 +245,10 @@ const (
 	pruneMost  = 20  // transactions a table and minute of one process; an attack leaves throttles faster than it can go on
 )
 
-// prune removes what has expired: pending sign-ups with their keys, mailed
+// Prune removes what has expired: pending sign-ups with their keys, mailed
 // links, challenges, throttles that are even again, browsers that nobody has used
 // for long, and keys that ended long ago. Any number of processes may do it at once.
-func (s *Service) prune(ctx context.Context) error {
+func (s *Service) Prune(ctx context.Context) error {
 	now := s.clock.Now()
 	for _, old := range []struct {
 		table, key, column string

@@ -446,18 +446,18 @@ func TestEndedKeysAreBoundedAndForgotten(t *testing.T) {
 			t.Error("somebody else's went")
 		}
 		h.clock.Advance(start.Add(endedFor).Sub(h.clock.Now()) - time.Millisecond)
-		if err := h.prune(ctx); err != nil || len(ids(ann)) != endedMost+1 {
+		if err := h.Prune(ctx); err != nil || len(ids(ann)) != endedMost+1 {
 			t.Errorf("before their time: %d (%v)", len(ids(ann)), err)
 		}
 		if _, err := h.Authenticate(ctx, token); err != nil {
 			t.Errorf("the live one: %v", err)
 		}
 		h.clock.Advance(time.Millisecond)
-		if err := h.prune(ctx); err != nil || len(ids(ann)) != 1 || len(ids(ben)) != 0 {
+		if err := h.Prune(ctx); err != nil || len(ids(ann)) != 1 || len(ids(ben)) != 0 {
 			t.Errorf("after 30 days: %v and %v (%v)", ids(ann), ids(ben), err)
 		}
 		h.clock.Advance(endedFor)
-		if err := h.prune(ctx); err != nil || len(ids(ann)) != 0 {
+		if err := h.Prune(ctx); err != nil || len(ids(ann)) != 0 {
 			t.Errorf("expired for 30 days: %v (%v)", ids(ann), err)
 		}
 	})

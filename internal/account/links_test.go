@@ -195,12 +195,12 @@ func TestCodesThatAreMailedExpire(t *testing.T) {
 					wantCode(t, kind+" used", use(), problem.LinkInvalid)
 					continue
 				}
-				if err := h.prune(ctx); err != nil || h.count(`SELECT count(*) FROM mailed_links WHERE used_at IS NULL`) != 1 {
+				if err := h.Prune(ctx); err != nil || h.count(`SELECT count(*) FROM mailed_links WHERE used_at IS NULL`) != 1 {
 					t.Errorf("%s: removed too early, %v", kind, err)
 				}
 				h.clock.Advance(time.Millisecond)
 				wantCode(t, kind+" late", use(), problem.LinkInvalid)
-				if err := h.prune(ctx); err != nil || h.count(`SELECT count(*) FROM mailed_links WHERE used_at IS NULL`) != 0 {
+				if err := h.Prune(ctx); err != nil || h.count(`SELECT count(*) FROM mailed_links WHERE used_at IS NULL`) != 0 {
 					t.Errorf("%s: it is left, %v", kind, err)
 				}
 			}

@@ -517,14 +517,14 @@ func TestBrowsersAreForgotten(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.clock.Advance(unusedFor - time.Minute)
-		if err := h.prune(ctx); err != nil {
+		if err := h.Prune(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if row, err := h.device(ctx, device); err != nil || row.ID == "" {
 			t.Errorf("forgotten before its time, %v", err)
 		}
 		h.clock.Advance(2 * time.Minute)
-		if err := h.prune(ctx); err != nil {
+		if err := h.Prune(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if row, err := h.device(ctx, device); err != nil || row.ID != "" {

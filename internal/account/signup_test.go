@@ -124,13 +124,13 @@ func TestACodeOfASignUpExpires(t *testing.T) {
 		if _, err := h.ConfirmSignUp(ctx, c, codes[0], password); err != nil {
 			t.Errorf("in the last moment: %v", err)
 		}
-		if err := h.prune(ctx); err != nil || h.count(`SELECT count(*) FROM signups`) != 1 {
+		if err := h.Prune(ctx); err != nil || h.count(`SELECT count(*) FROM signups`) != 1 {
 			t.Errorf("removed too early, %v", err)
 		}
 		h.clock.Advance(time.Millisecond)
 		_, err := h.ConfirmSignUp(ctx, c, codes[1], password)
 		wantCode(t, "a day later", err, problem.LinkInvalid)
-		if err := h.prune(ctx); err != nil || h.count(`SELECT count(*) FROM signups`) != 0 {
+		if err := h.Prune(ctx); err != nil || h.count(`SELECT count(*) FROM signups`) != 0 {
 			t.Errorf("it is left, %v", err)
 		}
 		if _, err := h.vault.Seal(ctx, late, []byte("x"), nil); err != vault.ErrNoKey {

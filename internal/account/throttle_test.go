@@ -390,14 +390,14 @@ func TestThrottlesNameNobody(t *testing.T) {
 		}
 		// Even again, they go.
 		h.clock.Advance(10 * time.Second)
-		if err := h.prune(context.Background()); err != nil {
+		if err := h.Prune(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		if n := h.count(`SELECT count(*) FROM throttles`); n != 1 {
 			t.Errorf("%d counts after ten seconds", n)
 		}
 		h.clock.Advance(time.Minute)
-		if err := h.prune(context.Background()); err != nil {
+		if err := h.Prune(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		if n := h.count(`SELECT count(*) FROM throttles`); n != 0 {
@@ -693,7 +693,7 @@ func TestManyThrottlesGoInBatches(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.prune(ctx); err != nil {
+		if err := h.Prune(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if n := h.count(`SELECT count(*) FROM throttles`); n != 1 {

@@ -76,7 +76,7 @@ func (s *Scheduler) pass(ctx context.Context, sampled *time.Time) error {
 	}
 	if err == nil && time.Since(*sampled) >= 10*time.Second {
 		*sampled = time.Now()
-		err = errors.Join(s.queue.sample(ctx), s.prune(ctx))
+		err = errors.Join(s.queue.sample(ctx), s.Prune(ctx))
 	}
 	return err
 }
@@ -334,9 +334,9 @@ func (q *Queue) RequeueAll(ctx context.Context) (total int, err error) {
 	}
 }
 
-// prune removes the rows nobody needs any more: ended jobs, old ticks, silent
+// Prune removes the rows nobody needs any more: ended jobs, old ticks, silent
 // workers, and turns of parties that are behind everybody who waits.
-func (s *Scheduler) prune(ctx context.Context) error {
+func (s *Scheduler) Prune(ctx context.Context) error {
 	q, now := s.queue, s.queue.clock.Millis()
 	for _, old := range []struct {
 		sql  string

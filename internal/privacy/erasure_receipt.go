@@ -148,6 +148,7 @@ func (s *Service) receipt(ctx context.Context, q db.Querier, e *erasure) (Receip
 			r.WaitsUntil = optional(e.LateUntil)
 		}
 	}
+	w.Steps["complete"] = e.CompletedAt // the receipt is that step
 	for _, name := range Steps() {
 		if done := w.Steps[name]; done > 0 {
 			r.Steps = append(r.Steps, ReceiptStep{name, at(done)})

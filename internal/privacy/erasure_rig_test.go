@@ -71,6 +71,7 @@ type home struct {
 	db, keys *db.DB
 	address  string // of the main database
 	keyURL   string // of the key store
+	redis    string // its address; empty: it is away
 	vault    *vault.Vault
 	store    objects.Store
 	away     *away
@@ -79,6 +80,7 @@ type home struct {
 	queue    *jobs.Queue
 	mail     *mail.Mailer
 	folder   *mail.Directory
+	post     mail.Transport // nil: the folder
 	accounts *account.Service
 	generate *generate.Service
 	privacy  *privacy.Service
@@ -302,11 +304,16 @@ func (quiet) Printf(context.Context, string, ...any) {}
 func (h *home) rooms() {
 	h.t.Helper()
 	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	nowhere := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialTimeout: 50 * time.Millisecond, MaxRetries: -1})
-	h.t.Cleanup(func() { _ = nowhere.Close() })
+	bells := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialTimeout: 50 * time.Millisecond, MaxRetries: -1})
+	if h.redis != "" {
+		there, err := redis.ParseURL(h.redis)
+		must(h.t, err)
+		bells = redis.NewClient(there)
+	}
+	h.t.Cleanup(func() { _ = bells.Close() })
 	silent.Do(func() { redis.SetLogger(quiet{}) })
 	measured := jobs.NewMetrics(nil)
-	bell := jobs.NewBell(nowhere, measured)
+	bell := jobs.NewBell(bells, measured)
 	h.t.Cleanup(bell.Close)
 	h.queue = jobs.New(h.db, h.clock, bell, measured, log)
 	var rooms *generate.Service
@@ -314,13 +321,16 @@ func (h *home) rooms() {
 	happened := events.New(
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) })
-	h.mail = mail.New(mail.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Transport: h.folder, PublicURL: "http://127.0.0.1"})
+	if h.post == nil {
+		h.post = h.folder
+	}
+	h.mail = mail.New(mail.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Transport: h.post, PublicURL: "http://127.0.0.1"})
 	h.accounts = account.New(account.Options{
 		DB: h.db, Vault: h.vault, Clock: h.clock, Log: log, Events: happened, Mail: h.mail, PublicURL: "http://127.0.0.1", PolicyVersion: "2026-01-01",
 		HashCost: &argon2id.Params{Memory: 32, Iterations: 1, Parallelism: 1, SaltLength: 16, KeyLength: 32},
 	})
 	rooms = generate.New(generate.Options{
-		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: nowhere,
+		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: bells,
 		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), Journal: func(ctx context.Context, table string, ids []string) error { return own.Journal(ctx, table, ids) }, RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
 	})
 	h.t.Cleanup(rooms.Close)
@@ -391,16 +401,16 @@ func (h *home) s3() *minio.Client {
 	return c
 }
 
-// work runs a worker until the test ends or stop is called.
-func (h *home) work() (stop func()) {
+// work runs a worker until the test ends or stop is called, for more lanes too.
+func (h *home) work(more ...jobs.Lane) (stop func()) {
 	cfg := engine.DefaultConfig()
 	fleet, err := engine.NewFleet(cfg, []string{"generation"}, func(engine.Settings) (engine.Engine, error) { return played{h}, nil },
 		engine.FleetOptions{Clock: h.clock, Log: slog.New(slog.DiscardHandler)})
 	must(h.t, err)
-	w := h.queue.NewWorker([]jobs.Lane{
+	w := h.queue.NewWorker(append([]jobs.Lane{
 		{Name: "generation", Slots: generate.LaneSlots{Fleet: fleet, Lane: "generation"}},
 		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}, {Name: mail.Lane, Slots: jobs.NewFixed(2)},
-	}, 10*time.Millisecond)
+	}, more...), 10*time.Millisecond)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { fleet.Run(ctx) })

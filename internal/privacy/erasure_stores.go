@@ -310,8 +310,12 @@ func (s *Service) verify(ctx context.Context, e *erasure) error {
 		return wait{millis(left)}
 	}
 	mirror := func(ctx context.Context, _ *erasure) error { return s.mirror(ctx) }
-	for _, again := range []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.dropUnreadable, s.verifyObjects, s.verifyRows} {
-		if err := again(ctx, e); err != nil {
+	again := []func(context.Context, *erasure) error{s.writeJournal, mirror, s.deleteObjects, s.deleteRows, s.verifyKey, s.dropUnreadable, s.verifyObjects, s.verifyRows}
+	if e.CompletedAt > 0 {
+		again = again[1:] // its line may have had its time
+	}
+	for _, do := range again {
+		if err := do(ctx, e); err != nil {
 			return err
 		}
 	}

@@ -404,17 +404,8 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 			"objects_failed": func() func() { h.away.refuse(true); return func() { h.away.refuse(false) } },
 		}
 		if h.stack.dialect == db.Postgres {
-			via := func(address string) (string, *proxy.Postgres) {
-				u, err := url.Parse(address)
-				must(t, err)
-				p, err := proxy.NewPostgres(u.Host)
-				must(t, err)
-				t.Cleanup(p.Close)
-				u.Host = p.Addr()
-				return u.String(), p
-			}
-			main, mainProxy := via(h.address)
-			keys, keysProxy := via(h.keyURL)
+			main, mainProxy := via(t, h.address)
+			keys, keysProxy := via(t, h.keyURL)
 			h.reopen(main, keys)
 			for code, p := range map[string]*proxy.Postgres{"database_away": mainProxy, "keys_failed": keysProxy} {
 				outages[code] = func() func() {
@@ -475,6 +466,18 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 			wantDeleted(t, r, map[string]int64{"objects images/": 4, "main images": 3}) // each counted once, however often it was tried
 		}
 	})
+}
+
+// via is the way to a database of PostgreSQL through a proxy.
+func via(t *testing.T, address string) (string, *proxy.Postgres) {
+	t.Helper()
+	u, err := url.Parse(address)
+	must(t, err)
+	p, err := proxy.NewPostgres(u.Host)
+	must(t, err)
+	t.Cleanup(p.Close)
+	u.Host = p.Addr()
+	return u.String(), p
 }
 
 // The deadline of an erasure that cannot go on is told before it passes, and after.

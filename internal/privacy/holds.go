@@ -182,6 +182,9 @@ func (s *Service) ReleaseHold(ctx context.Context, by By, id string) error {
 		if err == nil {
 			err = s.holdChanged(ctx, tx, id)
 		}
+		if err == nil {
+			err = s.sweepReleased(ctx, tx, h.Table)
+		}
 		return h.event(events.HoldReleased), err
 	}))
 }

@@ -149,20 +149,42 @@ func (s *Service) sweep(ctx context.Context, tx *db.Tx) (all []Sweep, err error)
 		if t.partOf("") {
 			continue
 		}
-		one := Sweep{Table: t.Name}
-		err := tx.Get(ctx, &one.Job, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND ref = ? LIMIT 1`+db.SkipLocked(tx),
-			jobs.System, KindPurge, t.Name)
-		if isNone(err) {
-			var j jobs.Job
-			j, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindPurge, Ref: t.Name})
-			one.Job = j.ID
-		}
+		one, err := s.sweepTable(ctx, tx, t.Name)
 		if err != nil {
-			return nil, fmt.Errorf("add a sweep: %w", err)
+			return nil, err
 		}
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+func (s *Service) sweepTable(ctx context.Context, tx *db.Tx, table string) (Sweep, error) {
+	one := Sweep{Table: table}
+	err := tx.Get(ctx, &one.Job, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND ref = ? LIMIT 1`+db.SkipLocked(tx),
+		jobs.System, KindPurge, table)
+	if isNone(err) {
+		var j jobs.Job
+		j, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindPurge, Ref: table})
+		one.Job = j.ID
+	}
+	if err != nil {
+		return Sweep{}, fmt.Errorf("add a sweep: %w", err)
+	}
+	return one, nil
+}
+
+// sweepReleased has what a hold kept ended at once, if its time is over.
+func (s *Service) sweepReleased(ctx context.Context, tx *db.Tx, table string) error {
+	for _, p := range parts {
+		if p.table == table {
+			table = p.of // which goes through its parts
+		}
+	}
+	if t := s.Map.Table(StoreMain, table); t == nil || len(t.purges()) == 0 {
+		return nil
+	}
+	_, err := s.sweepTable(ctx, tx, table)
+	return err
 }
 
 // Purge ends what is past its time in a table and in those of its parts, in bounded

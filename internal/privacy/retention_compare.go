@@ -12,6 +12,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
+	"zimage/internal/subject"
 )
 
 // KindCompare is the job that compares database and object store; its ref is the
@@ -187,7 +188,8 @@ func (c *comparison) side(ctx context.Context, end bool) error {
 		if _, seen := present[key]; seen { // else a store that lost everything would fill the memory
 			needed[key] = true
 		}
-		ripe := millisOf(row["created_at"]) < c.old.UnixMilli() && millisOf(row["expires_at"]) > c.s.Clock.Millis()
+		// Of whoever is being erased objects go before rows, and what a hold keeps lies elsewhere.
+		ripe := millisOf(row["created_at"]) < c.old.UnixMilli() && millisOf(row["expires_at"]) > c.s.Clock.Millis() && textOf(row["state"]) == string(subject.Active)
 		if present[key] || !ripe || c.most > 0 { // the first time it was told
 			return nil
 		}
@@ -230,7 +232,8 @@ func (c *comparison) rows(ctx context.Context, from, until group, f func(key str
 	}
 	last := []any{from.owner, from.generation, "~"} // behind every id
 	for {
-		page, err := c.s.DB.Maps(ctx, fmt.Sprintf(`SELECT id, owner, generation_id, attempt, n, created_at, expires_at FROM images
+		page, err := c.s.DB.Maps(ctx, fmt.Sprintf(`SELECT id, owner, generation_id, attempt, n, created_at, expires_at,
+				(SELECT state FROM subjects WHERE subjects.id = images.owner) AS state FROM images
 			WHERE removed_at = 0 AND %s AND (owner, generation_id, id) > (?, ?, ?) ORDER BY owner, generation_id, id LIMIT %d`, where, comparePage),
 			append(slices.Clone(args), last...)...)
 		if err != nil || len(page) == 0 {

@@ -224,6 +224,63 @@ func TestPromise_R3_AWrongDatabaseDeletesNoPictures(t *testing.T) {
 	})
 }
 
+// What a hold keeps of somebody who is erased lies elsewhere, and is not missing where it
+// was.
+func TestPromise_R8_WhatIsHeldOfTheErasedIsNotMissing(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		p, other := h.newcomer("ann"), h.newcomer("ben")
+		_, err := h.place(p.id, "images", h.paint(p, 2)[0])
+		must(t, err)
+		h.paint(other, 1)
+		id, _ := h.close(p)
+		compare := func(want privacy.Comparison) {
+			t.Helper()
+			got, err := h.privacy.Compare(t.Context())
+			if err != nil || got != want {
+				t.Errorf("found %+v, %v, want %+v", got, err, want)
+			}
+		}
+		h.clock.Advance(50 * time.Hour)
+		h.privacy.EndAt(func(step string, _ privacy.Phase) error {
+			if step == "rows_deleted" { // the objects are gone, and the rows are there
+				compare(privacy.Comparison{Objects: 4})
+			}
+			return nil
+		})
+		must(t, h.erase(id))
+		compare(privacy.Comparison{Objects: 4})
+		must(t, h.store.Delete(t.Context(), h.objects("images/"+other.id+"/")...))
+		compare(privacy.Comparison{Objects: 2, Missing: 2})
+		if n := len(h.objects("held/" + p.id + "/")); n != 2 {
+			t.Errorf("%d are held", n)
+		}
+	})
+}
+
+// What a hold kept beyond its end goes with the release, and not an hour later: until
+// then the status would say that a promise is broken.
+func TestPromise_R8_WhatWasHeldBeyondItsEndGoesWithTheRelease(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		p := h.newcomer("ben")
+		hold, err := h.place(p.id, "images", h.paint(p, 1)[0])
+		must(t, err)
+		h.work()
+		h.clock.Advance(91 * day)
+		h.schedule()
+		if n := h.count(`SELECT count(*) FROM images WHERE removed_at = 0`); n != 1 || len(h.objects("images/")) != 2 {
+			t.Fatalf("%d images are held", n)
+		}
+		must(t, h.privacy.ReleaseHold(t.Context(), h.machine(), hold.ID))
+		testenv.Eventually(t, 30*time.Second, func() bool {
+			return len(h.objects("")) == 0 && h.count(`SELECT count(*) FROM generations WHERE removed_at = 0`) == 0
+		})
+		st, err := h.privacy.Measure(t.Context())
+		if must(t, err); slices.ContainsFunc(st.Broken, func(b privacy.Promise) bool { return b.Code == "retention_content" }) {
+			t.Error("the status says that content is kept too long")
+		}
+	})
+}
+
 // listings is an object store where something happens before all is listed for the
 // second time.
 type listings struct {

@@ -1,0 +1,895 @@
+//go:build !race
+
+// With the race detector this takes ten times as long: `make test` runs it without.
+
+package privacy_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/account"
+	"zimage/internal/engine"
+	"zimage/internal/generate"
+	"zimage/internal/jobs"
+	"zimage/internal/objects"
+	"zimage/internal/privacy"
+	"zimage/internal/subject"
+	"zimage/internal/testenv"
+)
+
+const (
+	simulatedDays   = 800
+	simulatedPeople = 220
+	simulationSeed  = 7
+)
+
+// Hundreds of people live through 800 days: they sign up, generate, with days of their
+// own or without, delete, export, restrict, close, and some are held. What must be in the
+// stores is kept in memory, by what the policy says alone, and compared with them.
+//
+// At 8:00 of a day everybody acts, and workers do what follows of it at once. At 9:55 all
+// that is scheduled comes round once, so that whatever ended since 8:00 has less than two
+// hours; then everything is compared. On every 25th day, on those around the end of
+// the windows of months and on the last of an erasure's 30, the schedules come round every
+// hour, and everything is compared each time.
+func TestPromise_R1_R3_R4_R5_R6_R8_EightHundredDays(t *testing.T) {
+	t.Parallel()
+	for name, s := range homes {
+		if s.versioned {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, s)
+			for d := range simulatedDays {
+				if w.day(d); t.Failed() {
+					t.Fatalf("on day %d, seed %d", d, simulationSeed)
+				}
+			}
+			w.end()
+		})
+	}
+}
+
+// world is what must be in a home.
+type world struct {
+	*home
+	t         *testing.T
+	chance    *rand.Rand
+	scheduler *jobs.Scheduler // of all but the comparison
+	compares  *jobs.Scheduler
+	usage     *privacy.Usage
+	picture   []byte
+	refusing  *refusing
+	people    []*soul
+	exports   []*copied
+	letters   []*letter
+	holds     []*keeping
+	sweptAt   time.Time // what was over then is gone
+	did       map[string]int
+}
+
+// soul is a person, and all that is theirs.
+type soul struct {
+	person
+	n               int
+	closing, erased bool
+	restricted      bool
+	closedAt        time.Time
+	erasure, secret string
+	works           []*piece
+	uses            []time.Time
+}
+
+// piece is a generation.
+type piece struct {
+	owner  *soul
+	id     string
+	ends   time.Time
+	gone   time.Time // its content; zero: it is there
+	holds  int
+	images []*shot
+}
+
+type shot struct {
+	of    *piece
+	id    string
+	n     int
+	gone  time.Time
+	holds int
+}
+
+// keeping is a hold, on a generation or on an image of it.
+type keeping struct {
+	id    string
+	until time.Time
+	piece *piece
+	shot  *shot // nil: the whole
+}
+
+type copied struct {
+	owner *soul
+	id    string
+	ends  time.Time
+}
+
+type letter struct {
+	owner *soul
+	n     int
+	ends  time.Time
+}
+
+// kept by a hold, whatever its end.
+func (p *piece) kept() bool {
+	return p.holds > 0 || slices.ContainsFunc(p.images, func(i *shot) bool { return i.holds > 0 })
+}
+
+func (i *shot) kept() bool { return i.of.holds > 0 || i.holds > 0 }
+
+func (s *soul) living() bool { return !s.closing && !s.erased }
+
+// refusing is an object store that deletes nothing of one person.
+type refusing struct {
+	objects.Store
+	of string // empty: nobody
+}
+
+func (r *refusing) Delete(ctx context.Context, keys ...string) error {
+	if r.of != "" && slices.ContainsFunc(keys, func(key string) bool { return strings.Contains(key, "/"+r.of+"/") }) {
+		return &objects.Error{Op: "delete", Code: "AccessDenied"}
+	}
+	return r.Store.Delete(ctx, keys...)
+}
+
+func newWorld(t *testing.T, s stack) *world {
+	h := withLater(t, s)
+	schedules := slices.Concat(privacy.Schedules(), generate.Schedules())
+	h.options.Recurring = schedules
+	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}} //nolint:gosec // it must be the same each time
+	h.away.Store = w.refusing
+	h.redis = testenv.Redis(t)
+	h.rooms()
+	h.engine = func(context.Context, engine.Request) ([]byte, error) { return w.picture, nil }
+	var hourly, daily []jobs.Schedule
+	for _, one := range schedules {
+		if one.Kind == privacy.KindCompare {
+			daily = append(daily, one)
+		} else {
+			hourly = append(hourly, one)
+		}
+	}
+	w.scheduler, w.compares = h.queue.NewScheduler(hourly...), h.queue.NewScheduler(daily...)
+	w.usage = privacy.NewUsage(privacy.UsageOptions{DB: h.db, Vault: h.vault, Clock: h.clock, Window: h.options.Policy.Windows.Usage})
+	h.work(jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)})
+	return w
+}
+
+// The days on which one person's objects cannot be deleted, from the closing to the
+// last hours of the deadline.
+const (
+	refusedFrom = 300
+	refusedTo   = refusedFrom + 30
+)
+
+func (w *world) day(d int) {
+	w.log.mu.Lock()
+	w.log.b.Reset()
+	w.log.mu.Unlock()
+	midnight := start.Truncate(day).Add(time.Duration(d+1) * day)
+	at := func(hour, minute int) {
+		to := midnight.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute)
+		if w.clock.Now().After(to) {
+			w.t.Fatalf("it is %v already", w.clock.Now())
+		}
+		w.clock.Advance(to.Sub(w.clock.Now()))
+	}
+	hourly := d%25 == 0 || d == refusedTo || slices.Contains([]int{365, 366, 367, 731, 732}, d)
+	hour := func(n int) {
+		at(n, 55)
+		w.ends()
+		w.tick()
+		w.compare()
+	}
+	if hourly {
+		hour(6)
+		if d == refusedTo {
+			w.refusing.of = ""
+		}
+		hour(7)
+	}
+	at(8, 0)
+	w.act(d)
+	w.settle()
+	if hourly {
+		w.compare()
+		hour(8)
+	}
+	hour(9)
+	// The comparison by itself: it may not find what others should have deleted.
+	must(w.t, w.compares.Tick(w.t.Context()))
+	w.settle()
+	if n := w.figure("zimage_orphans_deleted_total"); n != 0 {
+		w.t.Errorf("%v objects had lost their rows", n)
+	}
+	if hourly {
+		hour(10)
+	}
+}
+
+// tick has all come round that is scheduled, and everybody at work.
+func (w *world) tick() {
+	w.t.Helper()
+	ctx := w.t.Context()
+	w.sweptAt = w.clock.Now()
+	must(w.t, w.scheduler.Reconcile(ctx))
+	must(w.t, w.scheduler.Tick(ctx))
+	must(w.t, w.privacy.Look(ctx, false))
+	w.settle()
+	must(w.t, w.scheduler.Prune(ctx))
+	must(w.t, w.accounts.Prune(ctx))
+	_, err := w.folder.Sweep()
+	must(w.t, err)
+}
+
+// settle waits until nothing is to be done within a minute and a half, and moves the
+// clock so far.
+func (w *world) settle() {
+	w.t.Helper()
+	for range 100 {
+		late := time.Now().Add(time.Minute)
+		for w.count(`SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')`) > 0 {
+			if time.Now().After(late) {
+				w.t.Fatal("the work has no end")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		next := time.UnixMilli(int64(w.count(`SELECT coalesce(min(run_after), 0) FROM jobs WHERE state = 'waiting'`)))
+		if next.UnixMilli() == 0 || next.After(w.clock.Now().Add(90*time.Second)) {
+			return
+		}
+		w.clock.Advance(max(0, next.Sub(w.clock.Now())))
+		must(w.t, w.scheduler.Reconcile(w.t.Context()))
+	}
+	w.t.Fatal("the work has no end")
+}
+
+// one of those for which ok holds, by chance; the zero value: there is none.
+func one[T any](w *world, all []T, ok func(T) bool) (chosen T) {
+	some := slices.DeleteFunc(slices.Clone(all), func(v T) bool { return !ok(v) })
+	if len(some) > 0 {
+		chosen = some[w.chance.IntN(len(some))]
+	}
+	return chosen
+}
+
+// often has something done on one of so many days.
+func (w *world) often(what string, of float64, do func() bool) {
+	if w.chance.Float64() < of && do() {
+		w.clock.Advance(time.Second)
+		w.did[what]++
+	}
+}
+
+// pieces that are there, of people who are, and in their time.
+func (w *world) pieces() (all []*piece) {
+	for _, s := range w.people {
+		if s.living() {
+			for _, p := range s.works {
+				if p.gone.IsZero() && p.ends.After(w.clock.Now()) {
+					all = append(all, p)
+				}
+			}
+		}
+	}
+	return all
+}
+
+func (w *world) act(d int) {
+	ctx, t := w.t.Context(), w.t
+	free := func(s *soul) bool { return s.living() && !s.restricted }
+	living := func(s *soul) bool { return s.living() }
+	signUp := func() bool {
+		if len(w.people) >= simulatedPeople {
+			return false
+		}
+		s := &soul{n: len(w.people)}
+		s.person = w.newcomer(fmt.Sprint("p", s.n))
+		w.people = append(w.people, s)
+		return true
+	}
+	w.often("signs up", map[bool]float64{true: 1, false: 0.35}[d < 60], signUp)
+
+	days := func() int {
+		if w.chance.IntN(4) == 0 {
+			return 1 + w.chance.IntN(89)
+		}
+		return 90
+	}
+	for range 1 + w.chance.IntN(2) {
+		w.often("made", 0.6, func() bool { return w.paints(one(w, w.people, free), days()) })
+	}
+	if d%8 == 0 {
+		w.often("generated", 1, func() bool { return w.generates(one(w, w.people, living), days()) })
+	}
+	w.often("deleted a generation", 0.12, func() bool {
+		p := one(w, w.pieces(), func(*piece) bool { return true })
+		if p == nil {
+			return false
+		}
+		err := w.generate.Delete(ctx, p.owner.id, p.id)
+		if p.kept() {
+			if !errors.Is(err, subject.ErrHeld) {
+				t.Errorf("%s is held, and deleting it: %v", p.id, err)
+			}
+			return false
+		}
+		must(t, err)
+		w.remove(p, w.clock.Now())
+		return true
+	})
+	w.often("deleted an image", 0.2, func() bool {
+		p := one(w, w.pieces(), func(p *piece) bool { return len(p.images) > 1 })
+		if p == nil {
+			return false
+		}
+		i := p.images[w.chance.IntN(len(p.images))]
+		err := w.generate.DeleteImage(ctx, p.owner.id, i.id)
+		switch {
+		case !i.gone.IsZero():
+			return false
+		case i.kept():
+			if !errors.Is(err, subject.ErrHeld) {
+				t.Errorf("%s is held, and deleting it: %v", i.id, err)
+			}
+			return false
+		}
+		must(t, err)
+		i.gone = w.clock.Now()
+		return true
+	})
+	w.often("exported", 0.06, func() bool {
+		s := one(w, w.people, living)
+		e, err := w.privacy.AskExport(ctx, s.id)
+		must(t, err)
+		w.exports = append(w.exports, &copied{owner: s, id: e.ID})
+		return true
+	})
+	w.often("restricted", 0.05, func() bool {
+		s := one(w, w.people, free)
+		must(t, w.accounts.Restrict(ctx, w.session(s)))
+		s.restricted = true
+		return true
+	})
+	w.often("lifted a restriction", 0.04, func() bool {
+		s := one(w, w.people, func(s *soul) bool { return s.living() && s.restricted })
+		if s == nil {
+			return false
+		}
+		must(t, w.accounts.Unrestrict(ctx, w.session(s)))
+		s.restricted = false
+		return true
+	})
+	w.often("held", 0.09, func() bool {
+		p := one(w, w.pieces(), func(p *piece) bool { return p.holds == 0 })
+		if p == nil {
+			return false
+		}
+		k := &keeping{piece: p, until: w.clock.Now().Add(time.Duration(5+w.chance.IntN(150)) * day)}
+		table, record := "generations", p.id
+		if there := one(w, p.images, func(i *shot) bool { return i.gone.IsZero() }); there != nil && w.chance.IntN(2) == 0 {
+			k.shot, table, record = there, "images", there.id
+			there.holds++
+		} else {
+			p.holds++
+		}
+		hold, err := w.place(p.owner.id, table, record)
+		must(t, err)
+		k.id = hold.ID
+		w.holds = append(w.holds, k)
+		return true
+	})
+	for _, k := range slices.Clone(w.holds) {
+		if k.until.Before(w.clock.Now()) {
+			w.often("released", 1, func() bool { return w.release(k) })
+		}
+	}
+	w.often("wrote", 0.3, func() bool {
+		s := one(w, w.people, living)
+		l := &letter{owner: s, n: d, ends: privacy.Months(24).After(w.clock.Now())}
+		w.letters = append(w.letters, l)
+		_, err := w.db.Exec(ctx, `INSERT INTO letters (owner, n, at, read_at, words, title) VALUES (?, ?, ?, NULL, ?, 'a')`, s.id, l.n, w.clock.Millis(), []byte(mark))
+		must(t, err)
+		must(t, w.store.Put(ctx, l.key(), bytes.NewReader([]byte("attached")), 8))
+		return true
+	})
+	for range 4 {
+		s := one(w, w.people, living)
+		w.clock.Advance(time.Second)
+		w.usage.Note(privacy.Use{Subject: s.id, Feature: "list-generations", Addr: usageAddr, Agent: usageAgent})
+		if !s.restricted {
+			s.uses = append(s.uses, w.clock.Now().Truncate(time.Millisecond))
+		}
+	}
+	must(t, w.usage.Flush(ctx))
+	often := 0.0
+	if d > 30 {
+		often = 0.09
+	}
+	closes := func(s *soul) bool {
+		if s == nil {
+			return false
+		}
+		s.closing, s.closedAt = true, w.clock.Now()
+		s.erasure, s.secret = w.close(s.person)
+		return true
+	}
+	w.often("closed", often, func() bool { return closes(one(w, w.people, living)) })
+	w.often("closed, and held", often/4, func() bool {
+		k := one(w, w.holds, func(k *keeping) bool { return k.piece.owner.living() })
+		return k != nil && closes(k.piece.owner)
+	})
+	if d == refusedFrom {
+		s := one(w, w.people, func(s *soul) bool { return s.living() && len(w.objects("images/"+s.id+"/")) > 0 })
+		w.refusing.of = s.id
+		w.often("closed, and not deleted for 30 days", 1, func() bool { return closes(s) })
+	}
+}
+
+func (l *letter) key() string { return fmt.Sprintf("letters/%s/%d.txt", l.owner.id, l.n) }
+
+// session is a new one of a person's.
+func (w *world) session(s *soul) account.Principal {
+	w.t.Helper()
+	in, err := w.accounts.SignIn(w.t.Context(), client, account.Credentials{Email: s.email, Password: password})
+	must(w.t, err)
+	p, err := w.accounts.AuthenticateSession(w.t.Context(), in.Token)
+	must(w.t, err)
+	return p
+}
+
+// paints adds a generation as the room does, without an engine.
+func (w *world) paints(s *soul, days int) bool {
+	if s == nil {
+		return false
+	}
+	image := w.paint(s.person, 1)[0]
+	p := &piece{owner: s, ends: w.clock.Now().Truncate(time.Millisecond).Add(time.Duration(days) * day)}
+	must(w.t, w.db.Get(w.t.Context(), &p.id, `SELECT generation_id FROM images WHERE id = ?`, image))
+	p.images = []*shot{{of: p, id: image}}
+	if days != 90 {
+		for _, table := range []string{"generations WHERE id", "images WHERE generation_id"} {
+			name, where, _ := strings.Cut(table, " ")
+			_, err := w.db.Exec(w.t.Context(), "UPDATE "+name+" SET expires_at = ? "+where+" = ?", p.ends.UnixMilli(), p.id)
+			must(w.t, err)
+		}
+	}
+	s.works = append(s.works, p)
+	return true
+}
+
+// generates has an engine make two images.
+func (w *world) generates(s *soul, days int) bool {
+	ctx := w.t.Context()
+	if s == nil {
+		return false
+	}
+	g, _, err := w.generate.Submit(ctx, s.id, generate.Request{Prompt: mark, Width: 256, Height: 256, N: 2, RetentionDays: days}, nil)
+	if s.restricted {
+		if err == nil {
+			w.t.Errorf("%s has restricted the processing, and generates", s.id)
+		}
+		return false
+	}
+	must(w.t, err)
+	p := &piece{owner: s, id: g.ID, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days)}
+	w.settle()
+	var images []struct {
+		ID string `db:"id"`
+		N  int    `db:"n"`
+	}
+	must(w.t, w.db.Select(ctx, &images, `SELECT id, n FROM images WHERE generation_id = ? ORDER BY n`, p.id))
+	if len(images) != 2 {
+		w.t.Fatalf("%d images were made", len(images))
+	}
+	for _, i := range images {
+		p.images = append(p.images, &shot{of: p, id: i.ID, n: i.N})
+	}
+	s.works = append(s.works, p)
+	return true
+}
+
+func (w *world) release(k *keeping) bool {
+	must(w.t, w.privacy.ReleaseHold(w.t.Context(), w.machine(), k.id))
+	if k.shot != nil {
+		k.shot.holds--
+	} else {
+		k.piece.holds--
+	}
+	w.holds = slices.DeleteFunc(w.holds, func(one *keeping) bool { return one == k })
+	if s := k.piece.owner; s.erased {
+		must(w.t, w.privacy.Look(w.t.Context(), false))
+		w.settle()
+		w.gone(s)
+	}
+	return true
+}
+
+// remove takes a generation's content and that of its images.
+func (w *world) remove(p *piece, at time.Time) {
+	p.gone = at
+	for _, i := range p.images {
+		if i.gone.IsZero() {
+			i.gone = at
+		}
+	}
+}
+
+// gone checks that nothing of an erased person is left but what holds keep.
+func (w *world) gone(s *soul) {
+	w.t.Helper()
+	keeps := []string{"main/erasure_exceptions"}
+	for _, k := range w.holds {
+		if k.piece.owner == s {
+			keeps = append(keeps, "main/holds", "main/images", "objects/held/")
+			if k.shot == nil {
+				keeps = append(keeps, "main/generations")
+			}
+		}
+	}
+	w.erased(s.person, keeps...)
+}
+
+// ends looks at what ended in the last two hours, through the room: its owner cannot read
+// it, swept or not. What ends in the next two can be read, unless it was deleted.
+func (w *world) ends() {
+	now := w.clock.Now()
+	for _, s := range w.people {
+		for _, p := range s.works {
+			forgotten := !p.gone.IsZero() && !p.gone.Add(tombstone).After(now)
+			if !s.living() || forgotten || p.ends.Sub(now).Abs() > 2*time.Hour {
+				continue
+			}
+			want, image := 0, p.images[0]
+			if p.gone.IsZero() && p.ends.After(now) {
+				i := slices.IndexFunc(p.images, func(i *shot) bool { return i.gone.IsZero() })
+				if i < 0 {
+					continue
+				}
+				want, image = 5, p.images[i]
+			}
+			if ways := w.readable(s.person, image.id, p.id); len(ways) != want {
+				w.t.Errorf("%v from its end %s can be read by %v", now.Sub(p.ends), p.id, ways)
+			}
+		}
+	}
+}
+
+const tombstone = 30 * day
+
+// compare holds the stores against what must be there.
+func (w *world) compare() {
+	w.t.Helper()
+	ctx, t, now := w.t.Context(), w.t, w.clock.Now()
+
+	// Erasures that ended, whole and in time.
+	var complete []string
+	must(t, w.db.Select(ctx, &complete, `SELECT subject FROM erasures WHERE completed_at > 0 ORDER BY id`))
+	for _, s := range w.people {
+		switch {
+		case !s.closing:
+		case slices.Contains(complete, s.id):
+			s.closing, s.erased = false, true
+			w.gone(s)
+			if r := w.receipt(s.erasure, s.secret); r.State != "complete" || r.CompletedAt.After(s.closedAt.Add(30*day)) {
+				t.Errorf("the receipt of %s is %s at %v", s.id, r.State, r.CompletedAt)
+			}
+		case now.After(s.closedAt.Add(30 * day)):
+			t.Errorf("%s closed at %v and is not erased", s.id, s.closedAt)
+		case s.id != w.refusing.of && now.After(s.closedAt.Add(day+2*time.Hour)):
+			t.Errorf("nothing keeps the erasure of %s, and it is not complete", s.id)
+		}
+	}
+
+	// Accounts, as long as they live.
+	var accounts []string
+	must(t, w.db.Select(ctx, &accounts, `SELECT id FROM users`))
+	w.same("accounts", accounts, func(s *soul) []string { return []string{s.id} })
+
+	w.compareContent(now)
+	w.compareObjects()
+	w.compareRecords()
+
+	st, err := w.privacy.Measure(ctx)
+	must(t, err)
+	for _, b := range st.Broken {
+		t.Errorf("the status says that %s is broken", b.Code)
+	}
+	for _, r := range st.Retention {
+		if r.Broken {
+			t.Errorf("%s %v is kept longer than %s", r.Table, r.Columns, r.Kept)
+		}
+	}
+	if n := w.count(`SELECT count(*) FROM requests WHERE state <> 'closed'`); n > 1 || n == 1 && w.refusing.of == "" && !slices.ContainsFunc(w.people, func(s *soul) bool { return s.closing }) {
+		t.Errorf("%d requests are open", n)
+	}
+}
+
+// same compares names in a store with those of all living people; what is of somebody
+// whose erasure is on its way may be there or not.
+func (w *world) same(what string, found []string, of func(*soul) []string) {
+	w.t.Helper()
+	left := map[string]bool{}
+	for _, name := range found {
+		left[name] = true
+	}
+	for _, s := range w.people {
+		for _, name := range of(s) {
+			if !left[name] && s.living() {
+				w.t.Errorf("%s: %s is missing", what, name)
+			}
+			if s.living() || s.closing {
+				delete(left, name)
+			}
+		}
+	}
+	for name := range left {
+		if !slices.ContainsFunc(w.people, func(s *soul) bool { return s.closing && strings.Contains(name, s.id) }) {
+			w.t.Errorf("%s: %s is left", what, name)
+		}
+	}
+}
+
+// content is a row of generations or images.
+type content struct {
+	ID        string `db:"id"`
+	Owner     string `db:"owner"`
+	RemovedAt int64  `db:"removed_at"`
+	Empty     int    `db:"empty"`
+}
+
+func (w *world) compareContent(now time.Time) {
+	w.t.Helper()
+	ctx, t := w.t.Context(), w.t
+	read := func(table, column string) map[string]content {
+		var all []content
+		must(t, w.db.Select(ctx, &all, "SELECT id, owner, removed_at, CASE WHEN "+column+" IS NULL THEN 1 ELSE 0 END AS empty FROM "+table))
+		rows := map[string]content{}
+		for _, c := range all {
+			rows[c.ID] = c
+		}
+		return rows
+	}
+	// row compares one, and returns when its content went.
+	row := func(rows map[string]content, what string, s *soul, id string, gone, ends time.Time, kept, keptRow bool) time.Time {
+		c, there := rows[id]
+		delete(rows, id)
+		removed := time.UnixMilli(c.RemovedAt)
+		// What ended since the last sweep may be gone by one that a release began.
+		switch over := !kept && !ends.After(now) && (!ends.After(w.sweptAt) || c.RemovedAt > 0); {
+		case s.closing:
+		case s.erased: // by its hold alone
+			if there && !keptRow || gone.IsZero() && keptRow && (!there || c.Empty > 0 || c.RemovedAt > 0) {
+				t.Errorf("%s %s of an erased person: there %v, held %v", what, id, there, keptRow)
+			}
+		case gone.IsZero() && !over:
+			if !there || c.RemovedAt > 0 || c.Empty > 0 {
+				t.Errorf("%s %s ends at %v and is gone: %+v", what, id, ends, c)
+			}
+		case gone.IsZero():
+			if !there || c.RemovedAt == 0 || c.Empty == 0 || removed.Before(ends) || removed.After(now) {
+				t.Errorf("%s %s ended at %v and is %+v", what, id, ends, c)
+			}
+			return removed
+		case there && (c.RemovedAt == 0 || c.Empty == 0):
+			t.Errorf("%s %s is gone since %v and is %+v", what, id, gone, c)
+		case there && !keptRow && !gone.Add(tombstone).After(w.sweptAt):
+			t.Errorf("the row of the %s %s is left, whose content went at %v", what, id, gone)
+		case !there && gone.Add(tombstone).After(now):
+			t.Errorf("the row of the %s %s went with its content", what, id)
+		}
+		return gone
+	}
+	generations, images := read("generations", "request"), read("images", "sha256")
+	for _, s := range w.people {
+		for _, p := range s.works {
+			whole := p.gone
+			p.gone = row(generations, "generation", s, p.id, p.gone, p.ends, p.kept(), p.holds > 0)
+			for _, i := range p.images {
+				ends := p.ends
+				if whole.IsZero() && !p.gone.IsZero() {
+					ends = p.gone // with it
+				}
+				i.gone = row(images, "image", s, i.id, i.gone, ends, i.kept() && p.gone.IsZero(), i.kept())
+			}
+		}
+	}
+	for id := range generations {
+		t.Errorf("nobody made %s", id)
+	}
+	for id := range images {
+		t.Errorf("nobody made %s", id)
+	}
+	if n := w.count(`SELECT count(*) FROM generations WHERE unswept = 1`); n != 0 {
+		t.Errorf("objects of %d generations are to be deleted still", n)
+	}
+	// What somebody sees in their list.
+	for range 2 {
+		s := one(w, w.people, func(s *soul) bool { return s.living() && len(s.works) > 0 })
+		if s == nil {
+			return
+		}
+		var want, got []string
+		for _, p := range s.works {
+			if p.gone.IsZero() && p.ends.After(now) {
+				want = append(want, p.id)
+			}
+		}
+		list, _, err := w.generate.List(ctx, s.id, generate.Page{Limit: 100})
+		must(t, err)
+		for _, g := range list {
+			got = append(got, g.ID)
+		}
+		slices.Sort(want)
+		if slices.Sort(got); !slices.Equal(want, got) {
+			t.Errorf("%s sees %v, want %v", s.id, got, want)
+		}
+	}
+}
+
+// compareObjects holds every object against what is there.
+func (w *world) compareObjects() {
+	w.t.Helper()
+	pictures := func(prefix string, p *piece, i *shot) []string {
+		key := fmt.Sprintf("%s%s/1/%d", prefix, p.id, i.n)
+		return []string{key + ".img", key + ".thumb"}
+	}
+	// Held ones of erased people lie under exceptions, whose ids only the database knows.
+	erasedHeld := map[string]int{}
+	var found []string
+	for _, key := range w.objects("") {
+		if part := strings.Split(key, "/"); part[0] == "held" && strings.HasPrefix(part[2], "exc_") {
+			erasedHeld[part[1]]++
+		} else {
+			found = append(found, key)
+		}
+	}
+	w.same("objects", found, func(s *soul) (keys []string) {
+		if s.erased {
+			return nil
+		}
+		for _, p := range s.works {
+			for _, i := range p.images {
+				if i.gone.IsZero() {
+					keys = append(keys, pictures("images/"+s.id+"/", p, i)...)
+				}
+			}
+		}
+		for _, k := range w.holds {
+			for _, i := range k.piece.images {
+				if k.piece.owner == s && i.gone.IsZero() && (k.shot == nil || k.shot == i) {
+					keys = append(keys, pictures("held/"+s.id+"/"+k.id+"/", k.piece, i)...)
+				}
+			}
+		}
+		for _, e := range w.exports {
+			if e.owner == s && (e.ends.IsZero() || e.ends.After(w.sweptAt)) {
+				keys = append(keys, fmt.Sprintf("exports/%s/%s/1.zip", s.id, e.id))
+			}
+		}
+		for _, l := range w.letters {
+			if l.owner == s && l.ends.After(w.sweptAt) {
+				keys = append(keys, l.key())
+			}
+		}
+		return keys
+	})
+	for _, s := range w.people {
+		if s.closing {
+			delete(erasedHeld, s.id)
+		}
+		if !s.erased {
+			continue
+		}
+		for _, p := range s.works {
+			for _, i := range p.images {
+				if i.gone.IsZero() && i.kept() {
+					erasedHeld[s.id] -= 2
+				}
+			}
+		}
+		if erasedHeld[s.id] != 0 {
+			w.t.Errorf("of the erased %s %d objects too many are held", s.id, erasedHeld[s.id])
+		}
+		delete(erasedHeld, s.id)
+	}
+	for id := range erasedHeld {
+		w.t.Errorf("%s lives, and an exception keeps objects", id)
+	}
+}
+
+// compareRecords looks at exports, letters and what people used.
+func (w *world) compareRecords() {
+	w.t.Helper()
+	ctx, t := w.t.Context(), w.t
+	for _, e := range w.exports {
+		if e.ends.IsZero() && e.owner.living() {
+			now, err := w.privacy.Export(ctx, e.owner.id, e.id)
+			must(t, err)
+			if now.Status != privacy.ExportReady {
+				t.Errorf("the export %s is %s (%s)", e.id, now.Status, now.Code)
+			}
+			e.ends = now.ExpiresAt
+		}
+	}
+	var rows []string
+	must(t, w.db.Select(ctx, &rows, `SELECT owner || ' ' || id FROM exports`))
+	w.same("exports", rows, func(s *soul) (ids []string) {
+		for _, e := range w.exports {
+			if e.owner == s && e.ends.After(w.sweptAt) {
+				ids = append(ids, s.id+" "+e.id)
+			}
+		}
+		return ids
+	})
+	rows = nil
+	must(t, w.db.Select(ctx, &rows, `SELECT owner || ' ' || n FROM letters`))
+	w.same("letters", rows, func(s *soul) (ids []string) {
+		for _, l := range w.letters {
+			if l.owner == s && l.ends.After(w.sweptAt) {
+				ids = append(ids, fmt.Sprint(s.id, " ", l.n))
+			}
+		}
+		return ids
+	})
+	var used []struct {
+		Subject string `db:"subject"`
+		Count   int    `db:"n"`
+		First   int64  `db:"first"`
+	}
+	must(t, w.db.Select(ctx, &used, `SELECT subject, count(*) AS n, min(at) AS first FROM usage_events GROUP BY subject`))
+	rows = nil
+	for _, u := range used {
+		rows = append(rows, fmt.Sprint(u.Subject, " ", u.Count, " since ", u.First))
+	}
+	window := privacy.Months(12)
+	w.same("usage", rows, func(s *soul) []string {
+		s.uses = slices.DeleteFunc(s.uses, func(at time.Time) bool { return !window.After(at).After(w.sweptAt) })
+		if len(s.uses) == 0 {
+			return nil
+		}
+		return []string{fmt.Sprint(s.id, " ", len(s.uses), " since ", s.uses[0].UnixMilli())}
+	})
+}
+
+// end looks once more at everybody, living or erased, and whether there was enough to
+// see.
+func (w *world) end() {
+	ctx, t := w.t.Context(), w.t
+	living, erased := 0, 0
+	for _, s := range w.people {
+		if s.living() {
+			living++
+			if u, err := w.accounts.User(ctx, s.id); err != nil || u.Email != s.email {
+				t.Errorf("the account of %s: %v", s.id, err)
+			}
+			continue
+		}
+		erased++
+		w.gone(s)
+	}
+	for what, least := range map[string]int{"signs up": simulatedPeople, "made": 500, "generated": 60, "deleted a generation": 50, "deleted an image": 50, "exported": 25,
+		"restricted": 20, "lifted a restriction": 15, "held": 40, "released": 40, "wrote": 150, "closed": 40, "closed, and held": 5, "closed, and not deleted for 30 days": 1} {
+		if w.did[what] < least {
+			t.Errorf("%s: only %d", what, w.did[what])
+		}
+	}
+	t.Logf("seed %d: %d live, %d are erased; %v", simulationSeed, living, erased, w.did)
+}
