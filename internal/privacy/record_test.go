@@ -21,8 +21,8 @@ import (
 func described(t *testing.T) privacy.Statement {
 	t.Helper()
 	text := strings.Replace(string(privacy.Example), "processors: []", `processors:
-  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mails., categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
-  - {id: payments, name: Coin Ltd, purpose: Takes payments., categories: [card], place: Nowhere, safeguard: Hope.}
+  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mails., purposes: [account, notice, marketing], categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
+  - {id: payments, name: Coin Ltd, purpose: Takes payments., purposes: [account], categories: [card], place: Nowhere, safeguard: Hope.}
 `, 1)
 	p, err := privacy.ParsePolicy([]byte(text))
 	if err != nil {
@@ -172,6 +172,24 @@ func TestPromise_D7_WithoutAContractNothingIsReceived(t *testing.T) {
 		if one.On() {
 			t.Errorf("%+v is on", one)
 		}
+	}
+}
+
+// Who receives something for one purpose receives nothing for another.
+func TestPromise_D1_EachPurposeHasItsOwnRecipients(t *testing.T) {
+	t.Parallel()
+	r := privacy.NewRecord(described(t), dataMap(t))
+	for _, a := range r.Activities {
+		var want []string
+		if a.ID == "account" || a.ID == "notice" || a.ID == "marketing" {
+			want = []string{"mail"}
+		}
+		if !slices.Equal(a.Recipients, want) {
+			t.Errorf("%s: received by %v, want %v", a.ID, a.Recipients, want)
+		}
+	}
+	if text := r.Markdown(); !strings.Contains(text, "- **Gull Mail Ltd** (`mail`): Delivers mails. For: account, notice, marketing. Data: mail address.") {
+		t.Error("the list of recipients does not say for which purposes")
 	}
 }
 
