@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"zimage/internal/account"
 	"zimage/internal/events"
@@ -231,6 +232,10 @@ func TestPromise_X3_HoldsAndRequestsAreForOfficers(t *testing.T) {
 		officer.want(404, "POST", "/v1/admin/holds/"+first+"/release", because)
 		officer.want(204, "POST", "/v1/admin/holds/"+hidden+"/release", because)
 
+		on := func(day string) string { return strings.Replace(open, "{", `{"received_at":"`+day+`",`, 1) }
+		for _, day := range []string{"soon", "2026-02-30", "2000-01-01", "2999-01-01", "2026-01-12T00:00:00Z"} {
+			officer.want(400, "POST", "/v1/admin/requests", on(day))
+		}
 		if a := officer.want(200, "GET", "/v1/admin/requests?filter=open", ""); strings.Contains(a.body, "secret name") || len(a.requests(t)) != 1 {
 			t.Errorf("%s", a.body)
 		}
@@ -247,6 +252,11 @@ func TestPromise_X3_HoldsAndRequestsAreForOfficers(t *testing.T) {
 		}
 		if strings.Contains(seen, "205/26") || r.actions(events.HoldPlaced) != 2 || r.actions(events.HoldReleased) != 2 {
 			t.Error("the person sees what the case forbids, or the ledger has it not")
+		}
+		day := time.Now().UTC().AddDate(0, 0, -3)
+		if a := officer.want(200, "POST", "/v1/admin/requests", on(day.Format(time.DateOnly))); a.text(t, "received_at") != day.Format(time.DateOnly)+"T00:00:00Z" ||
+			a.text(t, "due_at") != day.AddDate(0, 0, 30).Format(time.DateOnly)+"T00:00:00Z" {
+			t.Errorf("%s", a.body)
 		}
 		for _, word := range []string{"secret name", "else@example.org", "204/26", reason} {
 			if strings.Contains(r.log.String(), word) {

@@ -93,6 +93,7 @@ const (
 	wipeAfter     = 30 * 24 * time.Hour // from the closing, address and note are forgotten
 	requestLife   = receiptLife         // from the closing, the row stays
 	noteMost      = 2000                // characters
+	receivedMost  = 60                  // days that a letter may have lain
 	openMost      = 5                   // that one person has asked the staff for at once
 )
 
@@ -105,8 +106,9 @@ type Request struct {
 	Origin   string
 	Ref      string // the export, erasure or purpose that it is about; empty: none
 	Outcome  RequestOutcome
-	Note     string // what it asks for; empty: none, forgotten, or not opened
-	Address  string // that it came from; empty: the account's, forgotten, or not opened
+	Note     string    // what it asks for; empty: none, forgotten, or not opened
+	Address  string    // that it came from; empty: the account's, forgotten, or not opened
+	Received time.Time // from then on the deadline counts; a letter, perhaps before it was opened
 	OpenedAt time.Time
 	DueAt    time.Time
 	ClosedAt time.Time // zero: not yet
@@ -123,6 +125,7 @@ type requestRow struct {
 	Outcome   RequestOutcome `db:"outcome"`
 	Address   []byte         `db:"address"`
 	Note      []byte         `db:"note"`
+	Received  int64          `db:"received_at"`
 	OpenedAt  int64          `db:"opened_at"`
 	DueAt     int64          `db:"due_at"`
 	ExpiresAt int64          `db:"expires_at"`
@@ -130,13 +133,13 @@ type requestRow struct {
 }
 
 const (
-	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, opened_at, due_at, expires_at, closed_at`
+	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, received_at, opened_at, due_at, expires_at, closed_at`
 	selectRequest  = `SELECT ` + requestColumns + ` FROM requests `
 )
 
 func (s *Service) viewRequest(r requestRow) Request {
 	v := Request{ID: r.ID, Subject: r.Subject, Kind: r.Kind, State: r.State, Origin: r.Origin, Ref: r.Ref, Outcome: r.Outcome,
-		OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt)}
+		Received: moment(r.Received), OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt)}
 	if r.nobodys() {
 		v.Subject = ""
 	}
@@ -187,16 +190,16 @@ func (s *Service) happened(ctx context.Context, tx *db.Tx, e events.Event) error
 	return s.Events.Append(ctx, tx, e)
 }
 
-// newRequest fills in what all have.
+// newRequest fills in what all have. The deadline counts from the time that is given.
 func (s *Service) newRequest(kind RequestKind, owner, origin string, at time.Time) requestRow {
-	r := requestRow{ID: db.NewID("req", s.Clock.Now()), Subject: owner, Kind: kind, State: RequestOpen, Origin: origin, OpenedAt: at.UnixMilli()}
+	r := requestRow{ID: db.NewID("req", s.Clock.Now()), Subject: owner, Kind: kind, State: RequestOpen, Origin: origin, Received: at.UnixMilli(), OpenedAt: s.Clock.Millis()}
 	r.DueAt = s.Policy.Windows.Deletion.After(at).UnixMilli()
 	return r
 }
 
 func insertRequest(ctx context.Context, tx *db.Tx, r requestRow, address, token *string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(15)+`)`,
-		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, address, token)
+	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(16)+`)`,
+		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.Received, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, address, token)
 	if err != nil {
 		return fmt.Errorf("write a request: %w", err)
 	}
@@ -354,8 +357,9 @@ func newCode() (string, error) {
 func (s *Service) codeLookup(code string) string { return s.Vault.Lookup("request code", code) }
 
 // OpenRequest opens a request for somebody who wrote from a mail address, whether it
-// has an account or not. A code goes there: nothing is done before it comes back.
-func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind RequestKind, note string) (Request, error) {
+// has an account or not. A code goes there: nothing is done before it comes back. The
+// deadline counts from the day on which the letter came; zero: from now.
+func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind RequestKind, note string, received time.Time) (Request, error) {
 	if kind.words() == "" {
 		return Request{}, problem.Invalid(problem.Field{Location: "body.kind", Message: "is no kind of request"})
 	}
@@ -367,7 +371,12 @@ func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind Req
 		return Request{}, err
 	}
 	now := s.Clock.Now()
-	r := s.newRequest(kind, "", OriginAddress, now)
+	if received.IsZero() {
+		received = now
+	} else if received.After(now) || received.Before(now.UTC().Truncate(24*time.Hour).AddDate(0, 0, -receivedMost)) {
+		return Request{}, problem.Invalid(problem.Field{Location: "body.received_at", Message: fmt.Sprintf("must be today or at most %d days ago, in UTC", receivedMost)})
+	}
+	r := s.newRequest(kind, "", OriginAddress, received)
 	r.Subject, r.State, r.ExpiresAt = r.ID, RequestUnconfirmed, now.Add(confirmWithin).UnixMilli()
 	code, err := newCode()
 	if err != nil {

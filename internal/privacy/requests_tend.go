@@ -80,7 +80,7 @@ func (s *Service) measureRequests(ctx context.Context, alarm bool) error {
 		Oldest  int64       `db:"oldest"`
 		Overdue int         `db:"overdue"`
 	}
-	err := s.DB.Select(ctx, &sums, `SELECT kind, count(*) AS open, min(opened_at) AS oldest, coalesce(sum(CASE WHEN due_at <= ? THEN 1 ELSE 0 END), 0) AS overdue
+	err := s.DB.Select(ctx, &sums, `SELECT kind, count(*) AS open, min(received_at) AS oldest, coalesce(sum(CASE WHEN due_at <= ? THEN 1 ELSE 0 END), 0) AS overdue
 		FROM requests WHERE state <> 'closed' GROUP BY kind`, now)
 	if err != nil {
 		return fmt.Errorf("measure requests: %w", err)

@@ -47,7 +47,7 @@ func (h *home) letters(template mail.Template) int {
 func (h *home) asked(email string, kind privacy.RequestKind) (privacy.Request, string) {
 	h.t.Helper()
 	h.clock.Advance(time.Millisecond)
-	r, err := h.privacy.OpenRequest(context.Background(), h.machine(), email, kind, "please, "+mark)
+	r, err := h.privacy.OpenRequest(context.Background(), h.machine(), email, kind, "please, "+mark, time.Time{})
 	must(h.t, err)
 	to, data := h.letter(mail.RequestConfirm)
 	if !strings.EqualFold(to, email) || data["Request"] == "" || data["Contact"] == "" {
@@ -157,7 +157,7 @@ func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
 			if r.State != privacy.RequestUnconfirmed || r.Subject != "" || r.Origin != privacy.OriginAddress {
 				t.Errorf("%+v", r)
 			}
-			_, err := h.privacy.OpenRequest(ctx, h.machine(), strings.ToUpper(email), kind, "")
+			_, err := h.privacy.OpenRequest(ctx, h.machine(), strings.ToUpper(email), kind, "", time.Time{})
 			refuses(t, "twice", err, problem.Conflict)
 			for _, bad := range []string{"", code + "x", code[:len(code)-1], "zq_", "zc_" + code[3:]} {
 				_, err := h.privacy.ConfirmRequest(ctx, bad)
@@ -175,7 +175,7 @@ func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
 				t.Errorf("the answer went to %s with %v", to, data)
 			}
 		}
-		open, err := h.privacy.OpenRequest(ctx, h.machine(), email, privacy.RequestAccess, "not confirmed, "+mark)
+		open, err := h.privacy.OpenRequest(ctx, h.machine(), email, privacy.RequestAccess, "not confirmed, "+mark, time.Time{})
 		must(t, err)
 		_, data := h.letter(mail.RequestConfirm)
 		said, err := h.privacy.ShowRequest(ctx, h.machine(), open.ID)
@@ -428,6 +428,60 @@ func TestPromise_R6_AlarmsOfRequests(t *testing.T) {
 		must(t, h.privacy.Look(ctx, true))
 		if h.figure("zimage_requests_overdue") != 0 || h.figure("zimage_requests_open") != 0 || h.figure("zimage_requests_oldest_seconds") != 0 {
 			t.Error("the figures do not tell that it is closed")
+		}
+	})
+}
+
+// The deadline of a letter counts from the day on which it came, not from the day on
+// which somebody found it.
+func TestPromise_R6_ALettersDeadlineCountsFromItsDay(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		today := h.clock.Now().UTC().Truncate(24 * time.Hour)
+		opened := func(who string, received time.Time) (privacy.Request, error) {
+			return h.privacy.OpenRequest(ctx, h.machine(), who+"@example.org", privacy.RequestRectification, "", received)
+		}
+		for what, received := range map[string]time.Time{
+			"tomorrow": today.AddDate(0, 0, 1), "in a moment": h.clock.Now().Add(time.Millisecond),
+			"61 days ago": today.AddDate(0, 0, -61), "a moment more than 60 days ago": today.AddDate(0, 0, -60).Add(-time.Millisecond),
+		} {
+			_, err := opened("refused", received)
+			refuses(t, what, err, problem.InvalidRequest)
+		}
+		if h.count(`SELECT count(*) FROM requests`) != 0 {
+			t.Error("what was refused is there")
+		}
+		for who, received := range map[string]time.Time{"now": h.clock.Now(), "today": today, "lain": today.AddDate(0, 0, -29), "late": today.AddDate(0, 0, -30), "oldest": today.AddDate(0, 0, -60)} {
+			r, err := opened(who, received)
+			must(t, err)
+			if late := who == "late" || who == "oldest"; !r.Received.Equal(received) || !r.DueAt.Equal(received.AddDate(0, 0, 30)) || !r.OpenedAt.Equal(h.clock.Now()) || r.Overdue != late {
+				t.Errorf("%s: %+v", who, r)
+			}
+		}
+		overdue, err := h.privacy.StaffRequests(ctx, privacy.RequestsOverdue, "", 10)
+		if err != nil || len(overdue) != 2 {
+			t.Errorf("%d are overdue, want 2 (%v)", len(overdue), err)
+		}
+		must(t, h.privacy.Look(ctx, true))
+		if got, want := h.figure("zimage_requests_oldest_seconds"), h.clock.Now().Sub(today.AddDate(0, 0, -60)).Seconds(); got != want {
+			t.Errorf("the oldest is %v s old, want %v", got, want)
+		}
+		// The person sees the same.
+		p := h.newcomer("ann")
+		h.clock.Advance(time.Millisecond)
+		r, err := h.privacy.OpenRequest(ctx, h.machine(), p.email, privacy.RequestRectification, "", today.AddDate(0, 0, -5))
+		must(t, err)
+		_, data := h.letter(mail.RequestConfirm)
+		_, err = h.privacy.ConfirmRequest(ctx, data["Code"])
+		must(t, err)
+		list, _, err := h.privacy.Requests(ctx, p.id, "", 10)
+		if err != nil || len(list) != 1 || !list[0].Received.Equal(r.Received) || !list[0].DueAt.Equal(today.AddDate(0, 0, 25)) {
+			t.Errorf("the person sees %+v, %v", list, err)
+		}
+		// What people ask themselves has come when it was asked.
+		asked, err := h.privacy.Ask(ctx, p.id, privacy.RequestAccess, "")
+		if err != nil || !asked.Received.Equal(asked.OpenedAt) || !asked.Received.Equal(h.clock.Now()) {
+			t.Errorf("%+v, %v", asked, err)
 		}
 	})
 }
