@@ -95,6 +95,9 @@ func (r requestShow) Run(ctx context.Context) error {
 			return err
 		}
 		fmt.Printf("%s, %s, received %s, opened %s, due %s\n", one.Kind, one.State, when(one.Received), when(one.OpenedAt), when(one.DueAt))
+		if !one.ActsAt.IsZero() && one.Ref == "" {
+			fmt.Printf("Waits until %s: its person can withdraw it\n", when(one.ActsAt))
+		}
 		if one.Address != "" {
 			fmt.Printf("From: %q\n", one.Address)
 		}

@@ -24,13 +24,14 @@ type requestView struct {
 	OpenedAt time.Time  `json:"opened_at" doc:"When it was written down: later than that, for a letter that had lain."`
 	DueAt    time.Time  `json:"due_at" doc:"By when it is answered."`
 	ClosedAt *time.Time `json:"closed_at,omitempty" doc:"When it was closed."`
+	ActsAt   *time.Time `json:"acts_at,omitempty" doc:"Until then its person can withdraw it before it is done: an erasure that a letter asked for, of an account with a second factor."`
 	Overdue  bool       `json:"overdue" doc:"Whether it is open behind its deadline."`
 }
 
 // request is one as its person sees it.
 func request(r privacy.Request) requestView {
 	return requestView{ID: r.ID, Kind: string(r.Kind), State: string(r.State), Origin: r.Origin, Ref: r.Ref, Outcome: string(r.Outcome), Note: r.Note,
-		Received: r.Received, OpenedAt: r.OpenedAt, DueAt: r.DueAt, ClosedAt: moment(r.ClosedAt), Overdue: r.Overdue}
+		Received: r.Received, OpenedAt: r.OpenedAt, DueAt: r.DueAt, ClosedAt: moment(r.ClosedAt), ActsAt: moment(r.ActsAt), Overdue: r.Overdue}
 }
 
 func staffRequest(r privacy.Request) requestView {
@@ -83,6 +84,17 @@ func (a *API) ask(ctx context.Context, in *askInput) (*requestOutput, error) {
 		return nil, err
 	}
 	return &requestOutput{Body: request(r)}, nil
+}
+
+type withdrawRequestInput struct {
+	ID string `path:"id" doc:"Of the request." example:"req_06f3k2m9v0q8r5w1x4y7z2a6bc"`
+}
+
+func (a *API) withdrawRequest(ctx context.Context, in *withdrawRequestInput) (*struct{}, error) {
+	if err := known("req", in.ID); err != nil {
+		return nil, err
+	}
+	return nil, a.rooms.Privacy.Withdraw(ctx, callOf(ctx).owner, in.ID)
 }
 
 func (a *API) doNotSell(ctx context.Context, _ *struct{}) (*struct{}, error) {
@@ -238,6 +250,12 @@ var (
 		answers:     ok("It is open.", sampleRequest),
 		codes:       []problem.Code{problem.Conflict},
 	}
+	withdrawRequestDoc = doc{
+		id: "withdraw-request", tag: tagAccount, summary: "Withdraw a request",
+		description: "While nothing was begun for it. An erasure that a letter asked for waits 3 days for this when the account has a second factor: see `acts_at`.",
+		answers:     none("Withdrawn."),
+		codes:       []problem.Code{problem.NotFound, problem.Conflict},
+	}
 	staffRequestsDoc = doc{
 		id: "list-all-requests", tag: tagStaff, summary: "List requests",
 		description: "For privacy officers: what is open, and by when. What people wrote is left out.",
@@ -268,7 +286,7 @@ var (
 	}
 	confirmRequestDoc = doc{
 		id: "confirm-request", tag: tagPrivacy, summary: "Confirm a request from a mail address",
-		description: "With the code that was mailed to it. What was asked for is done or begun at once; the answer comes by mail.",
+		description: "With the code that was mailed to it. What was asked for is done or begun at once, but for the erasure of an account with a second factor, which waits 3 days; the answer comes by mail.",
 		request:     confirmRequestBody{Token: "zq_…"},
 		answers:     ok("Confirmed.", sentView{Message: "The request is confirmed. What becomes of it is told by mail."}),
 		codes:       []problem.Code{problem.LinkInvalid},

@@ -298,6 +298,38 @@ func TestPromise_G3_ErasureAskedFromAnAddress(t *testing.T) {
 	})
 }
 
+// Over the door: with a second factor the erasure waits, and who is signed in withdraws it.
+func TestPromise_G3_AGuardedAccountsOwnerCanWithdrawALettersErasure(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		key := b.want(201, "POST", "/v1/keys", `{"scopes":["read","generate","account"]}`).text(t, "token")
+		b.withApp()
+		officer := r.staff("dpo@example.org", account.RolePrivacy)
+		officer.want(200, "POST", "/v1/admin/requests", `{"email":"eve@example.org","kind":"erasure","reason":"`+reason+`"}`)
+		if a := r.do("POST", "/v1/privacy/requests/confirm", "", `{"token":"`+r.mailed(mail.RequestConfirm, "Code")+`"}`); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		r.told(mail.ErasureAsked, eveAddress)
+		list := b.want(200, "GET", "/v1/account/requests", "").requests(t)
+		if len(list) != 1 || list[0].State != "open" || list[0].ActsAt == nil || list[0].ActsAt.Sub(time.Now()).Round(time.Hour) != 72*time.Hour {
+			t.Fatalf("the account shows %+v", list)
+		}
+		path := "/v1/account/requests/" + list[0].ID
+		if a := r.do("DELETE", path, key, ""); a.status != 403 {
+			t.Errorf("by a key: %d %s", a.status, a.body)
+		}
+		officer.want(404, "DELETE", path, "")
+		b.want(204, "DELETE", path, "")
+		r.told(mail.RequestClosed, eveAddress)
+		b.want(409, "DELETE", path, "")
+		b.want(404, "DELETE", "/v1/account/requests/req_00000000000000000000000000", "")
+		if list := b.want(200, "GET", "/v1/account/requests", "").requests(t); len(list) != 1 || list[0].Outcome != "withdrawn" {
+			t.Errorf("withdrawn: %+v", list)
+		}
+	})
+}
+
 // Either the account is closed and its owner has the secret of the receipt, or neither.
 func TestPromise_R7_NoClosingWithoutTheReceipt(t *testing.T) {
 	t.Parallel()

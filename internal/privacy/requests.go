@@ -90,6 +90,7 @@ const (
 
 const (
 	confirmWithin = 7 * 24 * time.Hour  // a mailed code is good
+	objectWithin  = 3 * 24 * time.Hour  // from the confirmation, the owner of a guarded account can withdraw what would erase it
 	wipeAfter     = 30 * 24 * time.Hour // from the closing, address and note are forgotten
 	requestLife   = receiptLife         // from the closing, the row stays
 	noteMost      = 2000                // characters
@@ -112,6 +113,7 @@ type Request struct {
 	OpenedAt time.Time
 	DueAt    time.Time
 	ClosedAt time.Time // zero: not yet
+	ActsAt   time.Time // until then it can be withdrawn before it is done; zero: it did not wait
 	Overdue  bool
 }
 
@@ -130,16 +132,17 @@ type requestRow struct {
 	DueAt     int64          `db:"due_at"`
 	ExpiresAt int64          `db:"expires_at"`
 	ClosedAt  int64          `db:"closed_at"`
+	ActsAt    int64          `db:"acts_at"`
 }
 
 const (
-	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, received_at, opened_at, due_at, expires_at, closed_at`
+	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, received_at, opened_at, due_at, expires_at, closed_at, acts_at`
 	selectRequest  = `SELECT ` + requestColumns + ` FROM requests `
 )
 
 func (s *Service) viewRequest(r requestRow) Request {
 	v := Request{ID: r.ID, Subject: r.Subject, Kind: r.Kind, State: r.State, Origin: r.Origin, Ref: r.Ref, Outcome: r.Outcome,
-		Received: moment(r.Received), OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt)}
+		Received: moment(r.Received), OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt), ActsAt: moment(r.ActsAt)}
 	if r.nobodys() {
 		v.Subject = ""
 	}
@@ -198,8 +201,8 @@ func (s *Service) newRequest(kind RequestKind, owner, origin string, at time.Tim
 }
 
 func insertRequest(ctx context.Context, tx *db.Tx, r requestRow, address, token *string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(16)+`)`,
-		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.Received, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, address, token)
+	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(17)+`)`,
+		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.Received, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, r.ActsAt, address, token)
 	if err != nil {
 		return fmt.Errorf("write a request: %w", err)
 	}
@@ -532,6 +535,13 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	switch r.Kind {
 	case RequestErasure:
 		if p.State == subject.Active {
+			guarded, err := s.Accounts.Guarded(ctx, tx, p.ID)
+			if err != nil {
+				return err
+			}
+			if guarded {
+				return s.wait(ctx, tx, r)
+			}
 			return s.Accounts.Honour(ctx, tx, p.ID, events.AccountClosing)
 		}
 		_, err := tx.Exec(ctx, `UPDATE requests SET ref = coalesce((SELECT id FROM erasures WHERE subject = ?), '') WHERE id = ?`, p.ID, r.ID)
@@ -547,6 +557,59 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	}
 	_, err = s.closeRequests(ctx, tx, OutcomeDone, `id = ?`, r.ID) // it was so before
 	return err
+}
+
+// wait lets the owner of an account withdraw what would erase it, when a letter was enough
+// to ask for it and a sign-in would have needed more.
+func (s *Service) wait(ctx context.Context, tx *db.Tx, r requestRow) error {
+	at := s.Clock.Now().Add(objectWithin)
+	if _, err := tx.Exec(ctx, `UPDATE requests SET acts_at = ? WHERE id = ?`, at.UnixMilli(), r.ID); err != nil {
+		return err
+	}
+	return s.tell(ctx, tx, r.Subject, mail.ErasureAsked, map[string]string{"When": at.Format("2 January 2006, 15:04 UTC"), "ID": r.ID})
+}
+
+// act closes the account of a request that has waited, unless it was withdrawn or the
+// account is closed already.
+func (s *Service) act(ctx context.Context, r requestRow) error {
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		p, err := subject.Lock(ctx, tx, r.Subject)
+		if err != nil || p.State != subject.Active {
+			return err
+		}
+		var state RequestState
+		if err := tx.Get(ctx, &state, `SELECT state FROM requests WHERE id = ?`, r.ID); err != nil || state != RequestOpen {
+			return err
+		}
+		return s.Accounts.Honour(ctx, tx, p.ID, events.AccountClosing)
+	})
+}
+
+// Withdraw ends a request of a person's, at their wish, while nothing was begun for it.
+// Of an erasure that waited they are told by mail. NotFound when there is none of that
+// id, Conflict when it cannot be withdrawn any more.
+func (s *Service) Withdraw(ctx context.Context, owner, id string) error {
+	return away(s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if _, err := subject.Lock(ctx, tx, owner); err != nil { // neither is it begun in this moment
+			return err
+		}
+		var r requestRow
+		err := tx.Get(ctx, &r, selectRequest+`WHERE id = ? AND subject = ?`, id, owner)
+		switch {
+		case isNone(err):
+			return errNoRequest()
+		case err != nil:
+			return err
+		case r.State == RequestClosed:
+			return problem.New(problem.Conflict, "The request is closed already.")
+		case r.Ref != "":
+			return problem.New(problem.Conflict, "What the request asks for is on its way.")
+		case r.ActsAt > 0:
+			return s.answer(ctx, tx, r, "", OutcomeWithdrawn, "It was withdrawn by somebody who is signed in to the account.")
+		}
+		_, err = s.closeRequests(ctx, tx, OutcomeWithdrawn, `id = ?`, r.ID)
+		return err
+	}))
 }
 
 // exportFor has a copy made for a request, or lets it wait for the one that is being

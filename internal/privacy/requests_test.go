@@ -390,6 +390,86 @@ func TestPromise_R6_AnAddressWithAnAccount(t *testing.T) {
 	})
 }
 
+// A mailbox alone does not destroy what a second factor guards: its owner is told, and can
+// withdraw. Who has lost the factor is erased all the same.
+func TestPromise_G3_ALetterErasesAGuardedAccountOnlyAfterAWhile(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		state := func(p person) subject.State {
+			t.Helper()
+			s, err := subject.Find(ctx, h.db, p.id)
+			must(t, err)
+			return s.State
+		}
+		wrote := func(p person) privacy.Request {
+			t.Helper()
+			_, code := h.asked(p.email, privacy.RequestErasure)
+			r, err := h.privacy.ConfirmRequest(ctx, code)
+			must(t, err)
+			return r
+		}
+		var people []person
+		for _, name := range []string{"ann", "ben", "cleo", "dora", "eve"} {
+			p := h.newcomer(name)
+			if name != "eve" {
+				_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
+				must(t, err)
+			}
+			people = append(people, p)
+		}
+		lost, robbed, staffed, own, bare := people[0], people[1], people[2], people[3], people[4]
+		if r := wrote(bare); r.Ref == "" || !r.ActsAt.IsZero() || state(bare) != subject.Closing {
+			t.Errorf("without a second factor: %+v", r)
+		}
+		requests := map[string]privacy.Request{}
+		for _, p := range []person{lost, robbed, staffed, own} {
+			r := wrote(p)
+			to, data := h.letter(mail.ErasureAsked)
+			if want := h.clock.Now().Add(3 * 24 * time.Hour); r.State != privacy.RequestOpen || r.Ref != "" || !r.ActsAt.Equal(want) || state(p) != subject.Active ||
+				to != p.email || data["ID"] != r.ID || data["When"] != want.Format("2 January 2006, 15:04 UTC") {
+				t.Errorf("confirmed: %+v, %s is told %v", r, to, data)
+			}
+			requests[p.id] = r
+		}
+		// Nobody else can withdraw it, and whoever can is told.
+		refuses(t, "somebody else's", h.privacy.Withdraw(ctx, lost.id, requests[robbed.id].ID), problem.NotFound)
+		must(t, h.privacy.Withdraw(ctx, robbed.id, requests[robbed.id].ID))
+		if to, data := h.letter(mail.RequestClosed); to != robbed.email || !strings.Contains(data["Outcome"], "withdrawn") {
+			t.Errorf("%s is told %v", to, data)
+		}
+		refuses(t, "twice", h.privacy.Withdraw(ctx, robbed.id, requests[robbed.id].ID), problem.Conflict)
+		_, err := h.privacy.CloseRequest(ctx, h.machine(), requests[staffed.id].ID, privacy.OutcomeRefused, because)
+		must(t, err)
+		h.close(own)
+		h.clock.Advance(requests[lost.id].ActsAt.Sub(h.clock.Now()) - time.Millisecond)
+		must(t, h.privacy.Look(ctx, false))
+		if state(lost) != subject.Active {
+			t.Error("it is closed before its time")
+		}
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		must(t, h.privacy.Look(ctx, false)) // once
+		if state(robbed) != subject.Active || state(staffed) != subject.Active || state(lost) != subject.Closing || state(own) != subject.Closing {
+			t.Errorf("the robbed is %s, the staff's %s, the lost %s, their own %s", state(robbed), state(staffed), state(lost), state(own))
+		}
+		h.wantRequests("withdrawn", robbed.id, "erasure closed withdrawn")
+		h.wantRequests("closed by staff", staffed.id, "erasure closed refused")
+		refuses(t, "what is on its way", h.privacy.Withdraw(ctx, lost.id, requests[lost.id].ID), problem.Conflict)
+		var erasure string
+		must(t, h.db.Get(ctx, &erasure, `SELECT ref FROM requests WHERE id = ?`, requests[lost.id].ID))
+		must(t, h.erase(erasure))
+		h.erased(lost)
+		if n := h.count(`SELECT count(*) FROM requests WHERE id = ? AND state = 'closed' AND outcome = 'done'`, requests[lost.id].ID); n != 1 {
+			t.Error("the request is not done with its erasure")
+		}
+		// What the staff was asked can be withdrawn too.
+		asked, err := h.privacy.Ask(ctx, robbed.id, privacy.RequestAccess, "")
+		must(t, err)
+		must(t, h.privacy.Withdraw(ctx, robbed.id, asked.ID))
+		h.wantRequests("both", robbed.id, "access closed withdrawn", "erasure closed withdrawn")
+	})
+}
+
 // A request is told of before its deadline and behind it, whatever its kind.
 func TestPromise_R6_AlarmsOfRequests(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
