@@ -111,7 +111,7 @@ func (s *Service) deleteAgain(ctx context.Context) (n int, err error) {
 // more.
 func (s *Service) forgetDeletions(ctx context.Context) error {
 	// A backup may have been made a moment before the deletion.
-	before := s.Policy.Backups.Before(s.Policy.Windows.Deletion.Before(s.Clock.Now())).UnixMilli()
+	before := s.Policy.journal().Before(s.Clock.Now()).UnixMilli()
 	for {
 		var old []entry
 		err := s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind <> ? AND at < ? ORDER BY at LIMIT ?`,
