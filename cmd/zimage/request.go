@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"zimage/internal/app"
 	"zimage/internal/privacy"
@@ -28,28 +30,36 @@ func (r requestList) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w := table("REQUEST", "KIND", "STATE", "FROM", "ACCOUNT", "OPENED", "DUE", "CLOSED", "OUTCOME")
+		w := table("REQUEST", "KIND", "STATE", "FROM", "ACCOUNT", "RECEIVED", "OPENED", "DUE", "CLOSED", "OUTCOME")
 		for _, one := range list {
 			state := string(one.State)
 			if one.Overdue {
 				state += ", overdue"
 			}
-			row(w, one.ID, string(one.Kind), state, one.Origin, one.Subject, when(one.OpenedAt), when(one.DueAt), when(one.ClosedAt), string(one.Outcome))
+			row(w, one.ID, string(one.Kind), state, one.Origin, one.Subject, when(one.Received), when(one.OpenedAt), when(one.DueAt), when(one.ClosedAt), string(one.Outcome))
 		}
 		return w.Flush()
 	})
 }
 
 type requestOpen struct {
-	Email  string `required:"" help:"Mail address that somebody wrote from. A code is sent to it."`
-	Kind   string `arg:"" enum:"access,export,erasure,rectification,restriction,objection,do_not_sell" help:"One of ${enum}."`
-	Note   string `help:"What they ask for. It is sealed."`
-	Reason string `required:"" help:"Where it comes from, such as a letter and its date, in 10 to 500 characters. It is kept."`
+	Email    string `required:"" help:"Mail address that somebody wrote from. A code is sent to it."`
+	Kind     string `arg:"" enum:"access,export,erasure,rectification,restriction,objection,do_not_sell" help:"One of ${enum}."`
+	Note     string `help:"What they ask for. It is sealed."`
+	Received string `placeholder:"DAY" help:"The day on which the letter came, such as 2026-01-12, in UTC and at most 60 days ago; today without. The deadline counts from it."`
+	Reason   string `required:"" help:"Where it comes from, such as a letter and its date, in 10 to 500 characters. It is kept."`
 }
 
 func (r requestOpen) Run(ctx context.Context) error {
+	var received time.Time
+	if r.Received != "" {
+		var err error
+		if received, err = time.Parse(time.DateOnly, r.Received); err != nil {
+			return errors.New("write --received as a day, such as 2026-01-12")
+		}
+	}
 	return with(ctx, func(a *app.App) error {
-		one, err := a.Privacy.OpenRequest(ctx, officer(a, r.Reason), r.Email, privacy.RequestKind(r.Kind), r.Note)
+		one, err := a.Privacy.OpenRequest(ctx, officer(a, r.Reason), r.Email, privacy.RequestKind(r.Kind), r.Note, received)
 		if err != nil {
 			return err
 		}
@@ -84,7 +94,10 @@ func (r requestShow) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s, %s since %s, due %s\n", one.Kind, one.State, when(one.OpenedAt), when(one.DueAt))
+		fmt.Printf("%s, %s, received %s, opened %s, due %s\n", one.Kind, one.State, when(one.Received), when(one.OpenedAt), when(one.DueAt))
+		if !one.ActsAt.IsZero() && one.Ref == "" {
+			fmt.Printf("Waits until %s: its person can withdraw it\n", when(one.ActsAt))
+		}
 		if one.Address != "" {
 			fmt.Printf("From: %q\n", one.Address)
 		}

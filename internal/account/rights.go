@@ -91,6 +91,13 @@ func (s *Service) Honour(ctx context.Context, tx *db.Tx, owner string, right eve
 	return problem.New(problem.Internal, "There is no such right.")
 }
 
+// Guarded reports whether a second factor of the account is in force. It stays so until
+// the transaction ends.
+func (s *Service) Guarded(ctx context.Context, tx *db.Tx, owner string) (bool, error) {
+	state, err := s.factors(ctx, tx, owner)
+	return state.any(), err
+}
+
 // ForgetSignUps removes sign-ups of an address that nobody has confirmed, at the wish
 // of who has shown that it is theirs.
 func (s *Service) ForgetSignUps(ctx context.Context, tx *db.Tx, email string) error {

@@ -357,7 +357,7 @@ func (w *witness) person() {
 	w.must(err)
 	w.must(w.a.Accounts.Suspend(ctx, account.AtTheMachine(), owner, planted["reason"]))
 	w.must(w.a.Accounts.Unsuspend(ctx, account.AtTheMachine(), owner, planted["reason"]))
-	_, err = w.a.Privacy.OpenRequest(ctx, w.a.Accounts.Officer(account.AtTheMachine(), planted["reason"]), planted["letter"], privacy.RequestErasure, planted["note"])
+	_, err = w.a.Privacy.OpenRequest(ctx, w.a.Accounts.Officer(account.AtTheMachine(), planted["reason"]), planted["letter"], privacy.RequestErasure, planted["note"], time.Time{})
 	w.must(err)
 	program := []string{"Authorization", "Bearer " + made.Token, "Prefer", "wait=60", "Idempotency-Key", "once-canary"}
 	var generation struct{ ID, Status string }

@@ -67,6 +67,7 @@ func Examine(ctx context.Context, c config.Config, role config.Role, tell func(F
 		d.engines(ctx, engines) // nobody else speaks to them, or has their credentials
 	}
 	if main != nil && ready {
+		d.policyInForce(ctx, main)
 		d.clock(ctx, main)
 		d.workers(ctx, main, engines, known)
 	}
@@ -126,6 +127,23 @@ func (d doctor) policy() {
 		return
 	}
 	d.good(part, text)
+}
+
+// policyInForce finds a policy with which no process would start.
+func (d doctor) policyInForce(ctx context.Context, main *db.DB) {
+	const part = "policy in force"
+	p, err := readPolicy(d.c)
+	if err != nil {
+		return // it is said elsewhere
+	}
+	switch isNew, err := privacy.CheckPolicy(ctx, main, p); {
+	case err != nil:
+		d.bad(part, err, "name the file that belongs there by "+config.Prefix+"POLICY; `zimage policy check` says which version a file has")
+	case isNew:
+		d.good(part, "the next start puts version "+p.Version+" in force")
+	default:
+		d.good(part, "version "+p.Version)
+	}
 }
 
 // data checks the folder of `zimage up`.

@@ -234,6 +234,12 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		}, "policy", true, "windows.deletion: write 1 to 30 days", "zimage policy example", fails},
 		{"a public service of nobody's", func(p *patient) { p.environ["ZIMAGE_PUBLIC_URL"] = "https://zimage.example" },
 			"policy", false, "controller.name, controller.address, contacts.privacy", "ZIMAGE_POLICY", starts},
+		{"a policy that another one has followed", func(p *patient) {
+			p.sql("data/zimage.db", `INSERT INTO policies (version, in_force_since, fingerprint, published_at) VALUES ('v9', 1893456000000, 'x', 1)`)
+		}, "policy in force", true, "version v9 of 2030-01-01 is in force, and this is version 2026-01-01 of 2026-01-01: name the file of version v9", "ZIMAGE_POLICY", starts}, // Run refuses it, as the next
+		{"a policy that was changed under its version", func(p *patient) {
+			p.sql("data/zimage.db", `INSERT INTO policies (version, in_force_since, fingerprint, published_at) VALUES ('2026-01-01', 1767225600000, 'x', 1)`)
+		}, "policy in force", true, "says something else than this file: name the file as it was published, or give the changed file a new version", "ZIMAGE_POLICY", starts},
 		{"an engines file without engines", func(p *patient) { p.environ["ZIMAGE_ENGINES"] = p.file("engines.yaml", "engines: []\n") },
 			"engines file", true, "at least one is needed", "zimage engines example", fails},
 		{"a lane that is not there", func(p *patient) { p.environ["ZIMAGE_LANES"] = "nowhere" },
@@ -385,6 +391,31 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The doctor says beforehand what a start does with the policy.
+func TestDoctorTellsWhichPolicyIsInForce(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	says := func(want string) {
+		t.Helper()
+		for _, f := range p.examine() {
+			if f.Part == "policy in force" {
+				if f.Bad || f.Warn || f.Text != want {
+					t.Errorf("%+v, want %s", f, want)
+				}
+				return
+			}
+		}
+		t.Errorf("it does not say: %s", want)
+	}
+	says("the next start puts version 2026-01-01 in force")
+	a := open(t, config.RoleUp, p.environ)
+	p.must(a.Privacy.Publish(t.Context()))
+	p.must(a.Close())
+	says("version 2026-01-01")
+	p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", strings.NewReplacer(`version: "2026-01-01"`, "version: v2", "date: 2026-01-01 #", "date: 2026-02-01 #").Replace(string(privacy.Example)))
+	says("the next start puts version v2 in force")
 }
 
 func TestDoctorAsksTheMailServerAndSendsNothing(t *testing.T) {

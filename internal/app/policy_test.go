@@ -254,8 +254,8 @@ models:
 func TestPromise_D1_TheAPIListsTheRegister(t *testing.T) {
 	t.Parallel()
 	s := serve(t, strings.Replace(string(privacy.Example), "processors: []", `processors:
-  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mail., categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
-  - {id: payments, name: Coin Ltd, purpose: Takes payments., categories: [card], place: Nowhere, safeguard: None.}
+  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mail., purposes: [account, notice], categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
+  - {id: payments, name: Coin Ltd, purpose: Takes payments., purposes: [account], categories: [card], place: Nowhere, safeguard: None.}
 `, 1), nil)
 	var said struct {
 		Processors []map[string]any
@@ -272,6 +272,9 @@ func TestPromise_D1_TheAPIListsTheRegister(t *testing.T) {
 		if mail[key] != want {
 			t.Errorf("%s is %v, want %v", key, mail[key], want)
 		}
+	}
+	if list, _ := mail["purposes"].([]any); len(list) != 2 || list[0] != "account" || list[1] != "notice" {
+		t.Errorf("the purposes are %v", mail["purposes"])
 	}
 	if payments["on"] != false || payments["contract"] != nil || payments["contract_date"] != nil {
 		t.Errorf("without a contract: %v", payments)

@@ -3,13 +3,20 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +25,8 @@ import (
 
 	"zimage/internal/config"
 	"zimage/internal/db"
+	"zimage/internal/engine"
+	"zimage/internal/engine/enginetest"
 	"zimage/internal/privacy"
 	"zimage/internal/prove"
 	"zimage/internal/testenv"
@@ -33,10 +42,16 @@ type proven struct {
 
 func toProve(t *testing.T, dialect db.Dialect, s3, versioned bool) *proven {
 	t.Helper()
-	dir := t.TempDir()
+	return toProveIn(t, t.TempDir(), "", dialect, s3, versioned)
+}
+
+// toProveIn is one with an engines file; empty: the illustrator's.
+func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versioned bool) *proven {
+	t.Helper()
 	environ := map[string]string{
 		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": testenv.Redis(t),
 		"ZIMAGE_LISTEN": freePort(t), "ZIMAGE_METRICS_LISTEN": freePort(t), "ZIMAGE_LOG_LEVEL": "debug",
+		"ZIMAGE_ENGINES": engines,
 	}
 	environ["ZIMAGE_PUBLIC_URL"] = "http://" + strings.Replace(environ["ZIMAGE_LISTEN"], "127.0.0.1", "localhost", 1)
 	if dialect == db.Postgres {
@@ -218,6 +233,72 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 	}
 	if _, err := p.app.Prove(t.Context(), ProveOptions{PlantIn: []string{"logs"}}); err == nil || !strings.Contains(err.Error(), `in "logs" nothing can be planted; there are database, `) {
 		t.Errorf("a place in which nothing may be left: %v", err)
+	}
+}
+
+// keeper is an image server with a folder of its own, into which it writes what it is asked while it works.
+type keeper struct {
+	http.Handler
+	folder string
+	leaves bool // it does not clean up behind itself
+	asked  atomic.Int64
+}
+
+func (k *keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost {
+		body, err := io.ReadAll(r.Body)
+		file := filepath.Join(k.folder, fmt.Sprintf("request-%d.json", k.asked.Add(1)))
+		if err = errors.Join(err, os.WriteFile(file, body, 0o600)); err != nil {
+			http.Error(w, "", http.StatusInternalServerError)
+			return
+		}
+		if !k.leaves {
+			defer func() { _ = os.Remove(file) }()
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	k.Handler.ServeHTTP(w, r)
+}
+
+// An engine may keep copies in a folder of its own, which no erasure reaches: what it leaves there is
+// found, and one that cleans up is clean.
+func TestPromise_R2_WhatAnEngineLeavesInItsFolderIsFound(t *testing.T) {
+	t.Parallel()
+	for name, leaves := range map[string]bool{"leaves": true, "cleans up": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			k := &keeper{Handler: enginetest.NewOpenAI(engine.DialectVLLMOmni, "z"), folder: filepath.Join(dir, "engine"), leaves: leaves}
+			server := httptest.NewServer(k)
+			t.Cleanup(server.Close)
+			engines := filepath.Join(dir, "engines.yaml")
+			text := fmt.Sprintf("engines:\n  - {name: shop, kind: openai, url: %q, keeps: disk, models: {z: {dialect: vllm-omni}}}\nmodels:\n  - {id: z, default_steps: 8}\n", server.URL)
+			if err := os.WriteFile(engines, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := toProveIn(t, dir, engines, db.SQLite, false, false)
+			r := p.run()
+			i := slices.IndexFunc(r.Places, func(place prove.PlaceReport) bool { return place.Name == "engines' folders" })
+			if i < 0 || k.asked.Load() == 0 {
+				t.Fatalf("%d pictures were made, and the places are %+v", k.asked.Load(), r.Places)
+			}
+			for when, look := range map[string]prove.Count{"while the account lives": r.Places[i].Life, "after its erasure": r.Places[i].After} {
+				prompt := slices.ContainsFunc(look.Found, func(f prove.Finding) bool { return f.Input == "prompt" })
+				if prompt != leaves || (look.Things > 0) != leaves {
+					t.Errorf("%s: %+v", when, look)
+				}
+			}
+			wrong := r.Wrong()
+			if leaves {
+				wrong = slices.DeleteFunc(wrong, func(line string) bool { return strings.HasPrefix(line, "engines' folders, ") })
+				if len(wrong) == len(r.Wrong()) {
+					t.Error("the proof does not tell it")
+				}
+			}
+			for _, line := range wrong {
+				t.Error(line)
+			}
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"zimage/internal/generate"
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
+	"zimage/internal/subject"
 )
 
 // doc is what a reader learns of a route.
@@ -210,7 +211,7 @@ func sample(status generate.Status) generationView {
 func samplePolicy() policyView {
 	s := privacy.Statement{Policy: privacy.DefaultPolicy(), Installation: privacy.Installation{URL: "https://images.example.org", EnginesKeep: "nothing"}}
 	s.Processors = []privacy.Processor{{
-		ID: "mail", Name: "Example Mail Ltd", Purpose: "Delivers the mail that the service sends.", Categories: []string{"mail address", "content of the mail"},
+		ID: "mail", Name: "Example Mail Ltd", Purpose: "Delivers the mail that the service sends.", Purposes: []subject.Purpose{subject.Account, subject.Notice}, Categories: []string{"mail address", "content of the mail"},
 		Place: "Ireland", Safeguard: "None needed, within the European Economic Area.", Contract: "Data processing agreement under Article 28 GDPR", ContractDate: s.Date,
 	}}
 	return policy(s)

@@ -65,6 +65,7 @@ type processorView struct {
 	Name         string   `json:"name" doc:"Of the company."`
 	On           bool     `json:"on" doc:"Whether it may be given data: only under a contract with a date."`
 	Purpose      string   `json:"purpose" doc:"What it does."`
+	Purposes     []string `json:"purposes" nullable:"false" doc:"For which it is given data, by their ids."`
 	Categories   []string `json:"categories" nullable:"false" doc:"Which data it gets."`
 	Place        string   `json:"place" doc:"Where it handles the data."`
 	Safeguard    string   `json:"safeguard" doc:"What protects the data there."`
@@ -102,7 +103,10 @@ func policy(s privacy.Statement) policyView {
 		v.Purposes = append(v.Purposes, purposeView{ID: string(p.ID), Name: p.Name, Words: p.Words, Basis: string(p.Basis)})
 	}
 	for _, p := range s.Processors {
-		one := processorView{ID: p.ID, Name: p.Name, On: p.On(), Purpose: p.Purpose, Categories: p.Categories, Place: p.Place, Safeguard: p.Safeguard}
+		one := processorView{ID: p.ID, Name: p.Name, On: p.On(), Purpose: p.Purpose, Purposes: []string{}, Categories: p.Categories, Place: p.Place, Safeguard: p.Safeguard}
+		for _, id := range p.Purposes {
+			one.Purposes = append(one.Purposes, string(id))
+		}
 		if p.On() {
 			one.Contract, one.ContractDate = p.Contract, p.ContractDate.Format(time.DateOnly)
 		}

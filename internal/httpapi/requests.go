@@ -20,16 +20,18 @@ type requestView struct {
 	Outcome  string     `json:"outcome,omitempty" enum:"done,nothing_held,refused,withdrawn,unconfirmed" doc:"How it was closed."`
 	Note     string     `json:"note,omitempty" doc:"What it asks for. Forgotten 30 days after the closing."`
 	Address  string     `json:"address,omitempty" doc:"To staff alone: the mail address that it came from."`
-	OpenedAt time.Time  `json:"opened_at" doc:"When it was made."`
+	Received time.Time  `json:"received_at" doc:"When it came: the deadline counts from then."`
+	OpenedAt time.Time  `json:"opened_at" doc:"When it was written down: later than that, for a letter that had lain."`
 	DueAt    time.Time  `json:"due_at" doc:"By when it is answered."`
 	ClosedAt *time.Time `json:"closed_at,omitempty" doc:"When it was closed."`
+	ActsAt   *time.Time `json:"acts_at,omitempty" doc:"Until then its person can withdraw it before it is done: an erasure that a letter asked for, of an account with a second factor."`
 	Overdue  bool       `json:"overdue" doc:"Whether it is open behind its deadline."`
 }
 
 // request is one as its person sees it.
 func request(r privacy.Request) requestView {
 	return requestView{ID: r.ID, Kind: string(r.Kind), State: string(r.State), Origin: r.Origin, Ref: r.Ref, Outcome: string(r.Outcome), Note: r.Note,
-		OpenedAt: r.OpenedAt, DueAt: r.DueAt, ClosedAt: moment(r.ClosedAt), Overdue: r.Overdue}
+		Received: r.Received, OpenedAt: r.OpenedAt, DueAt: r.DueAt, ClosedAt: moment(r.ClosedAt), ActsAt: moment(r.ActsAt), Overdue: r.Overdue}
 }
 
 func staffRequest(r privacy.Request) requestView {
@@ -80,6 +82,17 @@ func (a *API) ask(ctx context.Context, in *askInput) (*requestOutput, error) {
 	return &requestOutput{Body: request(r)}, nil
 }
 
+type withdrawRequestInput struct {
+	ID string `path:"id" doc:"Of the request." example:"req_06f3k2m9v0q8r5w1x4y7z2a6bc"`
+}
+
+func (a *API) withdrawRequest(ctx context.Context, in *withdrawRequestInput) (*struct{}, error) {
+	if err := known("req", in.ID); err != nil {
+		return nil, err
+	}
+	return nil, a.rooms.Privacy.Withdraw(ctx, callOf(ctx).owner, in.ID)
+}
+
 func (a *API) doNotSell(ctx context.Context, _ *struct{}) (*struct{}, error) {
 	return nil, a.rooms.Accounts.SetDoNotSell(ctx, callOf(ctx).who, true)
 }
@@ -121,10 +134,11 @@ func (a *API) listStaffRequests(ctx context.Context, in *staffRequestsInput) (*r
 }
 
 type openRequestBody struct {
-	Email  string `json:"email" minLength:"3" maxLength:"254" doc:"The mail address that somebody wrote from. A code is sent to it."`
-	Kind   string `json:"kind" enum:"access,export,erasure,rectification,restriction,objection,do_not_sell" doc:"Which right they use."`
-	Note   string `json:"note,omitempty" maxLength:"2000" doc:"What they ask for."`
-	Reason string `json:"reason" minLength:"10" maxLength:"500" doc:"Where it comes from, such as a letter and its date. It is kept."`
+	Email    string `json:"email" minLength:"3" maxLength:"254" doc:"The mail address that somebody wrote from. A code is sent to it."`
+	Kind     string `json:"kind" enum:"access,export,erasure,rectification,restriction,objection,do_not_sell" doc:"Which right they use."`
+	Note     string `json:"note,omitempty" maxLength:"2000" doc:"What they ask for."`
+	Received string `json:"received_at,omitempty" format:"date" doc:"The day on which the letter came, in UTC, at most 60 days ago; left out: today. The deadline counts from it."`
+	Reason   string `json:"reason" minLength:"10" maxLength:"500" doc:"Where it comes from, such as a letter and its date. It is kept."`
 }
 
 type openRequestInput struct {
@@ -140,7 +154,14 @@ func shownRequest(r privacy.Request, err error) (*requestOutput, error) {
 
 func (a *API) openRequest(ctx context.Context, in *openRequestInput) (*requestOutput, error) {
 	b := in.Body
-	return shownRequest(a.rooms.Privacy.OpenRequest(ctx, a.officer(ctx, b.Reason), b.Email, privacy.RequestKind(b.Kind), b.Note))
+	var received time.Time
+	if b.Received != "" {
+		var err error
+		if received, err = time.Parse(time.DateOnly, b.Received); err != nil {
+			return nil, problem.Invalid(problem.Field{Location: "body.received_at", Message: "must be a day, such as 2026-01-12"})
+		}
+	}
+	return shownRequest(a.rooms.Privacy.OpenRequest(ctx, a.officer(ctx, b.Reason), b.Email, privacy.RequestKind(b.Kind), b.Note, received))
 }
 
 type showRequestInput struct {
@@ -191,8 +212,8 @@ func (a *API) confirmRequest(ctx context.Context, in *confirmRequestInput) (*sen
 
 var (
 	sampleRequest = requestView{ID: "req_06f3k2m9v0q8r5w1x4y7z2a6bc", Kind: "rectification", State: "open", Origin: "self",
-		Note: "My name is spelt with one n.", OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30)}
-	sampleStaffRequest = requestView{ID: sampleRequest.ID, Kind: "erasure", State: "unconfirmed", Origin: "address", OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30)}
+		Note: "My name is spelt with one n.", Received: sampleAt, OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30)}
+	sampleStaffRequest = requestView{ID: sampleRequest.ID, Kind: "erasure", State: "unconfirmed", Origin: "address", Received: sampleAt, OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30)}
 
 	doNotSellDoc = doc{
 		id: "set-do-not-sell", tag: tagAccount, summary: "Say that your data is not to be sold or shared",
@@ -218,6 +239,12 @@ var (
 		answers:     ok("It is open.", sampleRequest),
 		codes:       []problem.Code{problem.Conflict},
 	}
+	withdrawRequestDoc = doc{
+		id: "withdraw-request", tag: tagAccount, summary: "Withdraw a request",
+		description: "While nothing was begun for it. An erasure that a letter asked for waits 3 days for this when the account has a second factor: see `acts_at`.",
+		answers:     none("Withdrawn."),
+		codes:       []problem.Code{problem.NotFound, problem.Conflict},
+	}
 	staffRequestsDoc = doc{
 		id: "list-all-requests", tag: tagStaff, summary: "List requests",
 		description: "For privacy officers: what is open, and by when. What people wrote is left out.",
@@ -228,7 +255,7 @@ var (
 		id: "open-request", tag: tagStaff, summary: "Open a request for a mail address",
 		description: "For somebody who wrote, with or without an account. A code is mailed to the address, good once and for 7 days; nothing is done before it comes back. Then an account is closed, exported, restricted and so on as its owner could do it; " +
 			"to an address without account it is answered that nothing is held. For privacy officers.",
-		request: openRequestBody{Email: "ada@example.com", Kind: "erasure", Reason: "Letter of 12 January, file 7."},
+		request: openRequestBody{Email: "ada@example.com", Kind: "erasure", Received: "2026-01-12", Reason: "Letter of 12 January, file 7."},
 		answers: ok("It waits for the confirmation.", sampleStaffRequest),
 		codes:   []problem.Code{problem.Conflict, problem.ReauthNeeded},
 	}
@@ -243,12 +270,12 @@ var (
 		id: "close-request", tag: tagStaff, summary: "Close a request",
 		description: "With its outcome and the reason, which are mailed to the person together with how to complain. An erasure that runs closes its request itself. For privacy officers.",
 		request:     closeRequestBody{Outcome: "done", Reason: "The name was corrected in our answer of today."},
-		answers:     ok("Closed.", requestView{ID: sampleRequest.ID, Kind: "rectification", State: "closed", Outcome: "done", Origin: "self", OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30), ClosedAt: pointer(sampleAt)}),
+		answers:     ok("Closed.", requestView{ID: sampleRequest.ID, Kind: "rectification", State: "closed", Outcome: "done", Origin: "self", Received: sampleAt, OpenedAt: sampleAt, DueAt: sampleAt.AddDate(0, 0, 30), ClosedAt: pointer(sampleAt)}),
 		codes:       []problem.Code{problem.NotFound, problem.Conflict, problem.ReauthNeeded},
 	}
 	confirmRequestDoc = doc{
 		id: "confirm-request", tag: tagPrivacy, summary: "Confirm a request from a mail address",
-		description: "With the code that was mailed to it. What was asked for is done or begun at once; the answer comes by mail.",
+		description: "With the code that was mailed to it. What was asked for is done or begun at once, but for the erasure of an account with a second factor, which waits 3 days; the answer comes by mail.",
 		request:     confirmRequestBody{Token: "zq_…"},
 		answers:     ok("Confirmed.", sentView{Message: "The request is confirmed. What becomes of it is told by mail."}),
 		codes:       []problem.Code{problem.LinkInvalid},

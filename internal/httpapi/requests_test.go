@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"zimage/internal/account"
 	"zimage/internal/events"
@@ -231,6 +232,10 @@ func TestPromise_X3_HoldsAndRequestsAreForOfficers(t *testing.T) {
 		officer.want(404, "POST", "/v1/admin/holds/"+first+"/release", because)
 		officer.want(204, "POST", "/v1/admin/holds/"+hidden+"/release", because)
 
+		on := func(day string) string { return strings.Replace(open, "{", `{"received_at":"`+day+`",`, 1) }
+		for _, day := range []string{"soon", "2026-02-30", "2000-01-01", "2999-01-01", "2026-01-12T00:00:00Z"} {
+			officer.want(400, "POST", "/v1/admin/requests", on(day))
+		}
 		if a := officer.want(200, "GET", "/v1/admin/requests?filter=open", ""); strings.Contains(a.body, "secret name") || len(a.requests(t)) != 1 {
 			t.Errorf("%s", a.body)
 		}
@@ -247,6 +252,11 @@ func TestPromise_X3_HoldsAndRequestsAreForOfficers(t *testing.T) {
 		}
 		if strings.Contains(seen, "205/26") || r.actions(events.HoldPlaced) != 2 || r.actions(events.HoldReleased) != 2 {
 			t.Error("the person sees what the case forbids, or the ledger has it not")
+		}
+		day := time.Now().UTC().AddDate(0, 0, -3)
+		if a := officer.want(200, "POST", "/v1/admin/requests", on(day.Format(time.DateOnly))); a.text(t, "received_at") != day.Format(time.DateOnly)+"T00:00:00Z" ||
+			a.text(t, "due_at") != day.AddDate(0, 0, 30).Format(time.DateOnly)+"T00:00:00Z" {
+			t.Errorf("%s", a.body)
 		}
 		for _, word := range []string{"secret name", "else@example.org", "204/26", reason} {
 			if strings.Contains(r.log.String(), word) {
@@ -284,6 +294,38 @@ func TestPromise_G3_ErasureAskedFromAnAddress(t *testing.T) {
 			if a := r.do("POST", "/v1/privacy/requests/confirm", "", `{"token":"`+bad+`"}`); a.status != http.StatusUnprocessableEntity || a.text(t, "code") != "link_invalid" {
 				t.Errorf("%s: %d %s", bad, a.status, a.body)
 			}
+		}
+	})
+}
+
+// Over the door: with a second factor the erasure waits, and who is signed in withdraws it.
+func TestPromise_G3_AGuardedAccountsOwnerCanWithdrawALettersErasure(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		key := b.want(201, "POST", "/v1/keys", `{"scopes":["read","generate","account"]}`).text(t, "token")
+		b.withApp()
+		officer := r.staff("dpo@example.org", account.RolePrivacy)
+		officer.want(200, "POST", "/v1/admin/requests", `{"email":"eve@example.org","kind":"erasure","reason":"`+reason+`"}`)
+		if a := r.do("POST", "/v1/privacy/requests/confirm", "", `{"token":"`+r.mailed(mail.RequestConfirm, "Code")+`"}`); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		r.told(mail.ErasureAsked, eveAddress)
+		list := b.want(200, "GET", "/v1/account/requests", "").requests(t)
+		if len(list) != 1 || list[0].State != "open" || list[0].ActsAt == nil || list[0].ActsAt.Sub(time.Now()).Round(time.Hour) != 72*time.Hour {
+			t.Fatalf("the account shows %+v", list)
+		}
+		path := "/v1/account/requests/" + list[0].ID
+		if a := r.do("DELETE", path, key, ""); a.status != 403 {
+			t.Errorf("by a key: %d %s", a.status, a.body)
+		}
+		officer.want(404, "DELETE", path, "")
+		b.want(204, "DELETE", path, "")
+		r.told(mail.RequestClosed, eveAddress)
+		b.want(409, "DELETE", path, "")
+		b.want(404, "DELETE", "/v1/account/requests/req_00000000000000000000000000", "")
+		if list := b.want(200, "GET", "/v1/account/requests", "").requests(t); len(list) != 1 || list[0].Outcome != "withdrawn" {
+			t.Errorf("withdrawn: %+v", list)
 		}
 	})
 }

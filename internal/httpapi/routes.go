@@ -51,6 +51,7 @@ func (a *API) routes() {
 	add(a, http.MethodDelete, "/v1/account/do-not-sell", inSession, allowSaleDoc, a.allowSale)
 	add(a, http.MethodGet, "/v1/account/requests", with(account.ScopeAccount), requestsDoc, a.listRequests)
 	add(a, http.MethodPost, "/v1/account/requests", inSession, askDoc, a.ask)
+	add(a, http.MethodDelete, "/v1/account/requests/{id}", inSession, withdrawRequestDoc, a.withdrawRequest)
 
 	add(a, http.MethodGet, "/v1/account/ledger", with(account.ScopeAccount), ledgerDoc, a.listLedger)
 	add(a, http.MethodPost, "/v1/account/exports", inFreshSession, askExportDoc, a.askExport)

@@ -22,7 +22,7 @@ type statusView struct {
 type comparisonView struct {
 	At      time.Time `json:"at" doc:"When database and object store were last compared, both ways."`
 	Orphans int       `json:"orphans,omitempty" minimum:"10" doc:"Objects that nothing needed; they were deleted. Left out below ten."`
-	Refused int       `json:"refused,omitempty" minimum:"10" doc:"Objects that nothing seems to need, and too many to be deleted unseen. Left out below ten; that there are any is told as a broken promise."`
+	Refused int       `json:"refused,omitempty" minimum:"10" doc:"Objects that nothing seems to need and that are not deleted unseen: too many, or of people whom the database does not know. Left out below ten; that there are any is told as a broken promise."`
 	Unknown int       `json:"unknown,omitempty" minimum:"10" doc:"Objects of which nobody can tell whose they are; they are never deleted. Left out below ten."`
 	Missing int       `json:"missing,omitempty" minimum:"10" doc:"Objects that were needed and not there. Left out below ten; that any is missing is told as a broken promise."`
 }

@@ -11,7 +11,7 @@ import (
 
 var all = []Template{ConfirmSignUp, SignUpAttempt, ConfirmEmail, EmailChangeAsked, EmailChanged, ResetPassword, PasswordChanged, NewDevice, AccountMade,
 	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed, ExportAsked, ExportReady,
-	RequestConfirm, RequestNothingHeld, RequestClosed}
+	ErasureAsked, RequestConfirm, RequestNothingHeld, RequestClosed}
 
 func filled(l *letter, value string) map[string]string {
 	data := map[string]string{urlKey: publicURL}

@@ -362,12 +362,20 @@ func (m *Map) Object(key string) *StoredObject {
 	return nil
 }
 
+// journal is how long a deletion is remembered: as long as it may take, and then as a
+// backup from before may live.
+func (p Policy) journal() Window {
+	deletion, _ := p.Windows.Deletion.Days() // both are given in days
+	backups, _ := p.Backups.Days()
+	return Days(deletion + backups)
+}
+
 // Window finds a window of the policy by the name that it has there and in the
-// map.
+// map; journal is made of two.
 func (p Policy) Window(name string) (Window, bool) {
 	w, ok := map[string]Window{
 		"generated_content": p.Windows.GeneratedContent, "deletion": p.Windows.Deletion,
-		"usage": p.Windows.Usage, "support": p.Windows.Support,
+		"usage": p.Windows.Usage, "support": p.Windows.Support, "journal": p.journal(),
 	}[name]
 	return w, ok
 }

@@ -121,7 +121,7 @@ func (s *Service) known(ctx context.Context, page []objects.Info) (map[string]bo
 // journalEnd is when lines are so old that no backup from before them lives. It may
 // have been made a moment before.
 func (s *Service) journalEnd() time.Time {
-	return s.Policy.Backups.Before(s.Policy.Windows.Deletion.Before(s.Clock.Now()))
+	return s.Policy.journal().Before(s.Clock.Now())
 }
 
 // takeIn gives the key store's journal what the mirror knows and it does not: it was

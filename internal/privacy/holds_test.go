@@ -321,6 +321,21 @@ func TestPromise_R8_EveryDeletingPath(t *testing.T) {
 			must(t, err)
 			return "ledger_details", id
 		}
+		answered := func(p person) (string, string) { // a request, whose entry of the ledger is the person's
+			r, err := h.privacy.Ask(ctx, p.id, privacy.RequestRectification, mark)
+			must(t, err)
+			_, err = h.privacy.CloseRequest(ctx, h.machine(), r.ID, privacy.OutcomeDone, because)
+			must(t, err)
+			return detail(p)
+		}
+		forget := func(p person, _ string) error {
+			h.clock.Advance(31 * 24 * time.Hour)
+			err := h.privacy.Look(ctx, false)
+			if n := h.count(`SELECT count(*) FROM requests WHERE subject = ? AND note IS NULL`, p.id); n != 1 {
+				t.Errorf("%d requests are forgotten, want 1", n)
+			}
+			return err
+		}
 		some := func(_ int, err error) error { return err }
 		paths := []struct {
 			name   string
@@ -359,7 +374,7 @@ func TestPromise_R8_EveryDeletingPath(t *testing.T) {
 			}, false},
 			{"erasure, the account", self, erase, there("users", "id"), false},
 			{"erasure, words of the ledger", detail, erase, there("ledger_details", "entry_id"), false},
-			{"forgetting of requests", detail, func(person, string) error { h.clock.Advance(1200 * 24 * time.Hour); return h.privacy.Look(ctx, false) }, there("ledger_details", "entry_id"), true},
+			{"forgetting of requests", answered, forget, there("ledger_details", "entry_id"), true},
 		}
 		tables := map[string]bool{}
 		for i, path := range paths {

@@ -77,6 +77,7 @@ type importing struct {
 	removed int64             // files that the export itself did without
 	seen    map[string]string // ids of its records, and what is one of a kind, with their table
 	without map[string]bool   // ids of records that are not imported
+	stored  []string          // keys of the objects of the record that is imported
 	done    Imported
 }
 
@@ -339,6 +340,9 @@ func (i *importing) rests(ctx context.Context, t *Table, r row) (bool, error) {
 
 func (i *importing) list(ctx context.Context, t *Table) error {
 	return i.each(t, func(record map[string]json.RawMessage) error {
+		if err := subject.May(ctx, i.DB, i.owner, subject.Account); err != nil {
+			return err // closed meanwhile
+		}
 		r, err := i.row(t, record)
 		if err != nil {
 			return err
@@ -380,13 +384,16 @@ func (i *importing) list(ctx context.Context, t *Table) error {
 		if err := i.free(ctx, t, r); err != nil {
 			return err
 		}
-		if err := i.objects(ctx, t, r); errors.Is(err, errRemoved) {
+		i.stored = nil
+		err = i.objects(ctx, t, r)
+		if errors.Is(err, errRemoved) {
 			return nil
-		} else if err != nil {
-			return err
 		}
-		if err := i.insert(ctx, t, r); err != nil {
-			return err
+		if err == nil {
+			err = i.insert(ctx, t, r)
+		}
+		if err != nil {
+			return errors.Join(err, i.retract(ctx))
 		}
 		i.done.Records++
 		if i.o.Progress != nil {
@@ -394,6 +401,17 @@ func (i *importing) list(ctx context.Context, t *Table) error {
 		}
 		return nil
 	})
+}
+
+// retract deletes what was stored for a record whose account has been closed meanwhile:
+// the erasure waits for no import, and may have been through the objects.
+func (i *importing) retract(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	p, err := subject.Find(ctx, i.DB, i.owner)
+	if err != nil || p.State == subject.Active || len(i.stored) == 0 {
+		return err
+	}
+	return i.Objects.Delete(ctx, i.stored...)
 }
 
 // known reports whether the record is the person's already; it is an error when it
@@ -621,6 +639,7 @@ func (i *importing) put(ctx context.Context, t *Table, r row, o *StoredObject, k
 			err = i.Objects.Put(ctx, key, bytes.NewReader(sealed.Bytes()), int64(sealed.Len()))
 		}
 	}
+	i.stored = append(i.stored, key) // perhaps: an answer may be lost
 	return err
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
 )
@@ -279,6 +280,77 @@ func TestAnImportBringsNothingBack(t *testing.T) {
 		r.must(err)
 		if _, err := there.imports("sub_ada", archive); problem.CodeOf(err) != problem.Unauthorized {
 			t.Errorf("a closing account: %v", err)
+		}
+	})
+}
+
+// interrupted is an object store in whose nth Put something happens before it is done.
+type interrupted struct {
+	objects.Store
+	left int
+	then func()
+}
+
+func (s *interrupted) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error {
+	if s.left--; s.left == 0 {
+		s.then()
+	}
+	return s.Store.Put(ctx, key, r, size)
+}
+
+// An import is no job, and an erasure waits for none: one that goes on while the account
+// is closed, or erased, ends and leaves nothing.
+func TestPromise_R7_AnImportLeavesNothingToAnErasedAccount(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		r := newRig(t, h.stack.dialect, setup{})
+		r.member("sub_ada")
+		for i := range 4 {
+			r.generated("sub_ada", fmt.Sprintf(`{"prompt":"canary %d"}`, i), picture())
+		}
+		_, archive := r.exported("sub_ada")
+		h.clock.Advance(time.Hour)
+		for i, c := range []struct {
+			when   string
+			record int64 // behind it it happens; 0: behind an
+			object int
+			erased bool // otherwise it is closed, and erased when the import has ended
+		}{
+			{when: "a generation was written", record: 2, erased: true},
+			{when: "an image was written", record: 5, erased: true},
+			{when: "a picture is stored, and its thumbnail not yet", object: 3, erased: true},
+			{when: "a thumbnail is stored, and the row not yet written", object: 4, erased: true},
+			{when: "the same, closed alone", object: 4},
+		} {
+			p := h.newcomer(fmt.Sprintf("ann%d", i))
+			var erasure string
+			happens := func() {
+				erasure, _ = h.close(p)
+				if c.erased {
+					must(t, h.erase(erasure))
+				}
+			}
+			o := privacy.ImportOptions{Archive: bytes.NewReader(archive), Size: int64(len(archive)), Progress: func(n int64) {
+				if n == c.record {
+					happens()
+				}
+			}}
+			h.away.Store = &interrupted{Store: h.store, left: c.object, then: happens}
+			done, err := h.privacy.Import(t.Context(), p.id, o)
+			h.away.Store = h.store
+			if erasure == "" || err == nil || done.Records > 5 {
+				t.Errorf("%s: %+v, %v", c.when, done, err)
+			}
+			if c.erased {
+				if left := h.objects("images/" + p.id + "/"); len(left) > 0 {
+					t.Errorf("%s: %v are left", c.when, left)
+				}
+			} else {
+				must(t, h.erase(erasure))
+			}
+			h.erased(p)
+			if n := h.count(`SELECT count(*) FROM generations`) + h.count(`SELECT count(*) FROM images`); n != 0 {
+				t.Errorf("%s: %d rows are left", c.when, n)
+			}
 		}
 	})
 }

@@ -9,5 +9,9 @@ const (
 	RequestWordsKept  = wipeAfter    // its address and note
 )
 
+// ObjectionTime is how long an erasure that a letter asked for waits, where a second
+// factor is in force.
+const ObjectionTime = objectWithin
+
 // UnconfirmedKept is how long a request waits for a confirmation before it is closed.
 const UnconfirmedKept = confirmWithin

@@ -70,8 +70,9 @@ type Purpose struct {
 // A Processor is another company that handles data for the operator.
 type Processor struct {
 	ID, Name     string
-	Purpose      string   // what it is for
-	Categories   []string // of data that it gets
+	Purpose      string            // what it does
+	Purposes     []subject.Purpose // for which it is given data
+	Categories   []string          // of data that it gets
 	Place        string
 	Safeguard    string // for the transfer to that place
 	Contract     string
@@ -88,6 +89,17 @@ func (p Policy) Processor(id string) Processor {
 		return Processor{}
 	}
 	return p.Processors[i]
+}
+
+// For are the names of the purposes for which a processor is given data.
+func (p Policy) For(one Processor) []string {
+	var names []string
+	for _, purpose := range p.Purposes {
+		if slices.Contains(one.Purposes, purpose.ID) {
+			names = append(names, purpose.Name)
+		}
+	}
+	return names
 }
 
 // DefaultPolicy is the shipped one, which names no real operator.

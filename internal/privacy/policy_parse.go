@@ -138,6 +138,15 @@ func (r *policyReader) processor(p *Processor) reading {
 		policyField{key: "id", want: "small letters, digits and dashes, a letter first", read: shaped(&p.ID, idShape)},
 		policyField{key: "name", want: "the company's name", read: words(&p.Name)},
 		policyField{key: "purpose", want: "what it does for you", read: words(&p.Purpose)},
+		policyField{key: "purposes", want: "a list of those for which it is given data, each once, of " + purposeNames(subject.Purposes()), read: func(n *yaml.Node, path string) bool {
+			return list(func(n *yaml.Node, path string) bool {
+				var one string
+				ok := words(&one)(n, path)
+				known := slices.Contains(subject.Purposes(), subject.Purpose(one)) && !slices.Contains(p.Purposes, subject.Purpose(one))
+				p.Purposes = append(p.Purposes, subject.Purpose(one))
+				return ok && known
+			})(n, path) && len(p.Purposes) > 0
+		}},
 		policyField{key: "categories", want: "a list of what it gets to see, such as [mail address]", read: func(n *yaml.Node, path string) bool {
 			return list(func(n *yaml.Node, path string) bool {
 				var one string

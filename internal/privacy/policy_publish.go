@@ -35,13 +35,51 @@ func newestPolicy(ctx context.Context, q db.Querier) (*published, error) {
 	return &p, nil
 }
 
+func (p Policy) published() (published, error) {
+	sum, err := p.fingerprint()
+	return published{Version: p.Version, InForceSince: p.Date.UnixMilli(), Fingerprint: sum}, err
+}
+
+// refused says why a policy is not to be applied where another one is in force, and how
+// to mend it. It returns the one in force; nil: none.
+func (p published) refused(ctx context.Context, q db.Querier) (*published, error) {
+	newest, err := newestPolicy(ctx, q)
+	if err != nil || newest == nil || *newest == p {
+		return newest, err
+	}
+	switch {
+	case newest.Version == p.Version:
+		return newest, fmt.Errorf("version %s is in force and says something else than this file: name the file as it was published, or give the changed file a new version and a later date", newest.Version)
+	case p.InForceSince <= newest.InForceSince:
+		return newest, fmt.Errorf("%s is in force, and this is %s: name the file of version %s, or give this one a new version and a later date", newest, p, newest.Version)
+	}
+	var used int
+	if err := q.Get(ctx, &used, `SELECT count(*) FROM policies WHERE version = ?`, p.Version); err != nil {
+		return newest, fmt.Errorf("look for a version of the policy: %w", err)
+	}
+	if used > 0 {
+		return newest, fmt.Errorf("%s is in force, and version %s was before it: name the file of version %s, or give this one a new version", newest, p.Version, newest.Version)
+	}
+	return newest, nil
+}
+
+// CheckPolicy says what Publish would do, and does nothing: the error is why a process with
+// this policy would not start. isNew: it would be put in force.
+func CheckPolicy(ctx context.Context, q db.Querier, p Policy) (isNew bool, err error) {
+	ours, err := p.published()
+	if err != nil {
+		return false, err
+	}
+	newest, err := ours.refused(ctx, q)
+	return err == nil && (newest == nil || *newest != ours), err
+}
+
 // Publish puts our policy in force if it is a new version with a later date, and
 // refuses one that is not that in force: its windows would delete what was promised
 // to be kept. Any number of processes may do it at once.
 func (s *Service) Publish(ctx context.Context) error {
-	ours := published{Version: s.Policy.Version, InForceSince: s.Policy.Date.UnixMilli()}
-	var err error
-	if ours.Fingerprint, err = s.Policy.fingerprint(); err != nil {
+	ours, err := s.Policy.published()
+	if err != nil {
 		return err
 	}
 	return s.DB.Tx(ctx, func(tx *db.Tx) error {
@@ -50,26 +88,8 @@ func (s *Service) Publish(ctx context.Context) error {
 				return fmt.Errorf("publish the policy: %w", err)
 			}
 		}
-		newest, err := newestPolicy(ctx, tx)
-		if err != nil {
+		if newest, err := ours.refused(ctx, tx); err != nil || newest != nil && *newest == ours {
 			return err
-		}
-		if newest != nil {
-			switch {
-			case *newest == ours:
-				return nil
-			case newest.Version == ours.Version:
-				return fmt.Errorf("version %s is in force and says something else than this file: name the file as it was published, or give the changed file a new version and a later date", newest.Version)
-			case ours.InForceSince <= newest.InForceSince:
-				return fmt.Errorf("%s is in force, and this is %s: name the file of version %s, or give this one a new version and a later date", newest, ours, newest.Version)
-			}
-			var used int
-			if err := tx.Get(ctx, &used, `SELECT count(*) FROM policies WHERE version = ?`, ours.Version); err != nil {
-				return fmt.Errorf("publish the policy: %w", err)
-			}
-			if used > 0 {
-				return fmt.Errorf("%s is in force, and version %s was before it: name the file of version %s, or give this one a new version", newest, ours.Version, newest.Version)
-			}
 		}
 		now := s.Clock.Now()
 		if _, err := tx.Exec(ctx, `INSERT INTO policies (version, in_force_since, fingerprint, published_at) VALUES (?, ?, ?, ?)`,

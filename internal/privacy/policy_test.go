@@ -86,7 +86,7 @@ func TestPromise_D7_AProcessorWithoutContractIsOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	mail := bound.Processor("mail")
-	if !mail.On() || mail.Contract == "" || mail.ContractDate.IsZero() || len(mail.Categories) != 2 {
+	if !mail.On() || mail.Contract == "" || mail.ContractDate.IsZero() || len(mail.Categories) != 2 || len(mail.Purposes) != 3 {
 		t.Errorf("bound: %+v", mail)
 	}
 	lines := regexp.MustCompile(`(?m)^ +contract(_date)?:.*\n`)
@@ -113,7 +113,7 @@ func TestPromise_D7_AProcessorWithoutContractIsOff(t *testing.T) {
 
 func TestAWrongPolicyIsRefusedWithEveryProblem(t *testing.T) {
 	t.Parallel()
-	const processor = "processors: [{id: mail, name: M, purpose: P, categories: [c], place: P, safeguard: S}"
+	const processor = "processors: [{id: mail, name: M, purpose: P, purposes: [notice], categories: [c], place: P, safeguard: S}"
 	for _, tt := range []struct {
 		name string
 		text []byte
@@ -150,9 +150,13 @@ func TestAWrongPolicyIsRefusedWithEveryProblem(t *testing.T) {
 		{"a basis that the law does not know", []byte(strings.Replace(string(Example), "basis: contract", "basis: because", 1)), []string{
 			"purposes[0].basis: write contract, legal_obligation, consent or legitimate_interests"}},
 		{"processors that are none", changed(t, "processors: []", "processors: [mail]"), []string{"processors: write a list of companies"}},
-		{"a processor without place", changed(t, "processors: []", "processors: [{id: mail, name: M, purpose: P, categories: [], safeguard: S}]"), []string{
+		{"a processor without place", changed(t, "processors: []", "processors: [{id: mail, name: M, purpose: P, purposes: [notice], categories: [], safeguard: S}]"), []string{
 			"processors[0].categories: write a list", "processors[0].place: is missing; write the country"}},
-		{"two processors of one id", changed(t, "processors: []", processor+", {id: mail, name: M, purpose: P, categories: [c], place: P, safeguard: S}]"), []string{"processors[1].id: stands there twice"}},
+		{"a processor for nothing", changed(t, "processors: []", strings.Replace(processor, "[notice]", "[]", 1)+"]"), []string{"processors[0].purposes: write a list of those"}},
+		{"a processor that does not say what for", changed(t, "processors: []", strings.Replace(processor, "purposes: [notice], ", "", 1)+"]"), []string{"processors[0].purposes: is missing; write a list of those"}},
+		{"a processor for a purpose of nobody's", changed(t, "processors: []", strings.Replace(processor, "[notice]", "[notice, operate]", 1)+"]"), []string{"processors[0].purposes: write a list of those"}},
+		{"a processor for one purpose twice", changed(t, "processors: []", strings.Replace(processor, "[notice]", "[notice, notice]", 1)+"]"), []string{"processors[0].purposes: write a list of those"}},
+		{"two processors of one id", changed(t, "processors: []", processor+", {id: mail, name: M, purpose: P, purposes: [notice], categories: [c], place: P, safeguard: S}]"), []string{"processors[1].id: stands there twice"}},
 		{"a contract without its date", changed(t, "processors: []", strings.Replace(processor, "{id", "{contract: C, id", 1)+"]"), []string{"processors[0].contract_date: is missing"}},
 		{"a date that is none", changed(t, "processors: []", strings.Replace(processor, "{id", "{contract: C, contract_date: soon, id", 1)+"]"), []string{"processors[0].contract_date: write the day of the contract"}},
 		{"no mapping", []byte("- a list\n"), []string{"the file: write the keys of `zimage policy example`", "purposes: account, analytics"}},

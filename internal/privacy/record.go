@@ -49,6 +49,7 @@ type RecordRecipient struct {
 	ID         string   `json:"id"`
 	Name       string   `json:"name"`
 	Purpose    string   `json:"purpose"`
+	Purposes   []string `json:"purposes"` // for which it is given data, by their ids
 	Categories []string `json:"categories"`
 	Contract   string   `json:"contract"`
 	Date       string   `json:"contract_date"`
@@ -95,7 +96,11 @@ func NewRecord(s Statement, m *Map) Record {
 		r.Authority = s.Authority.Name + ", " + s.Authority.URL
 	}
 	for _, p := range s.On() {
-		r.Recipients = append(r.Recipients, RecordRecipient{p.ID, p.Name, p.Purpose, p.Categories, p.Contract, p.ContractDate.Format(time.DateOnly)})
+		one := RecordRecipient{ID: p.ID, Name: p.Name, Purpose: p.Purpose, Categories: p.Categories, Contract: p.Contract, Date: p.ContractDate.Format(time.DateOnly)}
+		for _, id := range p.Purposes {
+			one.Purposes = append(one.Purposes, string(id))
+		}
+		r.Recipients = append(r.Recipients, one)
 		r.Transfers = append(r.Transfers, RecordTransfer{p.Name, p.Place, p.Safeguard})
 	}
 	for _, p := range s.Off() {
@@ -128,15 +133,17 @@ func (r *Record) activity(m *Map, id, name, words, basis string) RecordActivity 
 			once(&a.Categories, e.Category)
 		}
 	}
+	for _, p := range r.Recipients {
+		if slices.Contains(p.Purposes, id) {
+			a.Recipients = append(a.Recipients, p.ID)
+		}
+	}
 	if id == Operate || len(a.Entries) == 0 {
 		return a
 	}
 	a.People = append(a.People, "people with an account, members of staff among them")
 	if t := m.Table(StoreMain, "signups"); t != nil && slices.Contains(t.Purposes, id) {
 		a.People = append(a.People, "people who asked for an account and have not confirmed it")
-	}
-	for _, p := range r.Recipients {
-		a.Recipients = append(a.Recipients, p.ID)
 	}
 	return a
 }
@@ -299,7 +306,7 @@ func (r Record) Markdown() string {
 	}
 	line("\n## Recipients\n")
 	for _, p := range r.Recipients {
-		line("- **%s** (`%s`): %s Data: %s. Contract: %s, of %s.", p.Name, p.ID, p.Purpose, strings.Join(p.Categories, ", "), p.Contract, p.Date)
+		line("- **%s** (`%s`): %s For: %s. Data: %s. Contract: %s, of %s.", p.Name, p.ID, p.Purpose, strings.Join(p.Purposes, ", "), strings.Join(p.Categories, ", "), p.Contract, p.Date)
 	}
 	if len(r.Recipients) == 0 {
 		line("No processor is given data.")

@@ -21,8 +21,8 @@ import (
 func described(t *testing.T) privacy.Statement {
 	t.Helper()
 	text := strings.Replace(string(privacy.Example), "processors: []", `processors:
-  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mails., categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
-  - {id: payments, name: Coin Ltd, purpose: Takes payments., categories: [card], place: Nowhere, safeguard: Hope.}
+  - {id: mail, name: Gull Mail Ltd, purpose: Delivers mails., purposes: [account, notice, marketing], categories: [mail address], place: Ireland, safeguard: None needed., contract: Agreement 17, contract_date: 2026-02-03}
+  - {id: payments, name: Coin Ltd, purpose: Takes payments., purposes: [account], categories: [card], place: Nowhere, safeguard: Hope.}
 `, 1)
 	p, err := privacy.ParsePolicy([]byte(text))
 	if err != nil {
@@ -175,6 +175,24 @@ func TestPromise_D7_WithoutAContractNothingIsReceived(t *testing.T) {
 	}
 }
 
+// Who receives something for one purpose receives nothing for another.
+func TestPromise_D1_EachPurposeHasItsOwnRecipients(t *testing.T) {
+	t.Parallel()
+	r := privacy.NewRecord(described(t), dataMap(t))
+	for _, a := range r.Activities {
+		var want []string
+		if a.ID == "account" || a.ID == "notice" || a.ID == "marketing" {
+			want = []string{"mail"}
+		}
+		if !slices.Equal(a.Recipients, want) {
+			t.Errorf("%s: received by %v, want %v", a.ID, a.Recipients, want)
+		}
+	}
+	if text := r.Markdown(); !strings.Contains(text, "- **Gull Mail Ltd** (`mail`): Delivers mails. For: account, notice, marketing. Data: mail address.") {
+		t.Error("the list of recipients does not say for which purposes")
+	}
+}
+
 // Where each recipient is, and what protects the data there.
 func TestPromise_I1_TransfersAreThoseOfTheRegister(t *testing.T) {
 	t.Parallel()
@@ -231,8 +249,7 @@ func TestTheMapsSpansAreThoseOfTheRooms(t *testing.T) {
 	}
 	// And every span of the map is one of these, or of the policy.
 	others := map[string]string{
-		"mails":           "0s: in the transaction that ends the mail",
-		"erasure_journal": "the policy's deletion and backups: see below",
+		"mails": "0s: in the transaction that ends the mail",
 	}
 	checked := []string{"exports", "api_keys", "sessions", "erasures", "requests", "generations", "images", "idempotency_keys", "mails", "jobs", "schedule_ticks", "workers", "engines", "key_rings"}
 	for _, table := range m.Tables {
@@ -242,11 +259,15 @@ func TestTheMapsSpansAreThoseOfTheRooms(t *testing.T) {
 			}
 		}
 	}
-	shipped := privacy.DefaultPolicy()
-	deletion, _ := shipped.Windows.Deletion.Days()
-	backups, _ := shipped.Backups.Days()
-	if k := m.Table(privacy.StoreKeys, "erasure_journal").Keep[0]; k.Span() != privacy.Days(deletion+backups).After(shipped.Date).Sub(shipped.Date) {
-		t.Errorf("the journal is kept for %s in the map, and for %d days by the shipped policy", k.For, deletion+backups)
+	// The journal's is made of two of the policy's, whatever they are.
+	theirs := privacy.DefaultPolicy()
+	theirs.Windows.Deletion, theirs.Backups = privacy.Days(20), privacy.Days(9)
+	for p, want := range map[*privacy.Policy]string{new(privacy.DefaultPolicy()): "58 days", &theirs: "29 days"} {
+		r := privacy.NewRecord(privacy.Statement{Policy: *p}, m)
+		i := slices.IndexFunc(r.Inventory, func(e privacy.RecordEntry) bool { return e.Name == "table keys.erasure_journal" })
+		if i < 0 || len(r.Inventory[i].Kept) != 1 || !strings.HasPrefix(r.Inventory[i].Kept[0], want+" from at") {
+			t.Errorf("the journal is kept for %v, want %s", r.Inventory[i].Kept, want)
+		}
 	}
 	// What stands in words.
 	for text, word := range map[string]string{

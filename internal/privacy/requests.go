@@ -90,9 +90,11 @@ const (
 
 const (
 	confirmWithin = 7 * 24 * time.Hour  // a mailed code is good
+	objectWithin  = 3 * 24 * time.Hour  // from the confirmation, the owner of a guarded account can withdraw what would erase it
 	wipeAfter     = 30 * 24 * time.Hour // from the closing, address and note are forgotten
 	requestLife   = receiptLife         // from the closing, the row stays
 	noteMost      = 2000                // characters
+	receivedMost  = 60                  // days that a letter may have lain
 	openMost      = 5                   // that one person has asked the staff for at once
 )
 
@@ -105,11 +107,13 @@ type Request struct {
 	Origin   string
 	Ref      string // the export, erasure or purpose that it is about; empty: none
 	Outcome  RequestOutcome
-	Note     string // what it asks for; empty: none, forgotten, or not opened
-	Address  string // that it came from; empty: the account's, forgotten, or not opened
+	Note     string    // what it asks for; empty: none, forgotten, or not opened
+	Address  string    // that it came from; empty: the account's, forgotten, or not opened
+	Received time.Time // from then on the deadline counts; a letter, perhaps before it was opened
 	OpenedAt time.Time
 	DueAt    time.Time
 	ClosedAt time.Time // zero: not yet
+	ActsAt   time.Time // until then it can be withdrawn before it is done; zero: it did not wait
 	Overdue  bool
 }
 
@@ -123,20 +127,22 @@ type requestRow struct {
 	Outcome   RequestOutcome `db:"outcome"`
 	Address   []byte         `db:"address"`
 	Note      []byte         `db:"note"`
+	Received  int64          `db:"received_at"`
 	OpenedAt  int64          `db:"opened_at"`
 	DueAt     int64          `db:"due_at"`
 	ExpiresAt int64          `db:"expires_at"`
 	ClosedAt  int64          `db:"closed_at"`
+	ActsAt    int64          `db:"acts_at"`
 }
 
 const (
-	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, opened_at, due_at, expires_at, closed_at`
+	requestColumns = `id, subject, kind, state, origin, ref, outcome, address, note, received_at, opened_at, due_at, expires_at, closed_at, acts_at`
 	selectRequest  = `SELECT ` + requestColumns + ` FROM requests `
 )
 
 func (s *Service) viewRequest(r requestRow) Request {
 	v := Request{ID: r.ID, Subject: r.Subject, Kind: r.Kind, State: r.State, Origin: r.Origin, Ref: r.Ref, Outcome: r.Outcome,
-		OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt)}
+		Received: moment(r.Received), OpenedAt: moment(r.OpenedAt), DueAt: moment(r.DueAt), ClosedAt: moment(r.ClosedAt), ActsAt: moment(r.ActsAt)}
 	if r.nobodys() {
 		v.Subject = ""
 	}
@@ -187,16 +193,16 @@ func (s *Service) happened(ctx context.Context, tx *db.Tx, e events.Event) error
 	return s.Events.Append(ctx, tx, e)
 }
 
-// newRequest fills in what all have.
+// newRequest fills in what all have. The deadline counts from the time that is given.
 func (s *Service) newRequest(kind RequestKind, owner, origin string, at time.Time) requestRow {
-	r := requestRow{ID: db.NewID("req", s.Clock.Now()), Subject: owner, Kind: kind, State: RequestOpen, Origin: origin, OpenedAt: at.UnixMilli()}
+	r := requestRow{ID: db.NewID("req", s.Clock.Now()), Subject: owner, Kind: kind, State: RequestOpen, Origin: origin, Received: at.UnixMilli(), OpenedAt: s.Clock.Millis()}
 	r.DueAt = s.Policy.Windows.Deletion.After(at).UnixMilli()
 	return r
 }
 
 func insertRequest(ctx context.Context, tx *db.Tx, r requestRow, address, token *string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(15)+`)`,
-		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, address, token)
+	_, err := tx.Exec(ctx, `INSERT INTO requests (`+requestColumns+`, address_lookup, token_lookup) VALUES (`+db.Marks(17)+`)`,
+		r.ID, r.Subject, r.Kind, r.State, r.Origin, r.Ref, r.Outcome, r.Address, r.Note, r.Received, r.OpenedAt, r.DueAt, r.ExpiresAt, r.ClosedAt, r.ActsAt, address, token)
 	if err != nil {
 		return fmt.Errorf("write a request: %w", err)
 	}
@@ -354,8 +360,9 @@ func newCode() (string, error) {
 func (s *Service) codeLookup(code string) string { return s.Vault.Lookup("request code", code) }
 
 // OpenRequest opens a request for somebody who wrote from a mail address, whether it
-// has an account or not. A code goes there: nothing is done before it comes back.
-func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind RequestKind, note string) (Request, error) {
+// has an account or not. A code goes there: nothing is done before it comes back. The
+// deadline counts from the day on which the letter came; zero: from now.
+func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind RequestKind, note string, received time.Time) (Request, error) {
 	if kind.words() == "" {
 		return Request{}, problem.Invalid(problem.Field{Location: "body.kind", Message: "is no kind of request"})
 	}
@@ -367,7 +374,12 @@ func (s *Service) OpenRequest(ctx context.Context, by By, email string, kind Req
 		return Request{}, err
 	}
 	now := s.Clock.Now()
-	r := s.newRequest(kind, "", OriginAddress, now)
+	if received.IsZero() {
+		received = now
+	} else if received.After(now) || received.Before(now.UTC().Truncate(24*time.Hour).AddDate(0, 0, -receivedMost)) {
+		return Request{}, problem.Invalid(problem.Field{Location: "body.received_at", Message: fmt.Sprintf("must be today or at most %d days ago, in UTC", receivedMost)})
+	}
+	r := s.newRequest(kind, "", OriginAddress, received)
 	r.Subject, r.State, r.ExpiresAt = r.ID, RequestUnconfirmed, now.Add(confirmWithin).UnixMilli()
 	code, err := newCode()
 	if err != nil {
@@ -523,6 +535,13 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	switch r.Kind {
 	case RequestErasure:
 		if p.State == subject.Active {
+			guarded, err := s.Accounts.Guarded(ctx, tx, p.ID)
+			if err != nil {
+				return err
+			}
+			if guarded {
+				return s.wait(ctx, tx, r)
+			}
 			return s.Accounts.Honour(ctx, tx, p.ID, events.AccountClosing)
 		}
 		_, err := tx.Exec(ctx, `UPDATE requests SET ref = coalesce((SELECT id FROM erasures WHERE subject = ?), '') WHERE id = ?`, p.ID, r.ID)
@@ -538,6 +557,59 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	}
 	_, err = s.closeRequests(ctx, tx, OutcomeDone, `id = ?`, r.ID) // it was so before
 	return err
+}
+
+// wait lets the owner of an account withdraw what would erase it, when a letter was enough
+// to ask for it and a sign-in would have needed more.
+func (s *Service) wait(ctx context.Context, tx *db.Tx, r requestRow) error {
+	at := s.Clock.Now().Add(objectWithin)
+	if _, err := tx.Exec(ctx, `UPDATE requests SET acts_at = ? WHERE id = ?`, at.UnixMilli(), r.ID); err != nil {
+		return err
+	}
+	return s.tell(ctx, tx, r.Subject, mail.ErasureAsked, map[string]string{"When": at.Format("2 January 2006, 15:04 UTC"), "ID": r.ID})
+}
+
+// act closes the account of a request that has waited, unless it was withdrawn or the
+// account is closed already.
+func (s *Service) act(ctx context.Context, r requestRow) error {
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		p, err := subject.Lock(ctx, tx, r.Subject)
+		if err != nil || p.State != subject.Active {
+			return err
+		}
+		var state RequestState
+		if err := tx.Get(ctx, &state, `SELECT state FROM requests WHERE id = ?`, r.ID); err != nil || state != RequestOpen {
+			return err
+		}
+		return s.Accounts.Honour(ctx, tx, p.ID, events.AccountClosing)
+	})
+}
+
+// Withdraw ends a request of a person's, at their wish, while nothing was begun for it.
+// Of an erasure that waited they are told by mail. NotFound when there is none of that
+// id, Conflict when it cannot be withdrawn any more.
+func (s *Service) Withdraw(ctx context.Context, owner, id string) error {
+	return away(s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if _, err := subject.Lock(ctx, tx, owner); err != nil { // neither is it begun in this moment
+			return err
+		}
+		var r requestRow
+		err := tx.Get(ctx, &r, selectRequest+`WHERE id = ? AND subject = ?`, id, owner)
+		switch {
+		case isNone(err):
+			return errNoRequest()
+		case err != nil:
+			return err
+		case r.State == RequestClosed:
+			return problem.New(problem.Conflict, "The request is closed already.")
+		case r.Ref != "":
+			return problem.New(problem.Conflict, "What the request asks for is on its way.")
+		case r.ActsAt > 0:
+			return s.answer(ctx, tx, r, "", OutcomeWithdrawn, "It was withdrawn by somebody who is signed in to the account.")
+		}
+		_, err = s.closeRequests(ctx, tx, OutcomeWithdrawn, `id = ?`, r.ID)
+		return err
+	}))
 }
 
 // exportFor has a copy made for a request, or lets it wait for the one that is being

@@ -2,15 +2,16 @@ package privacy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"zimage/internal/db"
 )
 
-// tendRequests closes what nobody has confirmed in time, forgets what has had its time,
+// tendRequests closes what nobody has confirmed in time, does what nobody objected to, forgets what has had its time,
 // and measures what is open.
 func (s *Service) tendRequests(ctx context.Context, alarm bool) error {
-	for _, f := range []func(context.Context) error{s.dropUnconfirmed, s.wipeRequests, s.forgetRequests} {
+	for _, f := range []func(context.Context) error{s.dropUnconfirmed, s.actOnRequests, s.wipeRequests, s.forgetRequests} {
 		if err := f(ctx); err != nil {
 			return err
 		}
@@ -26,6 +27,19 @@ func (s *Service) dropUnconfirmed(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("close unconfirmed requests: %w", err)
+	}
+	return nil
+}
+
+// actOnRequests does what has waited for an objection.
+func (s *Service) actOnRequests(ctx context.Context) error {
+	var due []requestRow
+	err := s.DB.Select(ctx, &due, selectRequest+`WHERE acts_at > 0 AND acts_at <= ? AND state = 'open' AND ref = '' ORDER BY acts_at LIMIT ?`, s.Clock.Millis(), eraseBatch)
+	for _, r := range due {
+		err = errors.Join(err, s.act(ctx, r))
+	}
+	if err != nil {
+		return fmt.Errorf("do what was asked for: %w", err)
 	}
 	return nil
 }
@@ -80,7 +94,7 @@ func (s *Service) measureRequests(ctx context.Context, alarm bool) error {
 		Oldest  int64       `db:"oldest"`
 		Overdue int         `db:"overdue"`
 	}
-	err := s.DB.Select(ctx, &sums, `SELECT kind, count(*) AS open, min(opened_at) AS oldest, coalesce(sum(CASE WHEN due_at <= ? THEN 1 ELSE 0 END), 0) AS overdue
+	err := s.DB.Select(ctx, &sums, `SELECT kind, count(*) AS open, min(received_at) AS oldest, coalesce(sum(CASE WHEN due_at <= ? THEN 1 ELSE 0 END), 0) AS overdue
 		FROM requests WHERE state <> 'closed' GROUP BY kind`, now)
 	if err != nil {
 		return fmt.Errorf("measure requests: %w", err)

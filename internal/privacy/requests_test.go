@@ -47,7 +47,7 @@ func (h *home) letters(template mail.Template) int {
 func (h *home) asked(email string, kind privacy.RequestKind) (privacy.Request, string) {
 	h.t.Helper()
 	h.clock.Advance(time.Millisecond)
-	r, err := h.privacy.OpenRequest(context.Background(), h.machine(), email, kind, "please, "+mark)
+	r, err := h.privacy.OpenRequest(context.Background(), h.machine(), email, kind, "please, "+mark, time.Time{})
 	must(h.t, err)
 	to, data := h.letter(mail.RequestConfirm)
 	if !strings.EqualFold(to, email) || data["Request"] == "" || data["Contact"] == "" {
@@ -157,7 +157,7 @@ func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
 			if r.State != privacy.RequestUnconfirmed || r.Subject != "" || r.Origin != privacy.OriginAddress {
 				t.Errorf("%+v", r)
 			}
-			_, err := h.privacy.OpenRequest(ctx, h.machine(), strings.ToUpper(email), kind, "")
+			_, err := h.privacy.OpenRequest(ctx, h.machine(), strings.ToUpper(email), kind, "", time.Time{})
 			refuses(t, "twice", err, problem.Conflict)
 			for _, bad := range []string{"", code + "x", code[:len(code)-1], "zq_", "zc_" + code[3:]} {
 				_, err := h.privacy.ConfirmRequest(ctx, bad)
@@ -175,7 +175,7 @@ func TestPromise_R6_AnAddressWithoutAnAccount(t *testing.T) {
 				t.Errorf("the answer went to %s with %v", to, data)
 			}
 		}
-		open, err := h.privacy.OpenRequest(ctx, h.machine(), email, privacy.RequestAccess, "not confirmed, "+mark)
+		open, err := h.privacy.OpenRequest(ctx, h.machine(), email, privacy.RequestAccess, "not confirmed, "+mark, time.Time{})
 		must(t, err)
 		_, data := h.letter(mail.RequestConfirm)
 		said, err := h.privacy.ShowRequest(ctx, h.machine(), open.ID)
@@ -390,6 +390,86 @@ func TestPromise_R6_AnAddressWithAnAccount(t *testing.T) {
 	})
 }
 
+// A mailbox alone does not destroy what a second factor guards: its owner is told, and can
+// withdraw. Who has lost the factor is erased all the same.
+func TestPromise_G3_ALetterErasesAGuardedAccountOnlyAfterAWhile(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		state := func(p person) subject.State {
+			t.Helper()
+			s, err := subject.Find(ctx, h.db, p.id)
+			must(t, err)
+			return s.State
+		}
+		wrote := func(p person) privacy.Request {
+			t.Helper()
+			_, code := h.asked(p.email, privacy.RequestErasure)
+			r, err := h.privacy.ConfirmRequest(ctx, code)
+			must(t, err)
+			return r
+		}
+		var people []person
+		for _, name := range []string{"ann", "ben", "cleo", "dora", "eve"} {
+			p := h.newcomer(name)
+			if name != "eve" {
+				_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
+				must(t, err)
+			}
+			people = append(people, p)
+		}
+		lost, robbed, staffed, own, bare := people[0], people[1], people[2], people[3], people[4]
+		if r := wrote(bare); r.Ref == "" || !r.ActsAt.IsZero() || state(bare) != subject.Closing {
+			t.Errorf("without a second factor: %+v", r)
+		}
+		requests := map[string]privacy.Request{}
+		for _, p := range []person{lost, robbed, staffed, own} {
+			r := wrote(p)
+			to, data := h.letter(mail.ErasureAsked)
+			if want := h.clock.Now().Add(3 * 24 * time.Hour); r.State != privacy.RequestOpen || r.Ref != "" || !r.ActsAt.Equal(want) || state(p) != subject.Active ||
+				to != p.email || data["ID"] != r.ID || data["When"] != want.Format("2 January 2006, 15:04 UTC") {
+				t.Errorf("confirmed: %+v, %s is told %v", r, to, data)
+			}
+			requests[p.id] = r
+		}
+		// Nobody else can withdraw it, and whoever can is told.
+		refuses(t, "somebody else's", h.privacy.Withdraw(ctx, lost.id, requests[robbed.id].ID), problem.NotFound)
+		must(t, h.privacy.Withdraw(ctx, robbed.id, requests[robbed.id].ID))
+		if to, data := h.letter(mail.RequestClosed); to != robbed.email || !strings.Contains(data["Outcome"], "withdrawn") {
+			t.Errorf("%s is told %v", to, data)
+		}
+		refuses(t, "twice", h.privacy.Withdraw(ctx, robbed.id, requests[robbed.id].ID), problem.Conflict)
+		_, err := h.privacy.CloseRequest(ctx, h.machine(), requests[staffed.id].ID, privacy.OutcomeRefused, because)
+		must(t, err)
+		h.close(own)
+		h.clock.Advance(requests[lost.id].ActsAt.Sub(h.clock.Now()) - time.Millisecond)
+		must(t, h.privacy.Look(ctx, false))
+		if state(lost) != subject.Active {
+			t.Error("it is closed before its time")
+		}
+		h.clock.Advance(time.Second)
+		must(t, h.privacy.Look(ctx, false))
+		must(t, h.privacy.Look(ctx, false)) // once
+		if state(robbed) != subject.Active || state(staffed) != subject.Active || state(lost) != subject.Closing || state(own) != subject.Closing {
+			t.Errorf("the robbed is %s, the staff's %s, the lost %s, their own %s", state(robbed), state(staffed), state(lost), state(own))
+		}
+		h.wantRequests("withdrawn", robbed.id, "erasure closed withdrawn")
+		h.wantRequests("closed by staff", staffed.id, "erasure closed refused")
+		refuses(t, "what is on its way", h.privacy.Withdraw(ctx, lost.id, requests[lost.id].ID), problem.Conflict)
+		var erasure string
+		must(t, h.db.Get(ctx, &erasure, `SELECT ref FROM requests WHERE id = ?`, requests[lost.id].ID))
+		must(t, h.erase(erasure))
+		h.erased(lost)
+		if n := h.count(`SELECT count(*) FROM requests WHERE id = ? AND state = 'closed' AND outcome = 'done'`, requests[lost.id].ID); n != 1 {
+			t.Error("the request is not done with its erasure")
+		}
+		// What the staff was asked can be withdrawn too.
+		asked, err := h.privacy.Ask(ctx, robbed.id, privacy.RequestAccess, "")
+		must(t, err)
+		must(t, h.privacy.Withdraw(ctx, robbed.id, asked.ID))
+		h.wantRequests("both", robbed.id, "access closed withdrawn", "erasure closed withdrawn")
+	})
+}
+
 // A request is told of before its deadline and behind it, whatever its kind.
 func TestPromise_R6_AlarmsOfRequests(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
@@ -428,6 +508,60 @@ func TestPromise_R6_AlarmsOfRequests(t *testing.T) {
 		must(t, h.privacy.Look(ctx, true))
 		if h.figure("zimage_requests_overdue") != 0 || h.figure("zimage_requests_open") != 0 || h.figure("zimage_requests_oldest_seconds") != 0 {
 			t.Error("the figures do not tell that it is closed")
+		}
+	})
+}
+
+// The deadline of a letter counts from the day on which it came, not from the day on
+// which somebody found it.
+func TestPromise_R6_ALettersDeadlineCountsFromItsDay(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		today := h.clock.Now().UTC().Truncate(24 * time.Hour)
+		opened := func(who string, received time.Time) (privacy.Request, error) {
+			return h.privacy.OpenRequest(ctx, h.machine(), who+"@example.org", privacy.RequestRectification, "", received)
+		}
+		for what, received := range map[string]time.Time{
+			"tomorrow": today.AddDate(0, 0, 1), "in a moment": h.clock.Now().Add(time.Millisecond),
+			"61 days ago": today.AddDate(0, 0, -61), "a moment more than 60 days ago": today.AddDate(0, 0, -60).Add(-time.Millisecond),
+		} {
+			_, err := opened("refused", received)
+			refuses(t, what, err, problem.InvalidRequest)
+		}
+		if h.count(`SELECT count(*) FROM requests`) != 0 {
+			t.Error("what was refused is there")
+		}
+		for who, received := range map[string]time.Time{"now": h.clock.Now(), "today": today, "lain": today.AddDate(0, 0, -29), "late": today.AddDate(0, 0, -30), "oldest": today.AddDate(0, 0, -60)} {
+			r, err := opened(who, received)
+			must(t, err)
+			if late := who == "late" || who == "oldest"; !r.Received.Equal(received) || !r.DueAt.Equal(received.AddDate(0, 0, 30)) || !r.OpenedAt.Equal(h.clock.Now()) || r.Overdue != late {
+				t.Errorf("%s: %+v", who, r)
+			}
+		}
+		overdue, err := h.privacy.StaffRequests(ctx, privacy.RequestsOverdue, "", 10)
+		if err != nil || len(overdue) != 2 {
+			t.Errorf("%d are overdue, want 2 (%v)", len(overdue), err)
+		}
+		must(t, h.privacy.Look(ctx, true))
+		if got, want := h.figure("zimage_requests_oldest_seconds"), h.clock.Now().Sub(today.AddDate(0, 0, -60)).Seconds(); got != want {
+			t.Errorf("the oldest is %v s old, want %v", got, want)
+		}
+		// The person sees the same.
+		p := h.newcomer("ann")
+		h.clock.Advance(time.Millisecond)
+		r, err := h.privacy.OpenRequest(ctx, h.machine(), p.email, privacy.RequestRectification, "", today.AddDate(0, 0, -5))
+		must(t, err)
+		_, data := h.letter(mail.RequestConfirm)
+		_, err = h.privacy.ConfirmRequest(ctx, data["Code"])
+		must(t, err)
+		list, _, err := h.privacy.Requests(ctx, p.id, "", 10)
+		if err != nil || len(list) != 1 || !list[0].Received.Equal(r.Received) || !list[0].DueAt.Equal(today.AddDate(0, 0, 25)) {
+			t.Errorf("the person sees %+v, %v", list, err)
+		}
+		// What people ask themselves has come when it was asked.
+		asked, err := h.privacy.Ask(ctx, p.id, privacy.RequestAccess, "")
+		if err != nil || !asked.Received.Equal(asked.OpenedAt) || !asked.Received.Equal(h.clock.Now()) {
+			t.Errorf("%+v, %v", asked, err)
 		}
 	})
 }

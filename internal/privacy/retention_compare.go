@@ -38,7 +38,7 @@ type Comparison struct {
 	At      time.Time `json:"-"`       // when it ended; zero: now
 	Objects int       `json:"objects"` // that were looked at
 	Orphans int       `json:"orphans"` // that no row needs: deleted
-	Refused int       `json:"refused"` // that no row needs, and too many: not deleted
+	Refused int       `json:"refused"` // that no row needs, and too many, or of people whom the database does not know: not deleted
 	Unknown int       `json:"unknown"` // that are not the service's, or another one's: never deleted
 	Missing int       `json:"missing"` // that a row needs and are not there
 }
@@ -68,7 +68,7 @@ func (s *Service) Compare(ctx context.Context) (Comparison, error) {
 	}
 	found := c.Comparison
 	if most := max(fewOrphans, (found.Objects-found.Unknown)/orphanShare); found.Orphans > most {
-		found.Orphans, found.Refused = 0, found.Orphans
+		found.Orphans, found.Refused = 0, found.Refused+found.Orphans
 	} else if found.Orphans > 0 {
 		deleting := &comparison{s: s, old: c.old, most: most}
 		err := deleting.all(ctx)
@@ -78,7 +78,7 @@ func (s *Service) Compare(ctx context.Context) (Comparison, error) {
 		}
 	}
 	if found.Refused > 0 {
-		s.Log.ErrorContext(ctx, "very many objects have no row: is this the right main database? They are not deleted",
+		s.Log.ErrorContext(ctx, "objects have no row, very many of them or of people whom the main database does not know: is it the right one? They are not deleted",
 			"objects", found.Objects, "rowless", found.Refused)
 	}
 	if found.Missing > 0 {
@@ -252,7 +252,8 @@ func (c *comparison) rows(ctx context.Context, from, until group, f func(key str
 }
 
 // drop counts objects that nobody needs, or deletes them, once they are old enough. One of a person
-// whom the key store never knew is another installation's.
+// whom the key store never knew is another installation's; where the main database alone does not
+// know the person, not even as erased, it is of another time.
 func (c *comparison) drop(ctx context.Context, orphans []objects.Info) error {
 	orphans = slices.DeleteFunc(orphans, func(o objects.Info) bool { return o.Modified.After(c.old) })
 	if len(orphans) == 0 {
@@ -264,16 +265,22 @@ func (c *comparison) drop(ctx context.Context, orphans []objects.Info) error {
 			people = append(people, owner)
 		}
 	}
-	var known []string
-	if err := c.s.Keys.Select(ctx, &known, `SELECT subject FROM keysets WHERE subject IN (`+db.Marks(len(people))+`)`, people...); err != nil {
+	var ours, known []string
+	if err := c.s.Keys.Select(ctx, &ours, `SELECT subject FROM keysets WHERE subject IN (`+db.Marks(len(people))+`)`, people...); err != nil {
+		return err
+	}
+	if err := c.s.DB.Select(ctx, &known, `SELECT id FROM subjects WHERE id IN (`+db.Marks(len(people))+`)`, people...); err != nil {
 		return err
 	}
 	var keys []string
 	for _, o := range orphans {
-		if slices.Contains(known, strings.Split(o.Key, "/")[1]) {
-			keys = append(keys, o.Key)
-		} else {
+		switch owner := strings.Split(o.Key, "/")[1]; {
+		case !slices.Contains(ours, owner):
 			c.Unknown++
+		case !slices.Contains(known, owner):
+			c.Refused++
+		default:
+			keys = append(keys, o.Key)
 		}
 	}
 	if c.most == 0 {

@@ -281,6 +281,48 @@ func TestPromise_R8_WhatWasHeldBeyondItsEndGoesWithTheRelease(t *testing.T) {
 	})
 }
 
+// However few they are: of people whom the database does not know nothing is deleted. Whoever
+// was erased is known.
+func TestPromise_R3_NothingIsDeletedOfPeopleWhomTheDatabaseDoesNotKnow(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		lost, gone := h.newcomer("ann"), h.newcomer("ben")
+		h.paint(lost, 2)
+		id, _ := h.close(gone)
+		must(t, h.erase(id))
+		left := "images/" + gone.id + "/gen_0/1/0.img"
+		must(t, h.store.Put(ctx, left, bytes.NewReader([]byte("x")), 1))
+		h.away.Store = dated{h.store, nil, h.clock.Now}
+		h.clock.Advance(50 * time.Hour)
+		var at int64
+		must(t, h.db.Get(ctx, &at, `SELECT created_at FROM subjects WHERE id = ?`, lost.id))
+		for _, forget := range []string{`DELETE FROM images WHERE owner = ?`, `DELETE FROM generations WHERE owner = ?`, `DELETE FROM sessions WHERE owner = ?`, `DELETE FROM users WHERE id = ?`, `DELETE FROM subjects WHERE id = ?`} {
+			h.exec(forget, lost.id)
+		}
+		compare := func(want privacy.Comparison, of person, there int) {
+			t.Helper()
+			got, err := h.privacy.Compare(ctx)
+			if err != nil || got != want {
+				t.Errorf("found %+v, %v, want %+v", got, err, want)
+			}
+			if n := len(h.objects("images/" + of.id + "/")); n != there {
+				t.Errorf("%d objects are left, want %d", n, there)
+			}
+		}
+		compare(privacy.Comparison{Objects: 5, Orphans: 1, Refused: 4}, lost, 4)
+		if n := len(h.objects(left)); n != 0 {
+			t.Error("what an erased person left stays")
+		}
+		h.promised("objects_whole")
+		if !strings.Contains(h.log.String(), "not deleted") {
+			t.Error("the log says nothing")
+		}
+		compare(privacy.Comparison{Objects: 4, Refused: 4}, lost, 4)
+		h.exec(`INSERT INTO subjects (id, state, created_at, changed_at) VALUES (?, 'active', ?, ?)`, lost.id, at, at)
+		compare(privacy.Comparison{Objects: 4, Orphans: 4}, lost, 0)
+	})
+}
+
 // listings is an object store where something happens before all is listed for the
 // second time.
 type listings struct {

@@ -58,6 +58,8 @@ type Accounts interface {
 	Owner(ctx context.Context, q db.Querier, email string) (string, error)
 	// Honour does what the event says, for the person whose address confirmed it.
 	Honour(ctx context.Context, tx *db.Tx, owner string, right events.Type) error
+	// Guarded reports whether a second factor of the account is in force.
+	Guarded(ctx context.Context, tx *db.Tx, owner string) (bool, error)
 	// ForgetSignUps removes sign-ups of the address that nobody has confirmed.
 	ForgetSignUps(ctx context.Context, tx *db.Tx, email string) error
 }

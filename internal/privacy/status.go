@@ -372,7 +372,7 @@ func (p plan) filled(t *Table, columns []string) string {
 // deadlined are the tables whose rows have a deadline.
 var deadlined = []struct{ table, opened, closed string }{
 	{"erasures", "requested_at", "completed_at"},
-	{"requests", "opened_at", "closed_at"},
+	{"requests", "received_at", "closed_at"},
 }
 
 func (s *Service) measureDeadlines(ctx context.Context, now time.Time) ([]DeadlineStatus, error) {

@@ -69,6 +69,7 @@ func answer(kind string, content func() []byte) http.Handler {
 type kept struct {
 	Device, Key, SignUp, Tombstone, Idempotency, Mail, Job                    time.Duration
 	Export, RemovedExport, Request, RequestWords, RequestUnconfirmed, Receipt time.Duration
+	Objection                                                                 time.Duration
 }
 
 func privacyPage(s privacy.Statement) ([]byte, error) {
@@ -89,6 +90,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		Tombstone: generate.TombstoneKept, Idempotency: generate.IdempotentKept, Mail: mail.RowKept, Job: jobs.EndedKept,
 		Export: privacy.ExportKept, RemovedExport: privacy.RemovedExportKept, Receipt: privacy.ReceiptKept,
 		Request: privacy.RequestKept, RequestWords: privacy.RequestWordsKept, RequestUnconfirmed: privacy.UnconfirmedKept,
+		Objection: privacy.ObjectionTime,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("render the page of the policy: %w", err)
