@@ -15,8 +15,9 @@ import (
 )
 
 // housekeepingSlots is how many jobs of the housekeeping lane a worker runs at
-// once.
-const housekeepingSlots = 4
+// once. Five may rest between their pieces, those of four tables and the sweep of what has
+// expired: the others are for whoever waits.
+const housekeepingSlots = 8
 
 // exportSlots is how many exports a worker makes at once: each keeps the database,
 // the object store and a core busy.

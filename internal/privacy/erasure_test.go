@@ -80,9 +80,13 @@ func TestPromise_R7_KilledAtEveryStep(t *testing.T) {
 
 func wantDeleted(t *testing.T, r privacy.Receipt, want map[string]int64) {
 	t.Helper()
+	got := map[string]int64{}
 	for _, s := range r.Stores {
-		if n, known := want[s.Store+" "+s.Name]; known && s.Deleted != n {
-			t.Errorf("%s %s: %d deleted, want %d", s.Store, s.Name, s.Deleted, n)
+		got[s.Store+" "+s.Name] = s.Deleted
+	}
+	for name, n := range want {
+		if deleted, there := got[name]; !there || deleted != n {
+			t.Errorf("%s: %d deleted, told: %v, want %d", name, deleted, there, n)
 		}
 	}
 }
