@@ -21,7 +21,7 @@ import (
 
 const (
 	usageEvery  = time.Second
-	usageBatch  = 256  // events of one statement
+	usageBatch  = 1024 // events of one statement
 	usageBuffer = 4096 // events that wait at most: with what browsers call themselves, 4 MiB
 
 	// usageAgain is how long the same look from the same caller is one event: a
@@ -316,7 +316,8 @@ func (u *Usage) visits(ctx context.Context, tx *db.Tx, people []string, rows []u
 	for _, r := range rows {
 		first = min(first, r.at)
 	}
-	args := make([]any, 0, len(people)+1)
+	since := first - usageVisit.Milliseconds()
+	args := []any{since, since}
 	for _, id := range people {
 		args = append(args, id)
 	}
@@ -325,15 +326,19 @@ func (u *Usage) visits(ctx context.Context, tx *db.Tx, people []string, rows []u
 		At      int64  `db:"at"`
 		Began   int64  `db:"began"`
 	}
-	// Those of one visit began at the same time.
-	err := tx.Select(ctx, &found, `SELECT subject, max(at) AS at, max(at - visit_ms) AS began FROM usage_events
-		WHERE subject IN (`+db.Marks(len(people))+`) AND at >= ? GROUP BY subject`, append(args, first-usageVisit.Milliseconds())...)
+	// Only the newest of each is read, by the index: somebody may have used very much in half an hour.
+	err := tx.Select(ctx, &found, `SELECT id AS subject,
+		coalesce((SELECT e.at FROM usage_events e WHERE e.subject = subjects.id AND e.at >= ? ORDER BY e.at DESC LIMIT 1), 0) AS at,
+		coalesce((SELECT e.at - e.visit_ms FROM usage_events e WHERE e.subject = subjects.id AND e.at >= ? ORDER BY e.at DESC, e.visit_ms LIMIT 1), 0) AS began
+		FROM subjects WHERE id IN (`+db.Marks(len(people))+`)`, args...)
 	if err != nil {
 		return nil, err
 	}
 	v := visits{}
 	for _, f := range found {
-		v[f.Subject] = visit{f.At, f.At - f.Began}
+		if f.At > 0 {
+			v[f.Subject] = visit{f.At, f.At - f.Began}
+		}
 	}
 	return v, nil
 }
