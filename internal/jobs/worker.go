@@ -288,9 +288,10 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 	for _, l := range w.lanes {
 		kinds := slices.Sorted(maps.Keys(w.queue.kinds))
 		hush, err := w.queue.bell.listen(l.Name, kinds, l.Slots.Size(), l.CheckInterval, func() {
-			l.loops.Add(1)
-			defer l.loops.Done()
-			l.serve(ctx)
+			if l.enter() {
+				defer l.loops.Done()
+				l.serve(ctx)
+			}
 		}, w.log)
 		if err != nil {
 			return fmt.Errorf("jobs: listen on lane %s: %w", l.Name, err)
@@ -309,6 +310,7 @@ func (w *Worker) Run(ctx context.Context, abort <-chan struct{}) error {
 			hush()
 		}
 		for _, l := range w.lanes {
+			l.close()
 			l.loops.Wait()
 		}
 		w.work.Wait()
@@ -361,9 +363,28 @@ type lane struct {
 	wake     chan struct{}
 	inflight chan struct{}
 	loops    sync.WaitGroup
+	mu       sync.Mutex
+	closed   bool // nobody enters any more
 	active   atomic.Int64
 	claims   shared[context.Context, *Job]
 	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
+}
+
+// enter counts a loop that begins, unless the lane is closed: a ring may still be on its
+// way while somebody waits for the last loop.
+func (l *lane) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.loops.Add(1)
+	}
+	return !l.closed
+}
+
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
 }
 
 // kick makes the lane look, without a ring.
@@ -385,7 +406,12 @@ func (l *lane) tick(ctx context.Context) {
 		case <-time.After(tick - jitter):
 		}
 		if l.active.Load() < int64(l.Slots.Size()) {
-			l.loops.Go(func() { l.serve(ctx) })
+			if l.enter() {
+				go func() {
+					defer l.loops.Done()
+					l.serve(ctx)
+				}()
+			}
 		}
 	}
 }

@@ -1,3 +1,7 @@
+//go:build !race
+
+// With the race detector it takes minutes: `make test` runs it without.
+
 package privacy_test
 
 import (

@@ -360,6 +360,7 @@ func (o *outage) check() {
 	if want := (privacy.Comparison{Objects: c.Objects}); err != nil || c != want {
 		t.Errorf("found %+v, %v", c, err)
 	}
+	o.rotate()
 	st, err := o.privacy.Measure(ctx)
 	if err != nil || len(st.Broken) > 0 {
 		t.Errorf("broken are %v, %v", st.Broken, err)

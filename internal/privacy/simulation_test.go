@@ -611,6 +611,7 @@ func (w *world) compare() {
 	w.compareObjects()
 	w.compareRecords()
 
+	w.rotate()
 	st, err := w.privacy.Measure(ctx)
 	must(t, err)
 	for _, b := range st.Broken {

@@ -21,8 +21,7 @@ import (
 // the figures.
 func (h *home) promised(broken ...string) privacy.Status {
 	h.t.Helper()
-	_, err := h.vault.Rotate(context.Background(), vault.RotateOptions{}) // as every day
-	must(h.t, err)
+	h.rotate()
 	st, err := h.privacy.Measure(context.Background())
 	must(h.t, err)
 	var codes []string
@@ -51,6 +50,13 @@ func (h *home) promised(broken ...string) privacy.Status {
 		h.t.Errorf("%d promises have a figure, of %d", shown, len(privacy.Promises()))
 	}
 	return st
+}
+
+// rotate is what an operator has done every day.
+func (h *home) rotate() {
+	h.t.Helper()
+	_, err := h.vault.Rotate(context.Background(), vault.RotateOptions{})
+	must(h.t, err)
 }
 
 // rule finds what a status says of the nth rule with a time of a table.
