@@ -760,10 +760,16 @@ func (w *world) compareObjects() {
 	// Held ones of erased people lie under exceptions, whose ids only the database knows.
 	erasedHeld := map[string]int{}
 	var found []string
+	oldest := "journal/" + w.sweptAt.Add(-59*day).Format(time.DateOnly)
 	for _, key := range w.objects("") {
-		if part := strings.Split(key, "/"); part[0] == "held" && strings.HasPrefix(part[2], "exc_") {
+		switch part := strings.Split(key, "/"); {
+		case part[0] == "journal":
+			if key < oldest {
+				w.t.Errorf("%s has had its time", key)
+			}
+		case part[0] == "held" && strings.HasPrefix(part[2], "exc_"):
 			erasedHeld[part[1]]++
-		} else {
+		default:
 			found = append(found, key)
 		}
 	}
