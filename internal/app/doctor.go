@@ -441,7 +441,7 @@ func (d doctor) clock(ctx context.Context, main *db.DB) {
 func (d doctor) off(off time.Duration) {
 	text := fmt.Sprintf("this machine is %s off the database", off.Round(time.Second))
 	switch {
-	case off > privacy.ClocksApart:
+	case off > clock.MostApart:
 		d.bad("clock", errors.New(text+": nothing is deleted because of a time, and no erasure ends"),
 			"set the clock that is wrong, of the database's host or of this machine, and set up time synchronisation on both; what waits goes on by itself within an hour")
 	case off > 10*time.Second:

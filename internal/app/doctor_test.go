@@ -24,6 +24,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/redis/go-redis/v9"
 
+	"zimage/internal/clock"
 	"zimage/internal/config"
 	"zimage/internal/db"
 	"zimage/internal/engine"
@@ -556,9 +557,9 @@ func TestEnginesOfAWorkerAreCompared(t *testing.T) {
 func TestDoctorTellsThatClocksDiffer(t *testing.T) {
 	t.Parallel()
 	for off, want := range map[time.Duration]Finding{
-		5 * time.Second:                   {},
-		time.Minute:                       {Part: "clock", Warn: true},
-		privacy.ClocksApart + time.Second: {Part: "clock", Bad: true},
+		5 * time.Second:               {},
+		time.Minute:                   {Part: "clock", Warn: true},
+		clock.MostApart + time.Second: {Part: "clock", Bad: true},
 	} {
 		var said Finding
 		doctor{tell: func(f Finding) { said = f }}.off(off)

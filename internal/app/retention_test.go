@@ -5,19 +5,23 @@ package app
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"zimage/internal/config"
+	"zimage/internal/httpapi"
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/testenv"
+	"zimage/internal/vault"
 )
 
 // The same number, for what is stored already: page, what can be read, purge, the
@@ -154,6 +158,33 @@ func TestPromise_R3_AnotherPolicyThanThatInForceDoesNotStart(t *testing.T) {
 		entries := 0
 		if err := first.app.db.Get(ctx, &entries, `SELECT count(*) FROM ledger_entries WHERE kind = 'policy.published'`); err != nil || entries != 1 {
 			t.Errorf("%d entries in the ledger, %v", entries, err)
+		}
+	})
+}
+
+// A sign-up under way has a key that no account owns yet: by a clock that is days ahead, it
+// would be swept.
+func TestPromise_R3_NoKeyIsSweptWhileTheClocksDiffer(t *testing.T) {
+	t.Parallel()
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		ctx := t.Context()
+		a := open(t, config.RoleUp, map[string]string{"ZIMAGE_DATABASE_URL": url})
+		if err := a.vault.Create(ctx, "usr_underway"); err != nil {
+			t.Fatal(err)
+		}
+		ahead := func(context.Context) (time.Time, error) { return time.Now().Add(14 * 24 * time.Hour), nil }
+		if _, err := a.clock.Sync(ctx, ahead); err != nil {
+			t.Fatal(err)
+		}
+		if a.sweepKeys(ctx, nil) == nil {
+			t.Error("a sweep of keys says that it is done")
+		}
+		if _, err := a.vault.Seal(ctx, "usr_underway", []byte("x"), vault.Column("users", "email", "usr_underway")); err != nil {
+			t.Errorf("the key is gone: %v", err)
+		}
+		r := a.Ready(ctx)
+		if !slices.ContainsFunc(r.Parts, func(p httpapi.Part) bool { return p.Name == "clock" && p.State == httpapi.StateDegraded }) || r.State != httpapi.StateDegraded {
+			t.Errorf("ready: %+v", r)
 		}
 	})
 }

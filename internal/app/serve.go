@@ -164,6 +164,9 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	if a.restored.Load() {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures or deletions; they must be replayed first"})
 	}
+	if !a.clock.Plausible() {
+		out.Parts = append(out.Parts, httpapi.Part{Name: "clock", State: httpapi.StateDegraded, Note: "the database's differs from this machine's; no generation is accepted, and nothing is deleted because of a time"})
+	}
 	if n := a.Generate.ResultsWaiting(); n > 0 {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "results", State: httpapi.StateDegraded, Note: fmt.Sprintf("%d wait in memory to be stored", n)})
 	}

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -72,6 +73,9 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 const kindKeySweep = "account:sweep"
 
 func (a *App) sweepKeys(ctx context.Context, _ *jobs.Run) error {
+	if !a.clock.Plausible() { // a sign-up under way may seem to be old
+		return jobs.Retry("internal", errors.New("the clocks differ by too much"))
+	}
 	n, err := a.vault.SweepUnowned(ctx, 24*time.Hour, func(subjects []string) (map[string]bool, error) {
 		owned, err := a.Accounts.Owned(ctx, subjects)
 		if err != nil {

@@ -24,6 +24,9 @@ const (
 	// maxRoundTrip is the slowest answer that is believed: it may be off by half
 	// of it, and a lease must not notice.
 	maxRoundTrip = time.Second
+	// MostApart is by how much this clock and that of the machine may differ and be
+	// Plausible.
+	MostApart = time.Hour
 )
 
 // ErrSlow means that an answer came too late to tell the time by.
@@ -91,6 +94,20 @@ func (c *Clock) Apart() time.Duration {
 	}
 	skew := c.wall.Sub(c.start.Round(0))
 	return now.Sub(time.Now().Round(0).Add(skew))
+}
+
+// Plausible is false when this clock and the machine's differ by so much that one of them
+// must be wrong, and nobody knows which.
+func (c *Clock) Plausible() bool { return c.Apart().Abs() <= MostApart }
+
+// Later is Now, or the machine's time when the two are not Plausible and that is later.
+// What must be kept for a time may be kept from then, and not too short.
+func (c *Clock) Later() time.Time {
+	now := c.Now()
+	if apart := c.Apart(); apart < -MostApart {
+		return now.Add(-apart).Truncate(time.Millisecond)
+	}
+	return now
 }
 
 // SetApart has a Manual clock differ from the machine's; on any other it panics.

@@ -138,6 +138,12 @@ func TestApartIsHowFarTheMachineIsOff(t *testing.T) {
 		if d := c.Apart() - off; err != nil || d.Abs() > time.Second {
 			t.Errorf("%v apart, want %v: %v", c.Apart(), off, err)
 		}
+		if c.Plausible() != (off == 0) {
+			t.Errorf("%v apart is plausible: %v", off, c.Plausible())
+		}
+		if d := c.Later().Sub(time.Now().Add(max(off, 0))); d.Abs() > 2*time.Second {
+			t.Errorf("%v apart, the later is %v off", off, d)
+		}
 	}
 	m := clock.Manual(time.Unix(0, 0))
 	m.Advance(800 * 24 * time.Hour)

@@ -34,6 +34,9 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 	if err == nil {
 		err = s.checkRules(r)
 	}
+	if err == nil && !s.Clock.Plausible() { // nobody knows when it would end
+		err = problem.New(problem.Unavailable, "Nothing new is accepted until the service's clocks agree.").After(time.Minute)
+	}
 	if err != nil {
 		// What was accepted once stays accepted, whatever the rules say now.
 		if g, known := s.replay(ctx, owner, i); known {

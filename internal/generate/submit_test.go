@@ -434,3 +434,28 @@ func TestOnlyADatabaseThatIsAwayIsUnavailable(t *testing.T) {
 		wantCode(t, away(fmt.Errorf("read: %w", err)), want)
 	}
 }
+
+// While nobody knows what time it is, nothing new is accepted: its end would be wrong too.
+func TestPromise_R3_NothingIsAcceptedWhileTheClocksDiffer(t *testing.T) {
+	stacks(t, setup{idle: true, redis: nowhere}, func(t *testing.T, r *rig) {
+		again := Idempotency{Key: "once", Body: []byte("x")}
+		q := r.submit(r.ada).Request
+		known, _, err := r.service.Submit(t.Context(), r.ada, q, &again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []time.Duration{-100 * 24 * time.Hour, 2 * time.Hour} {
+			r.clock.SetApart(off)
+			_, _, err := r.service.Submit(t.Context(), r.ada, q, nil)
+			var refusal *problem.Error
+			if !errors.As(err, &refusal) || refusal.Code != problem.Unavailable || refusal.RetryAfter == 0 {
+				t.Errorf("%v apart: %v", off, err)
+			}
+			if g, replayed, err := r.service.Submit(t.Context(), r.ada, q, &again); err != nil || !replayed || g.ID != known.ID {
+				t.Errorf("%v apart, what was accepted: %v, %v", off, g.ID, err)
+			}
+		}
+		r.clock.SetApart(time.Minute)
+		r.submit(r.ada)
+	})
+}

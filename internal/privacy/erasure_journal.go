@@ -27,10 +27,14 @@ type entry struct {
 // writeJournal keeps beside the keys that the account is erased, so that it stays
 // erased when the main database is restored from before.
 func (s *Service) writeJournal(ctx context.Context, e *erasure) error {
+	kept := e.RequestedAt
+	if later := s.Clock.Later().UnixMilli(); later > s.Clock.Millis() { // asked for by a clock that is behind
+		kept = max(kept, later)
+	}
 	_, err := s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, secret, at) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (kind, id) DO UPDATE SET erasure = excluded.erasure, secret = coalesce(excluded.secret, erasure_journal.secret), mirror = ''
 		WHERE erasure_journal.erasure <> excluded.erasure OR erasure_journal.secret IS DISTINCT FROM coalesce(excluded.secret, erasure_journal.secret)`,
-		journalAccount, e.Subject, e.ID, e.Secret, e.RequestedAt)
+		journalAccount, e.Subject, e.ID, e.Secret, kept)
 	if err != nil {
 		return stuck{"keys_failed", err}
 	}

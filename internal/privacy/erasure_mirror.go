@@ -65,7 +65,7 @@ func (s *Service) mirror(ctx context.Context) error {
 		if len(some) == 0 {
 			return nil
 		}
-		now := s.Clock.Now()
+		now := s.Clock.Later()
 		name := mirrorDay(now) + db.NewID("jou", now)
 		text, err := json.Marshal(some)
 		if err != nil {

@@ -537,7 +537,7 @@ func (s *Service) sweepExport(ctx context.Context, r exportRow) error {
 			return err
 		})
 	}
-	over := r.RemovedAt > 0 || r.ExpiresAt <= s.Clock.Millis()
+	over := r.RemovedAt > 0 || s.expired(ctx, r)
 	keep := 0
 	if !over && r.Status == string(ExportReady) {
 		keep = r.Attempts
@@ -546,12 +546,18 @@ func (s *Service) sweepExport(ctx context.Context, r exportRow) error {
 	if err := errors.Join(s.Objects.Delete(ctx, keys...), s.Objects.Abandon(ctx, keys...)); err != nil {
 		return err
 	}
-	if over && r.CreatedAt <= s.Clock.Now().Add(-exportCounts).UnixMilli() {
+	if over && s.plausible(ctx) == nil && r.CreatedAt <= s.Clock.Now().Add(-exportCounts).UnixMilli() {
 		_, err := s.DB.Exec(ctx, `DELETE FROM exports WHERE id = ?`, r.ID)
 		return err
 	}
 	_, err := s.DB.Exec(ctx, `UPDATE exports SET unswept = 0, checksums = CASE WHEN removed_at > 0 THEN NULL ELSE checksums END WHERE id = ?`, r.ID)
 	return err
+}
+
+// expired reports whether an archive has had its time. What its owner deleted goes at any
+// time.
+func (s *Service) expired(ctx context.Context, r exportRow) bool {
+	return r.ExpiresAt > 0 && r.ExpiresAt <= s.Clock.Millis() && s.plausible(ctx) == nil
 }
 
 // sweepArchives deletes archives of a person that their rows do not need: of attempts
@@ -599,7 +605,7 @@ func (s *Service) needsArchive(ctx context.Context, id, owner string, attempt in
 		return false, false, err
 	}
 	switch {
-	case r.RemovedAt > 0 || r.ExpiresAt > 0 && r.ExpiresAt <= s.Clock.Millis():
+	case r.RemovedAt > 0 || s.expired(ctx, r):
 		return false, true, nil
 	case r.Status == "":
 		return attempt >= r.JobAttempt, true, nil

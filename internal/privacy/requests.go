@@ -566,7 +566,7 @@ func (s *Service) wait(ctx context.Context, tx *db.Tx, r requestRow) error {
 	if _, err := tx.Exec(ctx, `UPDATE requests SET acts_at = ? WHERE id = ?`, at.UnixMilli(), r.ID); err != nil {
 		return err
 	}
-	return s.tell(ctx, tx, r.Subject, mail.ErasureAsked, map[string]string{"When": at.Format("2 January 2006, 15:04 UTC"), "ID": r.ID})
+	return s.tell(ctx, tx, r.Subject, mail.ErasureAsked, map[string]string{"When": at.Format("2 January 2006, 15:04 UTC"), "ID": r.ID, "Contact": s.Policy.Contacts.Privacy})
 }
 
 // act closes the account of a request that has waited, unless it was withdrawn or the
@@ -578,7 +578,7 @@ func (s *Service) act(ctx context.Context, r requestRow) error {
 			return err
 		}
 		var state RequestState
-		if err := tx.Get(ctx, &state, `SELECT state FROM requests WHERE id = ?`, r.ID); err != nil || state != RequestOpen {
+		if err := tx.Get(ctx, &state, `SELECT state FROM requests WHERE id = ?`+db.ForUpdate(tx), r.ID); err != nil || state != RequestOpen {
 			return err
 		}
 		return s.Accounts.Honour(ctx, tx, p.ID, events.AccountClosing)
@@ -673,6 +673,26 @@ func (s *Service) ShowRequest(ctx context.Context, by By, id string) (v Request,
 	return v, away(err)
 }
 
+// lockRequest keeps the row of the account that a request belongs to, so that what it
+// asks for is not begun in this moment, and then the request's own: the order of
+// everybody.
+func (s *Service) lockRequest(ctx context.Context, tx *db.Tx, id string) (r requestRow, err error) {
+	if err := tx.Get(ctx, &r, selectRequest+`WHERE id = ?`, id); err != nil {
+		return r, err
+	}
+	if !r.nobodys() {
+		if _, err := subject.Lock(ctx, tx, r.Subject); err != nil && problem.CodeOf(err) != problem.Unauthorized {
+			return r, err
+		}
+	}
+	owner := r.Subject
+	err = tx.Get(ctx, &r, selectRequest+`WHERE id = ?`+db.ForUpdate(tx), id)
+	if err == nil && r.Subject != owner {
+		err = problem.New(problem.Conflict, "The request is being confirmed. Look at it again.")
+	}
+	return r, err
+}
+
 // CloseRequest closes a request with the staff's answer: done, refused, withdrawn or
 // nothing_held. The person is told with the reason, unless nobody confirmed the
 // address. An erasure that runs closes its request itself.
@@ -683,8 +703,7 @@ func (s *Service) CloseRequest(ctx context.Context, by By, id string, outcome Re
 		return v, problem.Invalid(problem.Field{Location: "body.outcome", Message: "must be done, refused, withdrawn or nothing_held"})
 	}
 	err = by(ctx, func(tx *db.Tx) (events.Event, error) {
-		var r requestRow
-		err := tx.Get(ctx, &r, selectRequest+`WHERE id = ?`+db.ForUpdate(tx), id)
+		r, err := s.lockRequest(ctx, tx, id)
 		switch {
 		case isNone(err):
 			return events.Event{}, errNoRequest()

@@ -9,14 +9,13 @@ import (
 )
 
 // tendRequests closes what nobody has confirmed in time, does what nobody objected to, forgets what has had its time,
-// and measures what is open.
+// and measures what is open. What fails keeps nothing else from its time.
 func (s *Service) tendRequests(ctx context.Context, alarm bool) error {
-	for _, f := range []func(context.Context) error{s.dropUnconfirmed, s.actOnRequests, s.wipeRequests, s.forgetRequests} {
-		if err := f(ctx); err != nil {
-			return err
-		}
+	var failed error
+	if s.plausible(ctx) == nil {
+		failed = errors.Join(s.dropUnconfirmed(ctx), s.actOnRequests(ctx), s.wipeRequests(ctx), s.forgetRequests(ctx))
 	}
-	return s.measureRequests(ctx, alarm)
+	return errors.Join(failed, s.measureRequests(ctx, alarm))
 }
 
 func (s *Service) dropUnconfirmed(ctx context.Context) error {
@@ -51,29 +50,30 @@ func (s *Service) wipeRequests(ctx context.Context) error {
 	var old []requestRow
 	err := s.DB.Select(ctx, &old, selectRequest+`WHERE state = 'closed' AND closed_at <= ? AND (address IS NOT NULL OR note IS NOT NULL OR address_lookup IS NOT NULL) ORDER BY id LIMIT ?`,
 		s.Clock.Now().Add(-wipeAfter).UnixMilli(), eraseBatch)
+	for _, r := range old {
+		err = errors.Join(err, s.wipe(ctx, r))
+	}
 	if err != nil {
 		return fmt.Errorf("forget what requests said: %w", err)
 	}
-	for _, r := range old {
-		if r.nobodys() {
-			if err := s.Vault.Destroy(ctx, r.ID); err != nil {
-				return fmt.Errorf("forget what requests said: %w", err)
-			}
-		}
-		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-			if r.nobodys() {
-				if _, err := tx.Exec(ctx, `DELETE FROM ledger_details WHERE subject = ?`, r.ID); err != nil {
-					return err
-				}
-			}
-			_, err := tx.Exec(ctx, `UPDATE requests SET address = NULL, address_lookup = NULL, note = NULL WHERE id = ?`, r.ID)
+	return nil
+}
+
+func (s *Service) wipe(ctx context.Context, r requestRow) error {
+	if r.nobodys() {
+		if err := s.Vault.Destroy(ctx, r.ID); err != nil {
 			return err
-		})
-		if err != nil {
-			return fmt.Errorf("forget what requests said: %w", err)
 		}
 	}
-	return nil
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if r.nobodys() {
+			if _, err := tx.Exec(ctx, `DELETE FROM ledger_details WHERE subject = ?`, r.ID); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE requests SET address = NULL, address_lookup = NULL, note = NULL WHERE id = ?`, r.ID)
+		return err
+	})
 }
 
 func (s *Service) forgetRequests(ctx context.Context) error {

@@ -16,6 +16,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
+	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
 
@@ -426,7 +427,7 @@ func TestPromise_G3_ALetterErasesAGuardedAccountOnlyAfterAWhile(t *testing.T) {
 			r := wrote(p)
 			to, data := h.letter(mail.ErasureAsked)
 			if want := h.clock.Now().Add(3 * 24 * time.Hour); r.State != privacy.RequestOpen || r.Ref != "" || !r.ActsAt.Equal(want) || state(p) != subject.Active ||
-				to != p.email || data["ID"] != r.ID || data["When"] != want.Format("2 January 2006, 15:04 UTC") {
+				to != p.email || data["ID"] != r.ID || !strings.Contains(data["Contact"], "@") || data["When"] != want.Format("2 January 2006, 15:04 UTC") {
 				t.Errorf("confirmed: %+v, %s is told %v", r, to, data)
 			}
 			requests[p.id] = r
@@ -467,6 +468,78 @@ func TestPromise_G3_ALetterErasesAGuardedAccountOnlyAfterAWhile(t *testing.T) {
 		must(t, err)
 		must(t, h.privacy.Withdraw(ctx, robbed.id, asked.ID))
 		h.wantRequests("both", robbed.id, "access closed withdrawn", "erasure closed withdrawn")
+	})
+}
+
+// What an officer ends is not done in the same moment.
+func TestAWaitingErasureThatIsWithdrawnIsNotDone(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		p := h.newcomer("ann")
+		_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
+		must(t, err)
+		_, code := h.asked(p.email, privacy.RequestErasure)
+		r, err := h.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		h.clock.Advance(r.ActsAt.Sub(h.clock.Now()) + time.Second)
+		looked := make(chan error, 1)
+		by := func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
+			return h.machine()(ctx, func(tx *db.Tx) (events.Event, error) {
+				what, err := do(tx)
+				go func() { looked <- h.privacy.Look(context.Background(), false) }()
+				if tx.Dialect() == db.Postgres {
+					testenv.Eventually(t, 30*time.Second, func() bool {
+						return h.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+					})
+				}
+				return what, err
+			})
+		}
+		_, err = h.privacy.CloseRequest(ctx, by, r.ID, privacy.OutcomeWithdrawn, because)
+		must(t, err)
+		must(t, <-looked)
+		must(t, h.privacy.Look(ctx, false))
+		s, err := subject.Find(ctx, h.db, p.id)
+		if err != nil || s.State != subject.Active {
+			t.Errorf("the account is %s, %v", s.State, err)
+		}
+		h.wantRequests("withdrawn", p.id, "erasure closed withdrawn")
+	})
+}
+
+// One request that nothing can be done for keeps no other from its time.
+func TestARequestThatFailsKeepsNoOtherFromItsTime(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		people := map[string]person{}
+		requests := map[string]privacy.Request{}
+		old, code := h.asked("nobody@example.org", privacy.RequestAccess)
+		_, err := h.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		h.clock.Advance(31 * 24 * time.Hour)
+		for _, name := range []string{"ann", "ben"} {
+			people[name] = h.newcomer(name)
+			_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, people[name].id)
+			must(t, err)
+			_, code := h.asked(people[name].email, privacy.RequestErasure)
+			requests[name], err = h.privacy.ConfirmRequest(ctx, code)
+			must(t, err)
+		}
+		_, err = h.db.Exec(ctx, `UPDATE requests SET subject = 'sub_gone' WHERE id = ?`, requests["ann"].ID)
+		must(t, err)
+		h.clock.Advance(requests["ben"].ActsAt.Sub(h.clock.Now()) + time.Second)
+		if h.privacy.Look(ctx, false) == nil {
+			t.Error("nobody is told that a request cannot be acted on")
+		}
+		if s, err := subject.Find(ctx, h.db, people["ben"].id); err != nil || s.State != subject.Closing {
+			t.Errorf("the other account is %s, %v", s.State, err)
+		}
+		if h.count(`SELECT count(*) FROM requests WHERE id = ? AND address IS NULL AND note IS NULL`, old.ID) != 1 {
+			t.Error("what an old request said is not forgotten")
+		}
+		if n := h.figure("zimage_requests_open"); n != 2 {
+			t.Errorf("%v requests are measured, want 2", n)
+		}
 	})
 }
 

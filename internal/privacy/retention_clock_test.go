@@ -1,6 +1,7 @@
 package privacy_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -96,6 +97,110 @@ func TestPromise_R3_AClockThatIsWrongDeletesNothing(t *testing.T) {
 		must(t, h.privacy.Look(ctx, false))
 		if n, rows := len(h.objects("images/")), h.count(`SELECT count(*) FROM images WHERE removed_at = 0`); n != 0 || rows != 0 || lines() != 0 {
 			t.Errorf("%d objects, %d rows and %d lines are left", n, rows, lines())
+		}
+	})
+}
+
+// Neither does anything happen to a request because of a time that nobody knows.
+func TestPromise_R3_AClockThatIsWrongDoesNothingToRequests(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		ann := h.newcomer("ann")
+		_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, ann.id)
+		must(t, err)
+		_, code := h.asked(ann.email, privacy.RequestErasure)
+		waits, err := h.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		_, code = h.asked("nobody@example.org", privacy.RequestAccess)
+		closed, err := h.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		unconfirmed, _ := h.asked("else@example.org", privacy.RequestAccess)
+		states := func() string {
+			var list []string
+			for _, r := range []privacy.Request{waits, closed, unconfirmed} {
+				var one string
+				must(t, h.db.Get(ctx, &one, `SELECT state || ' ' || (CASE WHEN ref = '' THEN 'idle' ELSE 'begun' END) || ' ' || (CASE WHEN address IS NULL THEN 'wiped' ELSE 'said' END) FROM requests WHERE id = ?`, r.ID))
+				list = append(list, one)
+			}
+			return strings.Join(list, ", ")
+		}
+		before := states()
+		h.clock.Advance(100 * day)
+		h.clock.SetApart(100 * day)
+		must(t, h.privacy.Look(ctx, false))
+		if got := states(); got != before || got != "open idle wiped, closed idle said, unconfirmed idle said" {
+			t.Errorf("the requests are %s, they were %s", got, before)
+		}
+		if n := h.figure("zimage_requests_overdue"); n != 2 {
+			t.Errorf("%v are measured as overdue, want 2", n)
+		}
+		h.clock.SetApart(0)
+		must(t, h.privacy.Look(ctx, false))
+		if got := states(); got != "open begun wiped, closed idle wiped, closed idle said" {
+			t.Errorf("afterwards the requests are %s", got)
+		}
+	})
+}
+
+// An archive has its time by a clock that is right. What its owner deletes goes at once.
+func TestPromise_R3_AClockThatIsWrongKeepsArchives(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		ada := r.plant("ada")
+		kept, _ := r.exported(ada.owner)
+		r.clock.Advance(time.Hour)
+		deleted, _ := r.exported(ada.owner)
+		if n := len(r.archives()); n != 2 {
+			t.Fatalf("%d archives", n)
+		}
+		r.must(r.service.DeleteExport(t.Context(), ada.owner, deleted.ID))
+		r.clock.Advance(100 * day)
+		r.clock.SetApart(100 * day)
+		r.swept()
+		if list := r.archives(); len(list) != 1 || !strings.Contains(list[0], kept.ID) {
+			t.Errorf("%v are left", list)
+		}
+		r.clock.SetApart(0)
+		r.swept()
+		if list := r.archives(); len(list) != 0 || r.count(`SELECT count(*) FROM exports`) != 0 {
+			t.Errorf("%v are left", list)
+		}
+	})
+}
+
+// What was deleted by a clock that was far behind stays in the journal, and in its mirror,
+// as long as backups from before live.
+func TestPromise_R7_AClockThatIsBehindShortensNoJournal(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := context.Background()
+		ann := h.newcomer("ann")
+		h.clock.Advance(-100 * day)
+		h.clock.SetApart(-100 * day)
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_deleted"}))
+		id, _ := h.close(ann)
+		if h.erase(id) == nil {
+			t.Error("the erasure has ended")
+		}
+		must(t, h.privacy.Look(ctx, false))
+		h.clock.Advance(100 * day)
+		h.clock.SetApart(0)
+		must(t, h.erase(id))
+		lines := func() (n int) {
+			must(t, h.privacy.Look(ctx, false))
+			must(t, h.keys.Get(ctx, &n, `SELECT count(*) FROM erasure_journal WHERE id IN (?, 'img_deleted')`, ann.id))
+			return n
+		}
+		if lines() != 2 {
+			t.Errorf("%d lines are left, want 2", lines())
+		}
+		// Both databases from before: the mirror has them still.
+		_, err := h.keys.Exec(ctx, `DELETE FROM erasure_journal`)
+		must(t, err)
+		if _, err := h.privacy.Unreplayed(ctx); err != nil || lines() != 2 {
+			t.Errorf("%d lines are taken in, want 2 (%v)", lines(), err)
+		}
+		h.clock.Advance(60 * day)
+		if lines() != 0 {
+			t.Errorf("%d lines are left, want none", lines())
 		}
 	})
 }

@@ -36,7 +36,7 @@ func (s *Service) Journal(ctx context.Context, table string, ids []string) error
 		var args []any
 		for _, id := range ids {
 			if !known[id] {
-				args = append(args, j.kind, id, s.Clock.Millis())
+				args = append(args, j.kind, id, s.Clock.Later().UnixMilli())
 			}
 		}
 		if err == nil && len(args) > 0 {
