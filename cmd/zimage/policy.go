@@ -37,8 +37,12 @@ func (c policyCheck) Run() error {
 		fmt.Printf("! still as shipped, which names nobody: %s\n", strings.Join(left, ", "))
 	}
 	for _, one := range p.Processors {
-		if !one.On() {
-			fmt.Printf("! the processor %s is off: it has no contract\n", one.ID)
+		switch {
+		case one.On():
+		case len(one.Serves) == 0:
+			fmt.Printf("! the processor %s is off: it has no contract; it serves nothing, so that you alone keep data from it\n", one.ID)
+		default:
+			fmt.Printf("! the processor %s is off: it has no contract; no process starts whose settings lead to it\n", one.ID)
 		}
 	}
 	return nil

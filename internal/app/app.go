@@ -91,6 +91,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	if a.policy, err = readPolicy(c); err != nil {
 		return nil, err
 	}
+	if err := checkBound(c, a.policy, a.engines); err != nil {
+		return nil, err
+	}
 	rules, err := readRules(c)
 	if err != nil {
 		return nil, err
@@ -339,6 +342,29 @@ func readPolicy(c config.Config) (privacy.Policy, error) {
 		return privacy.Policy{}, fmt.Errorf("%sPOLICY: %w", config.Prefix, err)
 	}
 	return p, nil
+}
+
+// checkBound refuses settings that lead to a processor without a contract.
+func checkBound(c config.Config, p privacy.Policy, e engine.Config) error {
+	external := func(s engine.Settings) bool { return s.URL != "" }
+	var refused []error
+	for _, s := range []struct {
+		variable string
+		to       privacy.Connection
+		set      bool
+	}{
+		{"DATABASE_URL", privacy.ToDatabase, !strings.HasPrefix(c.DatabaseURL, "sqlite:")},
+		{"KEYS_DATABASE_URL", privacy.ToDatabase, !strings.HasPrefix(c.KeysDatabaseURL, "sqlite:")},
+		{"REDIS_URL", privacy.ToRedis, c.RedisURL != ""},
+		{"S3_ENDPOINT", privacy.ToS3, c.S3Endpoint != ""},
+		{"SMTP_URL", privacy.ToSMTP, c.SMTPURL != ""},
+		{"ENGINES", privacy.ToEngine, slices.ContainsFunc(e.Engines, external)},
+	} {
+		if ids := p.Unbound(s.to); s.set && len(ids) > 0 {
+			refused = append(refused, fmt.Errorf("%s%s: without a contract in the policy nothing is given to the processor of %s: %s", config.Prefix, s.variable, s.to, strings.Join(ids, ", ")))
+		}
+	}
+	return errors.Join(refused...)
 }
 
 // statement is the policy with what the page tells of this installation.

@@ -105,16 +105,19 @@ func (d doctor) files() (engines engine.Config, known bool) {
 	} else if d.c.PromptRules != "" {
 		d.good("prompt rules", d.c.PromptRules)
 	}
-	d.policy()
+	d.policy(engines)
 	return engines, err == nil
 }
 
-func (d doctor) policy() {
+func (d doctor) policy(engines engine.Config) {
 	const part = "policy"
 	p, err := readPolicy(d.c)
 	if err != nil {
 		d.bad(part, err, "mend it; `zimage policy check` reads it again, `zimage policy example` prints one to start from")
 		return
+	}
+	if err := checkBound(d.c, p, engines); err != nil {
+		d.bad("processors", err, "write contract and contract_date of each into the policy, under a new version; or take the setting away, or what does not lead there out of its serves")
 	}
 	name := d.c.Policy
 	if name == "" {

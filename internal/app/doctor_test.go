@@ -233,6 +233,10 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"a policy that promises what the law does not allow", func(p *patient) {
 			p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", strings.Replace(string(privacy.Example), "deletion: 30 days", "deletion: 90 days", 1))
 		}, "policy", true, "windows.deletion: write 1 to 30 days", "zimage policy example", fails},
+		{"a processor without a contract", func(p *patient) {
+			p.redis("maxmemory-policy", "noeviction")
+			p.environ["ZIMAGE_POLICY"] = p.file("policy.yaml", unbound("redis"))
+		}, "processors", true, "ZIMAGE_REDIS_URL: without a contract in the policy nothing is given to the processor of redis: gull", "write contract and contract_date", fails},
 		{"a public service of nobody's", func(p *patient) { p.environ["ZIMAGE_PUBLIC_URL"] = "https://zimage.example" },
 			"policy", false, "controller.name, controller.address, contacts.privacy", "ZIMAGE_POLICY", starts},
 		{"a policy that another one has followed", func(p *patient) {

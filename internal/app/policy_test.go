@@ -284,6 +284,68 @@ func TestPromise_D1_TheAPIListsTheRegister(t *testing.T) {
 	}
 }
 
+// unbound is a policy with a company that serves something without a contract.
+func unbound(serves string) string {
+	return strings.Replace(string(privacy.Example), "processors: []", `processors:
+  - {id: gull, name: Gull Ltd, purpose: Serves., purposes: [notice], categories: [mail address], place: Ireland, safeguard: None needed., serves: [`+serves+`]}
+`, 1)
+}
+
+// A company is given nothing without a contract: no process starts that the settings
+// lead to it.
+func TestPromise_D7_NoProcessStartsThatLeadsToAProcessorWithoutContract(t *testing.T) {
+	t.Parallel()
+	engines := filepath.Join(t.TempDir(), "engines.yaml")
+	if err := os.WriteFile(engines, fmt.Appendf(nil, oneServer, ""), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testenv.DatabaseURLs(t, func(t *testing.T, url string) {
+		s3 := map[string]string{"ZIMAGE_S3_ENDPOINT": "127.0.0.1:1", "ZIMAGE_S3_BUCKET": "b", "ZIMAGE_S3_ACCESS_KEY": "a", "ZIMAGE_S3_SECRET_KEY": "s", "ZIMAGE_S3_TLS": "false"}
+		for _, tt := range []struct {
+			serves, variable string // none: nothing stands in the way
+			settings         map[string]string
+			opens            bool // with a contract: nobody answers elsewhere
+		}{
+			{"smtp", "SMTP_URL", map[string]string{"ZIMAGE_SMTP_URL": "smtp://127.0.0.1:1", "ZIMAGE_MAIL_FROM": "zimage@example.org"}, true},
+			{"smtp", "", nil, true},
+			{"engine", "ENGINES", map[string]string{"ZIMAGE_ENGINES": engines}, true},
+			{"engine", "", nil, true},
+			{"redis", "REDIS_URL", map[string]string{"ZIMAGE_REDIS_URL": "redis://127.0.0.1:1"}, true},
+			{"s3", "S3_ENDPOINT", s3, false},
+			{"smtp, redis", "", s3, false},
+			{"database", map[bool]string{true: "", false: "DATABASE_URL"}[strings.HasPrefix(url, "sqlite:")], nil, true},
+		} {
+			settings := map[string]string{"ZIMAGE_DATABASE_URL": url}
+			for name, value := range tt.settings {
+				settings[name] = value
+			}
+			start := func(policy string) error {
+				settings["ZIMAGE_POLICY"] = filepath.Join(t.TempDir(), "policy.yaml")
+				if err := os.WriteFile(settings["ZIMAGE_POLICY"], []byte(policy), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				a, err := Open(t.Context(), settingsOf(t, config.RoleUp, settings), "up", "test", slog.New(slog.DiscardHandler))
+				if err == nil {
+					err = a.Close()
+				}
+				return err
+			}
+			const refusal = "without a contract in the policy"
+			err := start(unbound(tt.serves))
+			if want := "ZIMAGE_" + tt.variable + ": " + refusal; tt.variable != "" && (err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), ": gull")) {
+				t.Errorf("%s, without a contract: %v", tt.serves, err)
+			}
+			if tt.variable == "" && (err == nil) != tt.opens || tt.variable == "" && err != nil && strings.Contains(err.Error(), refusal) {
+				t.Errorf("%s, and nothing leads there: %v", tt.serves, err)
+			}
+			err = start(strings.Replace(unbound(tt.serves), "serves: [", "contract: Agreement 17, contract_date: 2026-02-03, serves: [", 1))
+			if (err == nil) != tt.opens || err != nil && strings.Contains(err.Error(), refusal) {
+				t.Errorf("%s, with a contract: %v", tt.serves, err)
+			}
+		}
+	})
+}
+
 func TestAWrongPolicyIsRefusedAtStart(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "policy.yaml")

@@ -72,11 +72,37 @@ type Processor struct {
 	ID, Name     string
 	Purpose      string            // what it does
 	Purposes     []subject.Purpose // for which it is given data
+	Serves       []Connection      // what the program reaches at it; empty: nothing of what the settings name
 	Categories   []string          // of data that it gets
 	Place        string
 	Safeguard    string // for the transfer to that place
 	Contract     string
 	ContractDate time.Time
+}
+
+// A Connection is a service that settings lead the program to, and that another
+// company may run.
+type Connection string
+
+// The connections.
+const (
+	ToDatabase Connection = "database" // the key store too
+	ToRedis    Connection = "redis"
+	ToS3       Connection = "s3"
+	ToSMTP     Connection = "smtp"
+	ToEngine   Connection = "engine"
+)
+
+var connections = []Connection{ToDatabase, ToRedis, ToS3, ToSMTP, ToEngine}
+
+// Unbound are the processors without a contract that serve a connection.
+func (p Policy) Unbound(c Connection) (ids []string) {
+	for _, one := range p.Processors {
+		if !one.On() && slices.Contains(one.Serves, c) {
+			ids = append(ids, one.ID)
+		}
+	}
+	return ids
 }
 
 // On reports whether it may be given anything: only under a contract with a date.

@@ -155,6 +155,15 @@ func (r *policyReader) processor(p *Processor) reading {
 				return ok
 			})(n, path) && len(p.Categories) > 0 && !slices.Contains(p.Categories, "")
 		}},
+		policyField{key: "serves", optional: true, want: "a list of what the program reaches at it, each once, of " + connectionNames(), read: func(n *yaml.Node, path string) bool {
+			return list(func(n *yaml.Node, path string) bool {
+				var one string
+				ok := words(&one)(n, path)
+				known := slices.Contains(connections, Connection(one)) && !slices.Contains(p.Serves, Connection(one))
+				p.Serves = append(p.Serves, Connection(one))
+				return ok && known
+			})(n, path)
+		}},
 		policyField{key: "place", want: "the country where it handles the data", read: words(&p.Place)},
 		policyField{key: "safeguard", want: "what protects the data there, such as standard contractual clauses, or why nothing is needed", read: words(&p.Safeguard)},
 		policyField{key: "contract", optional: true, want: "the contract that binds it; leave it out while there is none", read: words(&p.Contract)},
@@ -218,6 +227,14 @@ func purposeNames(of []subject.Purpose) string {
 	names := make([]string, len(of))
 	for i, p := range of {
 		names[i] = string(p)
+	}
+	return strings.Join(names, ", ")
+}
+
+func connectionNames() string {
+	names := make([]string, len(connections))
+	for i, c := range connections {
+		names[i] = string(c)
 	}
 	return strings.Join(names, ", ")
 }

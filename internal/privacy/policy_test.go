@@ -86,7 +86,7 @@ func TestPromise_D7_AProcessorWithoutContractIsOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	mail := bound.Processor("mail")
-	if !mail.On() || mail.Contract == "" || mail.ContractDate.IsZero() || len(mail.Categories) != 2 || len(mail.Purposes) != 3 {
+	if !mail.On() || mail.Contract == "" || mail.ContractDate.IsZero() || len(mail.Categories) != 2 || len(mail.Purposes) != 3 || !slices.Equal(mail.Serves, []Connection{ToSMTP}) {
 		t.Errorf("bound: %+v", mail)
 	}
 	lines := regexp.MustCompile(`(?m)^ +contract(_date)?:.*\n`)
@@ -96,6 +96,11 @@ func TestPromise_D7_AProcessorWithoutContractIsOff(t *testing.T) {
 	}
 	if one := loose.Processor("mail"); one.On() || one.Name == "" {
 		t.Errorf("without a contract: %+v", one)
+	}
+	for _, c := range connections {
+		if got := loose.Unbound(c); len(bound.Unbound(c)) != 0 || slices.Equal(got, []string{"mail"}) != (c == ToSMTP) {
+			t.Errorf("to %s stand in the way: %v, bound %v", c, got, bound.Unbound(c))
+		}
 	}
 	if s := (Statement{Policy: loose}); len(s.On()) != 0 || len(s.Off()) != 1 {
 		t.Error("the page shows it as on")
@@ -156,6 +161,8 @@ func TestAWrongPolicyIsRefusedWithEveryProblem(t *testing.T) {
 		{"a processor that does not say what for", changed(t, "processors: []", strings.Replace(processor, "purposes: [notice], ", "", 1)+"]"), []string{"processors[0].purposes: is missing; write a list of those"}},
 		{"a processor for a purpose of nobody's", changed(t, "processors: []", strings.Replace(processor, "[notice]", "[notice, operate]", 1)+"]"), []string{"processors[0].purposes: write a list of those"}},
 		{"a processor for one purpose twice", changed(t, "processors: []", strings.Replace(processor, "[notice]", "[notice, notice]", 1)+"]"), []string{"processors[0].purposes: write a list of those"}},
+		{"a processor that serves what is not known", changed(t, "processors: []", strings.Replace(processor, "{id", "{serves: [listen], id", 1)+"]"), []string{"processors[0].serves: write a list of what the program reaches"}},
+		{"a processor that serves one twice", changed(t, "processors: []", strings.Replace(processor, "{id", "{serves: [s3, s3], id", 1)+"]"), []string{"processors[0].serves: write a list of what the program reaches"}},
 		{"two processors of one id", changed(t, "processors: []", processor+", {id: mail, name: M, purpose: P, purposes: [notice], categories: [c], place: P, safeguard: S}]"), []string{"processors[1].id: stands there twice"}},
 		{"a contract without its date", changed(t, "processors: []", strings.Replace(processor, "{id", "{contract: C, id", 1)+"]"), []string{"processors[0].contract_date: is missing"}},
 		{"a date that is none", changed(t, "processors: []", strings.Replace(processor, "{id", "{contract: C, contract_date: soon, id", 1)+"]"), []string{"processors[0].contract_date: write the day of the contract"}},
