@@ -138,20 +138,40 @@ func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, 
 	return all, nil
 }
 
+// restoreRecords gives the main database what holds keep of an erased person, as far as it
+// was restored from before that.
+func (s *Service) restoreRecords(ctx context.Context, owner, erasure string) error {
+	held, err := s.records(ctx, owner)
+	if err != nil {
+		return stuck{"keys_failed", err}
+	}
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		for _, r := range held {
+			if err := s.restoreRecord(ctx, tx, owner, erasure, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // restoreRecord gives the main database an exception with its row and its holds, unless
-// it has it.
-func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, j entry, r heldRecord) error {
-	var known int
-	if err := tx.Get(ctx, &known, `SELECT count(*) FROM erasure_exceptions WHERE id = ?`, r.id); err != nil || known > 0 {
+// it has it whole.
+func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, owner, erasure string, r heldRecord) error {
+	var there []exception // one that is being made is waited for
+	err := tx.Select(ctx, &there, selectException+`WHERE x.id = ? OR x.erasure_id = ? AND x.table_name = ? AND x.row_id = ? ORDER BY x.id`+db.ForUpdate(tx),
+		r.id, erasure, r.Table, r.Row)
+	if err != nil || slices.ContainsFunc(there, func(x exception) bool { return x.ResealedAt > 0 || x.EndedAt > 0 }) {
 		return err
 	}
-	// One that was made without it, for a row that nobody can open.
-	_, err := tx.Exec(ctx, `DELETE FROM erasure_exceptions WHERE subject = ? AND table_name = ? AND row_id = ? AND resealed_at = 0`, j.ID, r.Table, r.Row)
+	// One that was made without it, for a row that nobody can open, or is not whole.
+	_, err = tx.Exec(ctx, `DELETE FROM erasure_exceptions WHERE id <> ? AND subject = ? AND table_name = ? AND row_id = ? AND resealed_at = 0`, r.id, owner, r.Table, r.Row)
 	if err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO erasure_exceptions (id, erasure_id, subject, table_name, row_id, parent_table, parent_row, kept_at, resealed_at, ended_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`, r.id, j.Erasure, j.ID, r.Table, r.Row, r.ParentTable, r.ParentRow, r.KeptAt, r.KeptAt)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO UPDATE SET erasure_id = excluded.erasure_id, resealed_at = excluded.resealed_at`,
+		r.id, erasure, owner, r.Table, r.Row, r.ParentTable, r.ParentRow, r.KeptAt, r.KeptAt)
 	if err != nil {
 		return err
 	}

@@ -461,3 +461,57 @@ func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
 		h.erased(p, "main/erasure_exceptions")
 	})
 }
+
+// The main database restored from the middle of an erasure, before what the hold keeps had
+// its own key or before that was done with: the erasure goes on by itself, and has it again.
+func TestPromise_R8_WhatAHoldKeepsOutlivesARestoreFromTheMiddle(t *testing.T) {
+	for _, made := range []bool{false, true} { // the exception, in the backup
+		t.Run(fmt.Sprint("made ", made), func(t *testing.T) {
+			bothDatabases(t, func(t *testing.T, h *home) {
+				ctx := t.Context()
+				p := h.newcomer("ann")
+				image := h.paint(p, 2)[0]
+				hold, err := h.place(p.id, "images", image)
+				must(t, err)
+				id, _ := h.close(p)
+				held := true
+				h.away.full(made)
+				h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+					if held && !made && step == "holds_kept" && phase == privacy.Before {
+						return errors.New("not yet")
+					}
+					return nil
+				})
+				if h.erase(id) == nil {
+					t.Fatal("it is complete")
+				}
+				if n := h.count(`SELECT count(*) FROM erasure_exceptions WHERE subject = ? AND resealed_at = 0`, p.id); (n == 1) != made {
+					t.Fatalf("%d exceptions are in the backup", n)
+				}
+				backup := h.backup()
+				held = false
+				h.away.full(false)
+				must(t, h.erase(id))
+				var first string
+				must(t, h.db.Get(ctx, &first, `SELECT id FROM erasure_exceptions WHERE subject = ?`, p.id))
+
+				h.reopen(backup, "")
+				if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+					t.Fatalf("%d are to be replayed, %v: this test is of what goes on by itself", n, err)
+				}
+				if owned, err := h.privacy.Owned(ctx, []string{first, "exc_x"}); err != nil || !owned[first] || owned["exc_x"] {
+					t.Errorf("owned: %v, %v", owned, err)
+				}
+				must(t, h.erase(id))
+				h.erased(p, "main/holds", "main/erasure_exceptions", "main/images", "objects/held/")
+				if there, readable := h.kept(p.id, image); !there || !readable {
+					t.Errorf("with the exception in the backup %v: it is there: %v, readable: %v", made, there, readable)
+				}
+				must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+				h.clock.Advance(time.Second)
+				must(t, h.erase(id))
+				h.erased(p, "main/erasure_exceptions")
+			})
+		})
+	}
+}
