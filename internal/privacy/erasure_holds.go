@@ -168,10 +168,13 @@ func (s *Service) reseal(ctx context.Context, t *Table, x exception) error {
 				}
 			}
 		}
+		if r.Holds, err = s.holdsOf(ctx, tx, x); err != nil {
+			return err
+		}
 		if err := s.keepRecord(ctx, x, r); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET resealed_at = ? WHERE id = ?`, s.Clock.Millis(), x.ID)
+		_, err = tx.Exec(ctx, `UPDATE erasure_exceptions SET resealed_at = ? WHERE id = ?`, s.Clock.Millis(), x.ID)
 		return err
 	})
 }

@@ -515,3 +515,48 @@ func TestPromise_R8_WhatAHoldKeepsOutlivesARestoreFromTheMiddle(t *testing.T) {
 		})
 	}
 }
+
+// Holds that are placed on what another one keeps of an erased person, and released, are as
+// they were after a restore from before: what is still held goes with the last one.
+func TestPromise_R8_HoldsPlacedAfterTheErasureOutliveARestore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		before := h.backup()
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		between := h.backup()
+		second, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		last := h.backup() // no job has run
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), first.ID))
+		must(t, h.privacy.CopyHeld(ctx, first.ID))
+
+		for _, address := range []string{before, between, last} {
+			h.reopen(address, "")
+			must(t, h.privacy.CopyHeld(ctx, "")) // of what the database lacks, it forgets nothing
+			done, err := h.privacy.Replay(ctx)
+			if err != nil || done.Erased+done.Open != 1 {
+				t.Fatalf("%+v, %v", done, err)
+			}
+			must(t, h.erase(id))
+			must(t, h.privacy.Look(ctx, false))
+			list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+			if err != nil || len(list) != 1 || list[0].ID != second.ID || list[0].Case != second.Case {
+				t.Errorf("the holds are %+v, %v", list, err)
+			}
+			if there, readable := h.kept(p.id, image); !there || !readable {
+				t.Errorf("the image is there: %v, readable: %v", there, readable)
+			}
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), second.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.erase(id))
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
