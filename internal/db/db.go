@@ -298,7 +298,10 @@ func (d *DB) Select(ctx context.Context, dest any, query string, args ...any) er
 func (d *DB) Maps(ctx context.Context, query string, args ...any) ([]map[string]any, error) {
 	ctx, cancel := d.bounded(ctx)
 	defer cancel()
-	rows, err := d.read.QueryxContext(ctx, d.bind(query), args...)
+	return d.maps(d.read.QueryxContext(ctx, d.bind(query), args...))
+}
+
+func (d *DB) maps(rows *sqlx.Rows, err error) ([]map[string]any, error) {
 	if err != nil {
 		return nil, d.seen(err)
 	}
@@ -384,6 +387,13 @@ func (t *Tx) Select(ctx context.Context, dest any, query string, args ...any) er
 	ctx, cancel := t.db.bounded(ctx)
 	defer cancel()
 	return t.db.seen(t.tx.SelectContext(ctx, dest, t.db.bind(query), args...))
+}
+
+// Maps is DB.Maps in the transaction.
+func (t *Tx) Maps(ctx context.Context, query string, args ...any) ([]map[string]any, error) {
+	ctx, cancel := t.db.bounded(ctx)
+	defer cancel()
+	return t.db.maps(t.tx.QueryxContext(ctx, t.db.bind(query), args...))
 }
 
 // Exec runs one statement and says how many rows it changed.

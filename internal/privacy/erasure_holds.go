@@ -69,8 +69,12 @@ func (s *Service) held(ctx context.Context, owner string) ([]record, error) {
 }
 
 // keepHeld seals each held record anew with a key of its own, so that it outlives
-// the person's, and moves its objects. It saves nothing else of the account.
+// the person's, and moves its objects. It saves nothing else of the account. What was
+// kept before comes first: a main database restored from between may not know it.
 func (s *Service) keepHeld(ctx context.Context, e *erasure) error {
+	if err := s.restoreRecords(ctx, e.Subject, e.ID); err != nil {
+		return err
+	}
 	all, err := s.held(ctx, e.Subject)
 	if err != nil {
 		return err
@@ -164,10 +168,13 @@ func (s *Service) reseal(ctx context.Context, t *Table, x exception) error {
 				}
 			}
 		}
+		if r.Holds, err = s.holdsOf(ctx, tx, x); err != nil {
+			return err
+		}
 		if err := s.keepRecord(ctx, x, r); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET resealed_at = ? WHERE id = ?`, s.Clock.Millis(), x.ID)
+		_, err = tx.Exec(ctx, `UPDATE erasure_exceptions SET resealed_at = ? WHERE id = ?`, s.Clock.Millis(), x.ID)
 		return err
 	})
 }
@@ -258,8 +265,9 @@ func (s *Service) move(ctx context.Context, from []string, to string, data []byt
 	return err
 }
 
-// Owned says which of the vault's subjects are exceptions that are still kept, or
-// requests from an address: their keys are needed though they are nobody's account.
+// Owned says which of the vault's subjects are exceptions that are still kept, as the
+// main database or the key store has it, or requests from an address: their keys are
+// needed though they are nobody's account.
 func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, error) {
 	owned := map[string]bool{}
 	if len(ids) == 0 {
@@ -276,7 +284,11 @@ func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, err
 	if err != nil {
 		return nil, fmt.Errorf("look for exceptions and requests: %w", err)
 	}
-	for _, id := range found {
+	var kept []string
+	if err := s.Keys.Select(ctx, &kept, `SELECT id FROM held_records WHERE id IN (`+db.Marks(len(args))+`)`, args...); err != nil {
+		return nil, fmt.Errorf("look for what holds keep: %w", err)
+	}
+	for _, id := range append(found, kept...) {
 		owned[id] = true
 	}
 	return owned, nil

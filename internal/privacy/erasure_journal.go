@@ -184,7 +184,7 @@ func (s *Service) reopen(ctx context.Context, j entry) error {
 			return err
 		}
 		for _, r := range held {
-			if err := s.restoreRecord(ctx, tx, j, r); err != nil {
+			if err := s.restoreRecord(ctx, tx, j.ID, j.Erasure, r); err != nil {
 				return err
 			}
 		}

@@ -32,20 +32,98 @@ type heldRecord struct {
 
 func heldData(id string) []byte { return vault.Column("held_records", "record", id) }
 
-// row reads the record of an exception, and the holds that keep it.
+// row reads the record of an exception.
 func (s *Service) row(ctx context.Context, t *Table, x exception) (heldRecord, error) {
 	r := heldRecord{Table: x.Table, Row: x.Row, ParentTable: x.ParentTable, ParentRow: x.ParentRow, KeptAt: x.KeptAt}
 	rows, err := s.DB.Maps(ctx, "SELECT * FROM "+t.Name+" WHERE "+t.record()+" = ?", x.Row)
-	if err != nil || len(rows) == 0 {
-		return r, err
-	}
-	r.Columns = readable(t, rows[0])
-	holds, err := s.DB.Maps(ctx, `SELECT * FROM holds WHERE subject = ? AND released_at IS NULL AND (table_name = ? AND row_id = ? OR table_name = ? AND row_id = ?) ORDER BY id`,
-		x.Subject, x.Table, x.Row, x.ParentTable, x.ParentRow)
-	for _, hold := range holds {
-		r.Holds = append(r.Holds, readable(s.Map.Table(StoreMain, "holds"), hold))
+	if err == nil && len(rows) > 0 {
+		r.Columns = readable(t, rows[0])
 	}
 	return r, err
+}
+
+// holdsOf are the holds on the record of an exception, released ones too.
+func (s *Service) holdsOf(ctx context.Context, tx *db.Tx, x exception) ([]map[string]any, error) {
+	holds, err := tx.Maps(ctx, `SELECT * FROM holds WHERE subject = ? AND (table_name = ? AND row_id = ? OR table_name = ? AND row_id = ?) ORDER BY id`,
+		x.Subject, x.Table, x.Row, x.ParentTable, x.ParentRow)
+	for _, hold := range holds {
+		readable(s.Map.Table(StoreMain, "holds"), hold)
+	}
+	return holds, err
+}
+
+// keptOf are the open exceptions of a record and its parts. They stay as they are until
+// the transaction ends.
+func (s *Service) keptOf(ctx context.Context, tx *db.Tx, owner, table, row string) (all []exception, err error) {
+	err = tx.Select(ctx, &all, selectException+`WHERE x.subject = ? AND x.ended_at = 0 AND x.freed_at = 0
+		AND (x.table_name = ? AND x.row_id = ? OR x.parent_table = ? AND x.parent_row = ?) ORDER BY x.id`+db.ForUpdate(tx), owner, table, row, table, row)
+	return all, err
+}
+
+// noteHolds adds to what lies beside the key of an exception the holds that the main
+// database has by now. A hold that this does not know stays, as does a release: it may
+// have been restored from before them.
+func (s *Service) noteHolds(ctx context.Context, tx *db.Tx, x exception) error {
+	var sealed []byte
+	err := s.Keys.Get(ctx, &sealed, `SELECT record FROM held_records WHERE id = ?`, x.ID)
+	if isNone(err) {
+		return nil // what will be written has them
+	}
+	if err != nil {
+		return fmt.Errorf("read what a hold keeps: %w", err)
+	}
+	r, err := s.openRecord(ctx, x.ID, sealed)
+	if errors.Is(err, vault.ErrDestroyed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	holds, err := s.holdsOf(ctx, tx, x)
+	if err != nil {
+		return err
+	}
+	before, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	for _, hold := range holds {
+		i := slices.IndexFunc(r.Holds, func(noted map[string]any) bool { return noted["id"] == hold["id"] })
+		switch {
+		case i < 0:
+			r.Holds = append(r.Holds, hold)
+		case r.Holds[i]["released_at"] == nil:
+			r.Holds[i] = hold
+		}
+	}
+	if after, err := json.Marshal(r); err != nil || bytes.Equal(before, after) {
+		return err
+	}
+	return s.keepRecord(ctx, x, r)
+}
+
+// noteHeld does so for the records of erased people that a hold keeps, or for all.
+func (s *Service) noteHeld(ctx context.Context, which string) error {
+	var failed []error
+	for after := ""; ; {
+		var page []exception
+		err := s.DB.Select(ctx, &page, selectException+`WHERE x.id > ? AND x.ended_at = 0 AND x.freed_at = 0 AND (? = '' OR EXISTS (SELECT 1 FROM holds h WHERE h.id = ?
+			AND (h.table_name = x.table_name AND h.row_id = x.row_id OR h.table_name = x.parent_table AND h.row_id = x.parent_row))) ORDER BY x.id LIMIT ?`,
+			after, which, which, eraseBatch)
+		if err != nil || len(page) == 0 {
+			return errors.Join(append(failed, err)...)
+		}
+		after = page[len(page)-1].ID
+		for _, x := range page {
+			failed = append(failed, s.DB.Tx(ctx, func(tx *db.Tx) error {
+				kept, err := s.keptOf(ctx, tx, x.Subject, x.Table, x.Row)
+				for _, x := range kept {
+					err = errors.Join(err, s.noteHolds(ctx, tx, x))
+				}
+				return err
+			}))
+		}
+	}
 }
 
 // readable has text as text, however a driver gives it: JSON has bytes otherwise.
@@ -108,6 +186,20 @@ func (s *Service) forgetRecord(ctx context.Context, id string) error {
 	return nil
 }
 
+func (s *Service) openRecord(ctx context.Context, id string, sealed []byte) (heldRecord, error) {
+	r := heldRecord{id: id}
+	text, err := s.Vault.Unseal(ctx, id, sealed, heldData(id))
+	if err != nil {
+		return r, fmt.Errorf("read what a hold keeps: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	if err := d.Decode(&r); err != nil {
+		return r, errors.New("what is kept of a held record does not parse")
+	}
+	return r, nil
+}
+
 // records are those of an erased person that lie beside their keys: those that others are
 // part of before these.
 func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, err error) {
@@ -119,18 +211,12 @@ func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, 
 		return nil, fmt.Errorf("read what holds keep: %w", err)
 	}
 	for _, row := range rows {
-		text, err := s.Vault.Unseal(ctx, row.ID, row.Record, heldData(row.ID))
+		r, err := s.openRecord(ctx, row.ID, row.Record)
 		if errors.Is(err, vault.ErrDestroyed) {
 			continue // it is being released
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read what a hold keeps: %w", err)
-		}
-		r := heldRecord{id: row.ID}
-		d := json.NewDecoder(bytes.NewReader(text))
-		d.UseNumber()
-		if err := d.Decode(&r); err != nil {
-			return nil, errors.New("what is kept of a held record does not parse")
+			return nil, err
 		}
 		all = append(all, r)
 	}
@@ -138,31 +224,54 @@ func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, 
 	return all, nil
 }
 
-// restoreRecord gives the main database an exception with its row and its holds, unless
-// it has it.
-func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, j entry, r heldRecord) error {
-	var known int
-	if err := tx.Get(ctx, &known, `SELECT count(*) FROM erasure_exceptions WHERE id = ?`, r.id); err != nil || known > 0 {
-		return err
-	}
-	// One that was made without it, for a row that nobody can open.
-	_, err := tx.Exec(ctx, `DELETE FROM erasure_exceptions WHERE subject = ? AND table_name = ? AND row_id = ? AND resealed_at = 0`, j.ID, r.Table, r.Row)
+// restoreRecords gives the main database what holds keep of an erased person, as far as it
+// was restored from before that.
+func (s *Service) restoreRecords(ctx context.Context, owner, erasure string) error {
+	held, err := s.records(ctx, owner)
 	if err != nil {
-		return err
+		return stuck{"keys_failed", err}
 	}
-	_, err = tx.Exec(ctx, `INSERT INTO erasure_exceptions (id, erasure_id, subject, table_name, row_id, parent_table, parent_row, kept_at, resealed_at, ended_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`, r.id, j.Erasure, j.ID, r.Table, r.Row, r.ParentTable, r.ParentRow, r.KeptAt, r.KeptAt)
-	if err != nil {
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+		for _, r := range held {
+			if err := s.restoreRecord(ctx, tx, owner, erasure, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// restoreRecord gives the main database an exception with its row and its holds, as far
+// as it lacks them.
+func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, owner, erasure string, r heldRecord) error {
+	var there []exception // one that is being made is waited for
+	err := tx.Select(ctx, &there, selectException+`WHERE x.id = ? OR x.erasure_id = ? AND x.table_name = ? AND x.row_id = ? ORDER BY x.id`+db.ForUpdate(tx),
+		r.id, erasure, r.Table, r.Row)
+	if err != nil || slices.ContainsFunc(there, func(x exception) bool { return x.EndedAt > 0 }) {
 		return err
 	}
 	holds, t := s.Map.Table(StoreMain, "holds"), s.Map.Table(StoreMain, r.Table)
 	if t == nil {
 		return stuck{code: "hold_unknown"}
 	}
-	for _, hold := range r.Holds { // as the database has one, it is newer
-		if err := restoreRow(ctx, tx, holds, hold, false); err != nil {
+	for _, hold := range r.Holds { // as the database has one, it is newer, but for a release
+		if err := restoreRow(ctx, tx, holds, hold, hold["released_at"] != nil); err != nil {
 			return err
 		}
+	}
+	if slices.ContainsFunc(there, func(x exception) bool { return x.ResealedAt > 0 }) {
+		return nil
+	}
+	// One that was made without it, for a row that nobody can open, or is not whole.
+	_, err = tx.Exec(ctx, `DELETE FROM erasure_exceptions WHERE id <> ? AND subject = ? AND table_name = ? AND row_id = ? AND resealed_at = 0`, r.id, owner, r.Table, r.Row)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO erasure_exceptions (id, erasure_id, subject, table_name, row_id, parent_table, parent_row, kept_at, resealed_at, ended_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO UPDATE SET erasure_id = excluded.erasure_id, resealed_at = excluded.resealed_at`,
+		r.id, erasure, owner, r.Table, r.Row, r.ParentTable, r.ParentRow, r.KeptAt, r.KeptAt)
+	if err != nil {
+		return err
 	}
 	return restoreRow(ctx, tx, t, r.Columns, true)
 }

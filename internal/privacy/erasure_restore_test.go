@@ -461,3 +461,102 @@ func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
 		h.erased(p, "main/erasure_exceptions")
 	})
 }
+
+// The main database restored from the middle of an erasure, before what the hold keeps had
+// its own key or before that was done with: the erasure goes on by itself, and has it again.
+func TestPromise_R8_WhatAHoldKeepsOutlivesARestoreFromTheMiddle(t *testing.T) {
+	for _, made := range []bool{false, true} { // the exception, in the backup
+		t.Run(fmt.Sprint("made ", made), func(t *testing.T) {
+			bothDatabases(t, func(t *testing.T, h *home) {
+				ctx := t.Context()
+				p := h.newcomer("ann")
+				image := h.paint(p, 2)[0]
+				hold, err := h.place(p.id, "images", image)
+				must(t, err)
+				id, _ := h.close(p)
+				held := true
+				h.away.full(made)
+				h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+					if held && !made && step == "holds_kept" && phase == privacy.Before {
+						return errors.New("not yet")
+					}
+					return nil
+				})
+				if h.erase(id) == nil {
+					t.Fatal("it is complete")
+				}
+				if n := h.count(`SELECT count(*) FROM erasure_exceptions WHERE subject = ? AND resealed_at = 0`, p.id); (n == 1) != made {
+					t.Fatalf("%d exceptions are in the backup", n)
+				}
+				backup := h.backup()
+				held = false
+				h.away.full(false)
+				must(t, h.erase(id))
+				var first string
+				must(t, h.db.Get(ctx, &first, `SELECT id FROM erasure_exceptions WHERE subject = ?`, p.id))
+
+				h.reopen(backup, "")
+				if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+					t.Fatalf("%d are to be replayed, %v: this test is of what goes on by itself", n, err)
+				}
+				if owned, err := h.privacy.Owned(ctx, []string{first, "exc_x"}); err != nil || !owned[first] || owned["exc_x"] {
+					t.Errorf("owned: %v, %v", owned, err)
+				}
+				must(t, h.erase(id))
+				h.erased(p, "main/holds", "main/erasure_exceptions", "main/images", "objects/held/")
+				if there, readable := h.kept(p.id, image); !there || !readable {
+					t.Errorf("with the exception in the backup %v: it is there: %v, readable: %v", made, there, readable)
+				}
+				must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+				h.clock.Advance(time.Second)
+				must(t, h.erase(id))
+				h.erased(p, "main/erasure_exceptions")
+			})
+		})
+	}
+}
+
+// Holds that are placed on what another one keeps of an erased person, and released, are as
+// they were after a restore from before: what is still held goes with the last one.
+func TestPromise_R8_HoldsPlacedAfterTheErasureOutliveARestore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		before := h.backup()
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		between := h.backup()
+		second, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		last := h.backup() // no job has run
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), first.ID))
+		must(t, h.privacy.CopyHeld(ctx, first.ID))
+
+		for _, address := range []string{before, between, last} {
+			h.reopen(address, "")
+			must(t, h.privacy.CopyHeld(ctx, "")) // of what the database lacks, it forgets nothing
+			done, err := h.privacy.Replay(ctx)
+			if err != nil || done.Erased+done.Open != 1 {
+				t.Fatalf("%+v, %v", done, err)
+			}
+			must(t, h.erase(id))
+			must(t, h.privacy.Look(ctx, false))
+			list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+			if err != nil || len(list) != 1 || list[0].ID != second.ID || list[0].Case != second.Case {
+				t.Errorf("the holds are %+v, %v", list, err)
+			}
+			if there, readable := h.kept(p.id, image); !there || !readable {
+				t.Errorf("the image is there: %v, readable: %v", there, readable)
+			}
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), second.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.erase(id))
+		h.erased(p, "main/erasure_exceptions")
+	})
+}

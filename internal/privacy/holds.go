@@ -79,12 +79,21 @@ func (s *Service) PlaceHold(ctx context.Context, by By, h Hold) (Hold, error) {
 		if err := s.mayHold(ctx, tx, h); err != nil {
 			return events.Event{}, err
 		}
+		kept, err := s.keptOf(ctx, tx, h.Subject, h.Table, h.Record)
+		if err != nil {
+			return events.Event{}, err
+		}
 		id, err := subject.Hold(ctx, tx, h.Subject, h.Table, h.Record, h.Case, s.Clock.Now())
 		if err != nil {
 			return events.Event{}, err
 		}
 		if _, err := tx.Exec(ctx, `UPDATE holds SET review_at = ?, hidden = ? WHERE id = ?`, review.UnixMilli(), flag(!h.MayBeTold), id); err != nil {
 			return events.Event{}, err
+		}
+		for _, x := range kept { // before it is placed: a restore may know more holds, but not less
+			if err := s.noteHolds(ctx, tx, x); err != nil {
+				return events.Event{}, err
+			}
 		}
 		if err := s.holdChanged(ctx, tx, id); err != nil {
 			return events.Event{}, err
@@ -161,6 +170,9 @@ func (s *Service) RenewHold(ctx context.Context, by By, id string, at time.Time)
 			RETURNING id, subject, table_name, row_id, reason_ref, hidden, created_at, review_at, 0 AS released_at`, review.UnixMilli(), id)
 		if isNone(err) {
 			err = errNoHold()
+		}
+		if err == nil {
+			err = s.holdChanged(ctx, tx, id)
 		}
 		return h.event(events.HoldRenewed), err
 	})

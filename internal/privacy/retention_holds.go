@@ -21,9 +21,10 @@ const KindHold = "retention:hold"
 
 const holdSchedule = "retention-holds"
 
-// holdChanged has the objects of what a hold keeps copied, or those copies deleted:
-// it belongs into the transaction that places or releases the hold. What it misses,
-// the schedule finds within the hour.
+// holdChanged has the objects of what a hold keeps copied, or those copies deleted, and
+// the hold noted beside the key of what it keeps of somebody erased: it belongs into the
+// transaction that places, renews or releases the hold. What it misses, the schedule finds
+// within the hour.
 func (s *Service) holdChanged(ctx context.Context, tx *db.Tx, hold string) error {
 	_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindHold, Ref: hold})
 	return err
@@ -45,7 +46,7 @@ func (s *Service) holdKind() jobs.Kind {
 // CopyHeld does so now for one hold, or for all. Copies of an erased person are the
 // erasure's.
 func (s *Service) CopyHeld(ctx context.Context, which string) error {
-	var failed []error
+	failed := []error{s.noteHeld(ctx, which)}
 	for after := ""; ; {
 		var page []struct {
 			ID       string `db:"id"`
