@@ -354,3 +354,50 @@ func TestPromise_R7_NoClosingWithoutTheReceipt(t *testing.T) {
 		}
 	})
 }
+
+// Nothing is trained on without a consent that was asked for by itself and still holds.
+func TestPromise_C2_TrainingNeedsAConsentThatHolds(t *testing.T) {
+	t.Parallel()
+	gate(t, subject.Training, subject.Marketing)
+}
+
+// Marketing begins with a consent, and whoever opts out is out at once.
+func TestPromise_G5_WhoeverOptsOutOfMarketingIsOutAtOnce(t *testing.T) {
+	t.Parallel()
+	gate(t, subject.Marketing, subject.Training)
+}
+
+// gate gives a consent and takes it back, and asks as every use of the purpose must. Neither such
+// mail nor training is there yet: this is what each will have to pass.
+func gate(t *testing.T, purpose, other subject.Purpose) {
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		id := b.want(200, "GET", "/v1/account", "").text(t, "id")
+		may := func(when string, want bool) {
+			t.Helper()
+			if err := subject.May(t.Context(), r.db, id, purpose); (err == nil) != want {
+				t.Errorf("%s: %s is allowed: %v", when, purpose, err == nil)
+			}
+			if subject.May(t.Context(), r.db, id, other) == nil {
+				t.Errorf("%s: %s is allowed, to which nobody agreed", when, other)
+			}
+		}
+		path := "/v1/account/consents/" + string(purpose)
+		may("never asked", false)
+		b.want(204, "PUT", path, `{"granted":true}`)
+		may("agreed", true)
+		b.want(204, "PUT", path, `{"granted":false}`)
+		may("taken back", false)
+		b.want(204, "PUT", path, `{"granted":true}`)
+		may("agreed again", true)
+		b.want(204, "PUT", "/v1/account/restriction", "")
+		may("restricted", false)
+		var words, versions int
+		if err := r.db.Get(t.Context(), &words, `SELECT count(*) FROM consents WHERE subject = ?`, id); err != nil || words != 3 {
+			t.Errorf("%d words are kept, want 3 (%v)", words, err)
+		}
+		if err := r.db.Get(t.Context(), &versions, `SELECT count(*) FROM consents WHERE subject = ? AND policy_version <> ''`, id); err != nil || versions != 3 {
+			t.Errorf("%d of them name the policy's version (%v)", versions, err)
+		}
+	})
+}
