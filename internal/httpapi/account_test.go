@@ -109,8 +109,13 @@ const (
 // joined is a browser that signed up, confirmed and is signed in.
 func (r *rig) joined() *browser {
 	r.t.Helper()
+	return r.joins(eveSignUp)
+}
+
+func (r *rig) joins(signUp string) *browser {
+	r.t.Helper()
 	b := &browser{rig: r}
-	b.want(202, "POST", "/v1/account", eveSignUp)
+	b.want(202, "POST", "/v1/account", signUp)
 	b.want(200, "POST", "/v1/account/confirm", `{"code":"`+r.mailed(mail.ConfirmSignUp, "Code")+`","password":"`+evePassword+`"}`)
 	return b
 }

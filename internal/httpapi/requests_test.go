@@ -371,7 +371,7 @@ func TestPromise_G5_WhoeverOptsOutOfMarketingIsOutAtOnce(t *testing.T) {
 // mail nor training is there yet: this is what each will have to pass.
 func gate(t *testing.T, purpose, other subject.Purpose) {
 	bothDatabases(t, func(t *testing.T, r *rig) {
-		b := r.joined()
+		b := r.joins(strings.Replace(eveSignUp, `,"consents":["marketing"]`, "", 1))
 		id := b.want(200, "GET", "/v1/account", "").text(t, "id")
 		may := func(when string, want bool) {
 			t.Helper()
