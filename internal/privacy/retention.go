@@ -261,9 +261,6 @@ func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *j
 	where, args := p.due(t, k), []any{bound}
 	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + fmt.Sprintf(" LIMIT %d", purgeBatch)
 	for from, more := where, args; ; {
-		if err := pace.Next(ctx); err != nil {
-			return ended, err
-		}
 		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from), more...)
 		if err != nil || len(page) == 0 {
 			return ended, err
@@ -277,6 +274,12 @@ func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *j
 			return ended, err
 		}
 		ended += n
+		if len(page) < purgeBatch {
+			return ended, nil
+		}
+		if err := pace.Next(ctx); err != nil {
+			return ended, err
+		}
 		// Behind the last: what a hold keeps is passed over.
 		last := page[len(page)-1]
 		from, more = where+" AND ("+order+") > ("+db.Marks(len(t.Key)+1)+")", append(slices.Clone(args), last[k.decides()])
