@@ -6,7 +6,7 @@ PARTS := go run ./internal/testenv/cmd/parts --
 LIMIT := 40m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test sim e2e lint vuln bench
+.PHONY: help run test e2e lint vuln bench
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +16,7 @@ run: ## start everything in one process, on embedded parts
 
 test: ## all tests but e2e, on real PostgreSQL, Redis and MinIO, with the race detector
 	$(PARTS) go test -race -timeout $(LIMIT) $$(go list ./... | grep -v /internal/e2e)
-	$(PARTS) go test -timeout $(LIMIT) -run AtEveryStepOfAnErasure ./internal/privacy
-
-sim: ## 800 days of 220 people, in about five minutes
-	$(PARTS) go test -timeout $(LIMIT) -count=1 -run EightHundredDays ./internal/privacy
+	$(PARTS) go test -timeout $(LIMIT) -run 'EightHundredDays|AtEveryStepOfAnErasure' ./internal/privacy
 
 e2e: ## the fault matrix: real processes that are killed, stopped and cut off
 	$(PARTS) go test -race -count=1 -timeout 30m ./internal/e2e/...
