@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// paceShare of the time is what background work takes: less than the twentieth in
-	// which it would be seen in the 95th percentile of those who wait for an answer.
+	// paceShare of the time is what background work takes: less than a twentieth, so that
+	// few of those who wait for an answer meet it.
 	paceShare = 1.0 / 30
 	// pacePatience is how long it keeps to that. What is more than fits in must also
 	// be done in time.
