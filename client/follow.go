@@ -22,7 +22,7 @@ func (s GenerationStatus) Final() bool {
 
 // Follow reads the event stream until the generation has ended. When it breaks
 // it is opened again where it ended, also after the service was away. Between
-// two states come generations of which only ID, Status and Progress are told.
+// two states come generations of which only ID, Status, Progress and Queue are told.
 func (c *Client) Follow(ctx context.Context, id string, show func(Generation)) error {
 	var last *string
 	err := errors.New("it breaks again and again")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,7 +14,6 @@ import (
 	"zimage/internal/account"
 	"zimage/internal/app"
 	"zimage/internal/config"
-	"zimage/internal/testenv"
 )
 
 // service is one of the test's own, and what its user has to know.
@@ -88,10 +88,9 @@ func free(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// node runs a program of docs/examples as a user of the service, and returns
-// what it printed.
-func (s *service) node(args ...string) (stdout string, err error) {
-	cmd := testenv.Node(s.t, args...)
+// as puts the service and its key into a program's environment, runs it, and
+// returns what it printed.
+func (s *service) as(cmd *exec.Cmd) (stdout string, err error) {
 	cmd.Env = append(cmd.Env, "ZIMAGE_PUBLIC_URL="+s.url, "ZIMAGE_KEY="+s.key)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -124,7 +124,9 @@ func (s step) String() string { return strings.Join(s.line, " ") }
 // missing lists what has to be run before the parts are there.
 func missing() ([]step, error) {
 	var packages []string
-	for program, name := range map[string]string{"redis-server": "redis-server", "node": "nodejs", "npm": "npm"} {
+	for program, name := range map[string]string{
+		"redis-server": "redis-server", "node": "nodejs", "npm": "npm", "curl": "curl", "jq": "jq", // the tour in docs/api.md
+	} {
 		if _, err := testenv.Binary(program); err != nil {
 			packages = append(packages, name)
 		}
@@ -167,7 +169,7 @@ func install(signals <-chan os.Signal) error {
 		for _, s := range steps {
 			fmt.Fprintf(&text, "  %s\n", s)
 		}
-		text.WriteString("(apt-get as root; without Debian, install redis-server, PostgreSQL, Node.js and npm your system's way)")
+		text.WriteString("(apt-get as root; without Debian, install redis-server, PostgreSQL, Node.js, npm, curl and jq your system's way)")
 		return errors.New(text.String())
 	}
 	for _, s := range steps {
