@@ -2,6 +2,7 @@ package privacy_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"zimage/internal/account"
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
 )
@@ -695,6 +697,106 @@ func TestPromise_R8_HoldsPlacedAfterTheErasureOutliveARestore(t *testing.T) {
 			}
 		}
 		must(t, h.privacy.ReleaseHold(ctx, h.machine(), second.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.erase(id))
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
+
+// notes says whether what lies beside the keys of all that holds keep names a case.
+func (h *home) notes(named string) (some, all bool) {
+	h.t.Helper()
+	ctx := h.t.Context()
+	var rows []struct {
+		ID     string `db:"id"`
+		Record []byte `db:"record"`
+	}
+	must(h.t, h.keys.Select(ctx, &rows, `SELECT id, record FROM held_records`))
+	all = len(rows) > 0
+	for _, r := range rows {
+		text, err := h.vault.Unseal(ctx, r.ID, r.Record, vault.Column("held_records", "record", r.ID))
+		must(h.t, err)
+		has := strings.Contains(string(text), named)
+		some, all = some || has, all && has
+	}
+	return some, all
+}
+
+// The main database is restored from between the erasure and a second hold, which knows the
+// erasure and is not replayed: the release of the first takes nothing that the second keeps.
+func TestPromise_R8_AReleaseKnowsTheHoldsThatARestoreForgot(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		between := h.backup()
+		second, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		h.reopen(between, "")
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Fatalf("%d are to be replayed, %v: this test is of what goes on by itself", n, err)
+		}
+		released := func(hold string) {
+			t.Helper()
+			must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold))
+			h.clock.Advance(time.Second)
+			must(t, h.privacy.Look(ctx, false))
+			for _, ref := range h.queued() {
+				must(t, h.erase(ref))
+			}
+		}
+		released(first.ID)
+		list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+		if err != nil || len(list) != 1 || list[0].ID != second.ID || list[0].Case != second.Case {
+			t.Errorf("the holds are %+v, %v", list, err)
+		}
+		if there, readable := h.kept(p.id, image); !there || !readable {
+			t.Errorf("the image is there: %v, readable: %v", there, readable)
+		}
+		released(second.ID)
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
+
+// A hold that is refused in the end is noted nowhere, and keeps nothing.
+func TestAHoldThatIsNotPlacedIsNotNoted(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		refused := errors.New("no")
+		noted := false
+		by := func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
+			return h.machine()(ctx, func(tx *db.Tx) (events.Event, error) {
+				what, err := do(tx)
+				must(t, err)
+				_, noted = h.notes("case 9")
+				return what, refused
+			})
+		}
+		_, err = h.privacy.PlaceHold(ctx, by, privacy.Hold{Subject: p.id, Table: "generations", Record: generation, Case: "case 9"})
+		if !errors.Is(err, refused) || !noted {
+			t.Fatalf("%v; noted before it is placed: %v", err, noted)
+		}
+		if some, _ := h.notes("case 9"); some {
+			t.Error("what was refused is noted")
+		}
+		if _, all := h.notes(first.Case); !all {
+			t.Error("the hold before is noted no more")
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), first.ID))
 		h.clock.Advance(time.Second)
 		must(t, h.erase(id))
 		h.erased(p, "main/erasure_exceptions")
