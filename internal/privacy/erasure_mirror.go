@@ -254,7 +254,8 @@ func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (tak
 	}
 	n, err := s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, secret, at, mirror) VALUES `+db.Rows("(?, ?, ?, ?, ?, ?)", len(args)/6)+`
 		ON CONFLICT (kind, id) DO UPDATE SET erasure = excluded.erasure, secret = excluded.secret, mirror = excluded.mirror
-		WHERE erasure_journal.mirror <> '' AND erasure_journal.mirror < excluded.mirror`, args...)
+		WHERE erasure_journal.mirror <> '' AND erasure_journal.mirror < excluded.mirror
+		AND (erasure_journal.erasure <> excluded.erasure OR erasure_journal.secret IS DISTINCT FROM excluded.secret)`, args...)
 	if err != nil {
 		return 0, fmt.Errorf("take in the journal's mirror: %w", err)
 	}

@@ -219,6 +219,32 @@ func TestAKeyStoreThatGoesBackIsSeen(t *testing.T) {
 	})
 }
 
+// Two processes may mirror the same line at once: that is no restore either.
+func TestALineInTwoObjectsIsNoRestore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_twice"}))
+		var first, now string
+		for _, name := range []*string{&first, &now} {
+			_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ''`)
+			must(t, err)
+			h.clock.Advance(time.Minute)
+			must(t, h.privacy.Look(ctx, false))
+			must(t, h.keys.Get(ctx, name, `SELECT mirror FROM erasure_journal`))
+		}
+		_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ?`, first) // which was quicker
+		must(t, err)
+		h.rooms()
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Errorf("%d are to be replayed, %v", n, err)
+		}
+		must(t, h.keys.Get(ctx, &now, `SELECT mirror FROM erasure_journal`))
+		if len(h.objects("journal/")) != 2 || now != first || strings.Contains(h.log.String(), "as if that was restored") {
+			t.Errorf("the line is in %q and was in %q", now, first)
+		}
+	})
+}
+
 // What is forgotten because its time is over is no restore.
 func TestAJournalThatHasHadItsTimeIsNoRestore(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
