@@ -67,7 +67,7 @@ func (s *Service) Owner(ctx context.Context, q db.Querier, email string) (string
 
 // Honour does what somebody asked for outside their account, once they have shown
 // that its address is theirs: events.AccountClosing, AccountRestricted, ObjectionMade
-// to every use that can be objected to, or DoNotSellSet.
+// to every use that can be objected to and to marketing, or DoNotSellSet.
 func (s *Service) Honour(ctx context.Context, tx *db.Tx, owner string, right events.Type) error {
 	if err := subject.Enter(ctx, tx, owner, subject.Account); err != nil {
 		return err
@@ -84,11 +84,25 @@ func (s *Service) Honour(ctx context.Context, tx *db.Tx, owner string, right eve
 				return err
 			}
 		}
-		return nil
+		return s.withdrawConsent(ctx, tx, owner, subject.Marketing)
 	case events.DoNotSellSet:
 		return s.doNotSell(ctx, tx, owner, true)
 	}
 	return problem.New(problem.Internal, "There is no such right.")
+}
+
+// withdrawConsent ends a use that rests on a consent, if there is one.
+func (s *Service) withdrawConsent(ctx context.Context, tx *db.Tx, owner string, purpose subject.Purpose) error {
+	given, err := subject.Consents(ctx, tx, owner)
+	if err != nil {
+		return err
+	}
+	for _, c := range given {
+		if c.Purpose == purpose && c.Granted {
+			return s.setConsent(ctx, tx, owner, purpose, false, s.o.PolicyVersion, s.clock.Now())
+		}
+	}
+	return nil
 }
 
 // Guarded reports whether a second factor of the account is in force. It stays so until

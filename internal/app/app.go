@@ -65,6 +65,7 @@ type App struct {
 	Usage    *privacy.Usage
 
 	restored atomic.Bool   // the main database lacks what was erased or deleted: nothing may be served from it
+	unread   atomic.Bool   // the object store has not told yet what that is: nothing may be served either
 	known    atomic.Bool   // it lacked nothing at some time since the start: work may have been taken
 	looking  sync.Mutex    // an older answer must not take the place of a newer one
 	look     time.Duration // how often a running process looks
@@ -173,9 +174,6 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Registry: a.registry, Place: places, Window: a.policy.Windows.Usage,
 	})
 	a.vault = v
-	if err := a.findRestored(ctx); err != nil {
-		return nil, err
-	}
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
 		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -487,16 +485,25 @@ func (a *App) lanes() []string {
 }
 
 // findRestored looks whether the main database knows every line of the journal. One
-// that was restored from before an erasure or deletion does not.
+// that was restored from before an erasure or deletion does not. The key store may have
+// been restored too: the object store has to tell first.
 func (a *App) findRestored(ctx context.Context) error {
 	a.looking.Lock()
 	defer a.looking.Unlock()
 	n, err := a.Privacy.Unreplayed(ctx)
-	if err != nil {
+	unread := errors.Is(err, privacy.ErrMirrorUnread)
+	if err != nil && !unread {
 		return err
 	}
-	if n == 0 {
+	if n == 0 && !unread {
 		a.known.Store(true)
+	}
+	if a.unread.Swap(unread) != unread {
+		if unread {
+			a.log.Error("the object store does not tell what was erased or deleted: nothing is served until it does", "error", err)
+		} else {
+			a.log.Info("the object store has told what was erased and deleted")
+		}
 	}
 	if restored := n > 0; a.restored.Swap(restored) != restored {
 		if restored {
@@ -507,6 +514,10 @@ func (a *App) findRestored(ctx context.Context) error {
 	}
 	return nil
 }
+
+// closed says that nothing may be served, nor any work taken: what was deleted might be
+// shown.
+func (a *App) closed() bool { return a.restored.Load() || a.unread.Load() }
 
 var errRestored = errors.New("the main database was restored from before erasures or deletions while this process ran: start it again, and it waits until `zimage erasure replay` has run")
 
@@ -530,9 +541,10 @@ func (a *App) watchRestored(ctx context.Context) error {
 	}
 }
 
-// awaitReplay waits until erasures that a restored database lacks are replayed.
+// awaitReplay waits until it is known what was erased or deleted, and that is replayed if
+// a restored database lacks it.
 func (a *App) awaitReplay(ctx context.Context) error {
-	for a.restored.Load() {
+	for a.closed() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -76,6 +76,9 @@ func Main(role config.Role, args []string, stdout, stderr io.Writer) int {
 // one of them fails. started is called once every listener is open, before any
 // work is taken on; it may be nil.
 func (a *App) Run(ctx context.Context, abort <-chan struct{}, started func(), roles ...config.Role) error {
+	if err := a.findRestored(ctx); err != nil {
+		return err
+	}
 	// Before a window of ours is applied: another policy may be in force.
 	if err := a.Privacy.Publish(ctx); err != nil {
 		return fmt.Errorf("%sPOLICY: %w", config.Prefix, err)

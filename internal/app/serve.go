@@ -29,7 +29,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 	api, err := httpapi.New(httpapi.Options{
 		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Usage: a.Usage, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
-		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready, Closed: a.restored.Load,
+		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready, Closed: a.closed,
 	})
 	if err != nil {
 		return err
@@ -163,6 +163,8 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	work.Wait()
 	if a.restored.Load() {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures or deletions; they must be replayed first"})
+	} else if a.unread.Load() {
+		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the object store does not tell what was erased or deleted; until it does, nothing is served"})
 	}
 	if !a.clock.Plausible() {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "clock", State: httpapi.StateDegraded, Note: "the database's differs from this machine's; no generation is accepted, and nothing is deleted because of a time"})

@@ -185,7 +185,7 @@ func (a *API) begin(c *gin.Context) {
 	defer call.idle()
 	defer a.recovered(c)
 	if path := c.FullPath(); a.rooms.Closed != nil && a.rooms.Closed() && path != "/healthz" && path != "/readyz" {
-		a.fail(c, problem.New(problem.Unavailable, "The service was restored from a backup and is not open yet.").After(time.Minute))
+		a.fail(c, problem.New(problem.Unavailable, "The service is not open yet: it makes sure first that it shows nothing that was deleted.").After(time.Minute))
 		return
 	}
 	c.Next()

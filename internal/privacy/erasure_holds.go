@@ -326,12 +326,16 @@ func (s *Service) afterwards(ctx context.Context, e *erasure) error {
 }
 
 // setFree says for good that nothing holds an exception's record any more. A hold that is
-// being placed on it waits here, or is waited for.
+// being placed on it waits here, or is waited for, and one that a restored database lacks is
+// there again.
 func (s *Service) setFree(ctx context.Context, x exception) (freed bool, err error) {
 	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
 		var ids []string
 		if err := tx.Select(ctx, &ids, `SELECT id FROM erasure_exceptions WHERE erasure_id = ? AND ended_at = 0
 			AND (id = ? OR table_name = ? AND row_id = ?) ORDER BY id`+db.ForUpdate(tx), x.ErasureID, x.ID, x.ParentTable, x.ParentRow); err != nil {
+			return err
+		}
+		if err := s.restoreHolds(ctx, tx, x); err != nil {
 			return err
 		}
 		n, err := tx.Exec(ctx, `UPDATE erasure_exceptions SET freed_at = CASE WHEN freed_at > 0 THEN freed_at ELSE ? END WHERE id = ?

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"zimage/internal/db"
-	"zimage/internal/objects"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
@@ -62,13 +61,12 @@ func (s *Service) journal(ctx context.Context, kind string, f func([]entry) erro
 
 // Unreplayed counts erasures and deletions of the journal that the main database does
 // not know: it was restored from before them, or belongs to another key store. Until
-// they are replayed nothing may be served from it.
+// they are replayed nothing may be served from it, and neither with ErrMirrorUnread: then
+// it counts what the key store knows.
 func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
-	var away *objects.Error
-	if err := s.askMirror(ctx); errors.As(err, &away) && ctx.Err() == nil {
-		s.Log.WarnContext(ctx, "the object store cannot be asked yet what was erased or deleted", "error", err)
-	} else if err != nil {
-		return 0, err
+	unread := s.askMirror(ctx, false)
+	if unread != nil && (!errors.Is(unread, ErrMirrorUnread) || ctx.Err() != nil) {
+		return 0, unread
 	}
 	err = s.journal(ctx, journalAccount, func(page []entry) error {
 		args := []any{subject.Closing, subject.Erased}
@@ -88,7 +86,7 @@ func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
 		return n, err
 	}
 	back, err := s.deletionsBack(ctx)
-	return n + back, err
+	return n + back, errors.Join(err, unread)
 }
 
 // Replayed is what a replay did.
@@ -103,7 +101,7 @@ type Replayed struct {
 // object store, whatever they say of it. Beside a running service it changes
 // nothing that the erasures would not. An erasure that fails is left to its job.
 func (s *Service) Replay(ctx context.Context) (Replayed, error) {
-	if err := s.takeIn(ctx); err != nil {
+	if err := s.askMirror(ctx, true); err != nil {
 		return Replayed{}, err
 	}
 	var ids []string

@@ -20,8 +20,17 @@ const (
 	// by day and time: whoever restores both databases from before still finds them there.
 	mirrorPrefix   = "journal/"
 	mirrorPatience = 20 * time.Second // of a start, with a store that does not answer
-	mirrorMost     = 1 << 20          // bytes of an object, which has eraseBatch lines
+	mirrorBatch    = 1000             // lines of an object
+	mirrorMost     = 1 << 20          // its bytes
+	// mirrorAfter is how long a deletion waits for others to be written with. An erasure,
+	// which is not complete before, waits for nothing.
+	mirrorAfter = time.Minute
+	mirrorLate  = 5 * time.Minute // a line that waits for longer is told of
 )
+
+// ErrMirrorUnread is that the object store has not told what was erased or deleted: a key
+// store that was restored from before does not know it.
+var ErrMirrorUnread = errors.New("the object store has not told what was erased or deleted")
 
 // line is an entry of the journal with its kind.
 type line struct {
@@ -54,13 +63,29 @@ func (s *Service) mirrorMAC(name string, text []byte) []byte {
 	return s.Vault.MAC("journal", append([]byte(name+" "), text...))
 }
 
-// mirror writes into the object store what the journal has and the mirror does not.
+// waiting is the condition that the mirror lacks a line that is older than d. One from
+// the future was written by another clock, and may have waited for long.
+func (s *Service) waiting(d time.Duration) (condition string, args []any) {
+	now := s.Clock.Now()
+	return `mirror = '' AND at NOT BETWEEN ? AND ?`, []any{now.Add(-d).UnixMilli() + 1, now.Add(d).UnixMilli()}
+}
+
+// mirror writes into the object store what the journal has and the mirror does not, as
+// soon as something is to wait no longer.
 func (s *Service) mirror(ctx context.Context) error {
-	for {
+	for wrote := false; ; wrote = true {
 		var some []line
-		err := s.Keys.Select(ctx, &some, `SELECT kind, id, erasure, secret, at FROM erasure_journal WHERE mirror = '' ORDER BY kind, id LIMIT ?`, eraseBatch)
+		old, args := s.waiting(mirrorAfter)
+		err := s.Keys.Select(ctx, &some, `SELECT kind, id, erasure, secret, at FROM erasure_journal WHERE mirror = ''
+			AND EXISTS (SELECT 1 FROM erasure_journal WHERE mirror = '' AND kind = ? OR `+old+`) ORDER BY kind, id LIMIT ?`,
+			append(append([]any{journalAccount}, args...), mirrorBatch)...)
 		if err != nil {
 			return fmt.Errorf("read the journal for its mirror: %w", err)
+		}
+		if len(some) > 0 || wrote { // what is written after the key store went back would hide that
+			if err := s.askMirror(ctx, false); err != nil {
+				return err
+			}
 		}
 		if len(some) == 0 {
 			return nil
@@ -78,25 +103,44 @@ func (s *Service) mirror(ctx context.Context) error {
 		if err := s.Objects.Put(ctx, mirrorKey(name), bytes.NewReader(content), int64(len(content))); err != nil {
 			return fmt.Errorf("write the journal's mirror: %w", err)
 		}
-		args := []any{name}
-		for _, l := range some {
-			args = append(args, l.ID) // one of a kind is never that of another
-		}
-		if _, err := s.Keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ? WHERE mirror = '' AND id IN (`+db.Marks(len(some))+`)`, args...); err != nil {
+		if err := s.noteMirror(ctx, name, some); err != nil {
 			return fmt.Errorf("note the journal's mirror: %w", err)
 		}
 	}
 }
 
-// tendMirror is mirror, with a figure of what is left to be mirrored.
+// noteMirror says of lines in which object they are. That of an account may have changed
+// since it was read: then it is written again.
+func (s *Service) noteMirror(ctx context.Context, name string, some []line) error {
+	deleted := []any{name, journalAccount}
+	for _, l := range some {
+		if l.Kind != journalAccount {
+			deleted = append(deleted, l.ID) // one of a kind is never that of another
+			continue
+		}
+		_, err := s.Keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ? WHERE mirror = '' AND kind = ? AND id = ? AND erasure = ? AND secret IS NOT DISTINCT FROM ?`,
+			name, l.Kind, l.ID, l.Erasure, l.Opens)
+		if err != nil {
+			return err
+		}
+	}
+	if len(deleted) == 2 {
+		return nil
+	}
+	_, err := s.Keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ? WHERE mirror = '' AND kind <> ? AND id IN (`+db.Marks(len(deleted)-2)+`)`, deleted...)
+	return err
+}
+
+// tendMirror is mirror, with a figure of what should be mirrored by now and is not.
 func (s *Service) tendMirror(ctx context.Context) error {
 	failed := s.mirror(ctx)
-	var left int
-	err := s.Keys.Get(ctx, &left, `SELECT count(*) FROM erasure_journal WHERE mirror = ''`)
+	var late int
+	condition, args := s.waiting(mirrorLate)
+	err := s.Keys.Get(ctx, &late, `SELECT count(*) FROM erasure_journal WHERE `+condition, args...)
 	if err != nil {
 		err = fmt.Errorf("measure the journal's mirror: %w", err)
 	} else {
-		s.Metrics.unmirrored.Set(float64(left))
+		s.Metrics.unmirrored.Set(float64(late))
 	}
 	return errors.Join(failed, err)
 }
@@ -124,20 +168,25 @@ func (s *Service) journalEnd() time.Time {
 	return s.Policy.journal().Before(s.Clock.Now())
 }
 
+// mirrorEnd is journalEnd, when this clock can be believed: otherwise all may seem old.
+func (s *Service) mirrorEnd(ctx context.Context) time.Time {
+	if s.plausible(ctx) != nil {
+		return time.UnixMilli(0)
+	}
+	return s.journalEnd()
+}
+
 // takeIn gives the key store's journal what the mirror knows and it does not: it was
 // restored from before.
 func (s *Service) takeIn(ctx context.Context) error {
 	taken := 0
-	end := s.journalEnd()
-	if s.plausible(ctx) != nil {
-		end = time.UnixMilli(0) // by this clock, all may be old
-	}
+	end := s.mirrorEnd(ctx)
 	for after := mirrorKey(mirrorFloor(end)); ; {
 		asking, cancel := context.WithTimeout(ctx, mirrorPatience)
 		page, err := s.Objects.List(asking, mirrorPrefix, after, eraseBatch)
 		cancel()
 		if err != nil {
-			return fmt.Errorf("read the journal's mirror: %w", err)
+			return fmt.Errorf("%w: %w", ErrMirrorUnread, err)
 		}
 		if len(page) == 0 {
 			break
@@ -182,11 +231,11 @@ func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (tak
 		return 0, nil // forgotten meanwhile
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read the journal's mirror: %w", err)
+		return 0, fmt.Errorf("%w: %w", ErrMirrorUnread, err)
 	}
 	content, err := io.ReadAll(io.LimitReader(body, mirrorMost))
 	if err = errors.Join(err, body.Close()); err != nil {
-		return 0, fmt.Errorf("read the journal's mirror: %w", err)
+		return 0, fmt.Errorf("%w: %w", ErrMirrorUnread, err)
 	}
 	name := mirrorName(key)
 	some := s.parseLines(name, content)
@@ -205,37 +254,48 @@ func (s *Service) takeLines(ctx context.Context, key string, end time.Time) (tak
 	}
 	n, err := s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, secret, at, mirror) VALUES `+db.Rows("(?, ?, ?, ?, ?, ?)", len(args)/6)+`
 		ON CONFLICT (kind, id) DO UPDATE SET erasure = excluded.erasure, secret = excluded.secret, mirror = excluded.mirror
-		WHERE erasure_journal.mirror <> '' AND erasure_journal.mirror < excluded.mirror`, args...)
+		WHERE erasure_journal.mirror <> '' AND erasure_journal.mirror < excluded.mirror
+		AND (erasure_journal.erasure <> excluded.erasure OR erasure_journal.secret IS DISTINCT FROM excluded.secret)`, args...)
 	if err != nil {
 		return 0, fmt.Errorf("take in the journal's mirror: %w", err)
 	}
 	return int(n), nil
 }
 
-// askMirror takes in the mirror once, and again when the key store has gone back since.
-func (s *Service) askMirror(ctx context.Context) error {
-	s.mirrored.Lock()
-	defer s.mirrored.Unlock()
-	newest := func() (name string, err error) {
-		if err = s.Keys.Get(ctx, &name, `SELECT coalesce(max(mirror), '') FROM erasure_journal`); err != nil {
-			err = fmt.Errorf("look for the journal's mirror: %w", err)
-		}
-		return name, err
-	}
-	name, err := newest()
+// askMirror takes in the mirror once, and again when the key store has gone back since, or
+// whenever it is told to.
+func (s *Service) askMirror(ctx context.Context, again bool) error {
+	m := &s.mirrored
+	m.Lock()
+	defer m.Unlock()
+	newest, there, err := s.newestMirror(ctx, m.newest)
 	if err != nil {
 		return err
 	}
-	if !s.mirrored.asked || name < s.mirrored.newest {
+	if m.asked = m.asked && there; again || !m.asked {
 		if err := s.takeIn(ctx); err != nil {
 			return err
 		}
-		if name, err = newest(); err != nil {
+		if newest, _, err = s.newestMirror(ctx, newest); err != nil {
 			return err
 		}
 	}
-	s.mirrored.asked, s.mirrored.newest = true, name
+	m.asked, m.newest = true, newest
 	return nil
+}
+
+// newestMirror is the newest object that the key store knows, and whether it still knows one
+// that was the newest before, which it forgets with time.
+func (s *Service) newestMirror(ctx context.Context, before string) (name string, there bool, err error) {
+	var row struct {
+		Newest string `db:"newest"`
+		There  int    `db:"there"`
+	}
+	err = s.Keys.Get(ctx, &row, `SELECT coalesce(max(mirror), '') AS newest, (SELECT count(*) FROM erasure_journal WHERE mirror = ?) AS there FROM erasure_journal`, before)
+	if err != nil {
+		return "", false, fmt.Errorf("look for the journal's mirror: %w", err)
+	}
+	return row.Newest, row.There > 0 || before < mirrorFloor(s.mirrorEnd(ctx)), nil
 }
 
 // forgetMirror deletes the mirror's objects whose lines have had their time.

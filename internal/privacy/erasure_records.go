@@ -64,20 +64,9 @@ func (s *Service) keptOf(ctx context.Context, tx *db.Tx, owner, table, row strin
 // database has by now. A hold that this does not know stays, as does a release: it may
 // have been restored from before them.
 func (s *Service) noteHolds(ctx context.Context, tx *db.Tx, x exception) error {
-	var sealed []byte
-	err := s.Keys.Get(ctx, &sealed, `SELECT record FROM held_records WHERE id = ?`, x.ID)
-	if isNone(err) {
-		return nil // what will be written has them
-	}
-	if err != nil {
-		return fmt.Errorf("read what a hold keeps: %w", err)
-	}
-	r, err := s.openRecord(ctx, x.ID, sealed)
-	if errors.Is(err, vault.ErrDestroyed) {
-		return nil
-	}
-	if err != nil {
-		return err
+	r, noted, err := s.noted(ctx, x.ID)
+	if err != nil || !noted {
+		return err // what will be written has them
 	}
 	holds, err := s.holdsOf(ctx, tx, x)
 	if err != nil {
@@ -100,6 +89,65 @@ func (s *Service) noteHolds(ctx context.Context, tx *db.Tx, x exception) error {
 		return err
 	}
 	return s.keepRecord(ctx, x, r)
+}
+
+// notedHold is a hold that was noted beside the key of an exception, and then perhaps not
+// placed.
+type notedHold struct {
+	x  exception
+	id string
+}
+
+// unnoteHolds takes back what was noted of holds that the main database does not have.
+func (s *Service) unnoteHolds(ctx context.Context, all []notedHold) error {
+	var failed []error
+	for _, n := range all {
+		failed = append(failed, s.DB.Tx(ctx, func(tx *db.Tx) error {
+			// Nobody else notes anything meanwhile.
+			if err := tx.Get(ctx, new(string), `SELECT id FROM erasure_exceptions WHERE id = ? AND ended_at = 0`+db.ForUpdate(tx), n.x.ID); isNone(err) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			var placed int
+			if err := tx.Get(ctx, &placed, `SELECT count(*) FROM holds WHERE id = ?`, n.id); err != nil || placed > 0 {
+				return err
+			}
+			r, noted, err := s.noted(ctx, n.x.ID)
+			if err != nil || !noted {
+				return err
+			}
+			before := len(r.Holds)
+			r.Holds = slices.DeleteFunc(r.Holds, func(hold map[string]any) bool { return hold["id"] == n.id })
+			if len(r.Holds) == before {
+				return nil
+			}
+			return s.keepRecord(ctx, n.x, r)
+		}))
+	}
+	return errors.Join(failed...)
+}
+
+// restoreHolds gives the main database the holds on the record of an exception that are noted
+// beside its key: one restored from before them would let it go.
+func (s *Service) restoreHolds(ctx context.Context, tx *db.Tx, x exception) error {
+	r, noted, err := s.noted(ctx, x.ID)
+	if err != nil || !noted {
+		return err
+	}
+	return s.writeHolds(ctx, tx, r)
+}
+
+// writeHolds writes those of a record that the main database lacks. As it has one, that is
+// newer, but for a release.
+func (s *Service) writeHolds(ctx context.Context, tx *db.Tx, r heldRecord) error {
+	t := s.Map.Table(StoreMain, "holds")
+	for _, hold := range r.Holds {
+		if err := restoreRow(ctx, tx, t, hold, hold["released_at"] != nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // noteHeld does so for the records of erased people that a hold keeps, or for all.
@@ -200,6 +248,23 @@ func (s *Service) openRecord(ctx context.Context, id string, sealed []byte) (hel
 	return r, nil
 }
 
+// noted is what lies beside the key of an exception, if it does.
+func (s *Service) noted(ctx context.Context, id string) (r heldRecord, there bool, err error) {
+	var sealed []byte
+	err = s.Keys.Get(ctx, &sealed, `SELECT record FROM held_records WHERE id = ?`, id)
+	if isNone(err) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, fmt.Errorf("read what a hold keeps: %w", err)
+	}
+	r, err = s.openRecord(ctx, id, sealed)
+	if errors.Is(err, vault.ErrDestroyed) {
+		return r, false, nil
+	}
+	return r, err == nil, err
+}
+
 // records are those of an erased person that lie beside their keys: those that others are
 // part of before these.
 func (s *Service) records(ctx context.Context, owner string) (all []heldRecord, err error) {
@@ -250,14 +315,12 @@ func (s *Service) restoreRecord(ctx context.Context, tx *db.Tx, owner, erasure s
 	if err != nil || slices.ContainsFunc(there, func(x exception) bool { return x.EndedAt > 0 }) {
 		return err
 	}
-	holds, t := s.Map.Table(StoreMain, "holds"), s.Map.Table(StoreMain, r.Table)
+	t := s.Map.Table(StoreMain, r.Table)
 	if t == nil {
 		return stuck{code: "hold_unknown"}
 	}
-	for _, hold := range r.Holds { // as the database has one, it is newer, but for a release
-		if err := restoreRow(ctx, tx, holds, hold, hold["released_at"] != nil); err != nil {
-			return err
-		}
+	if err := s.writeHolds(ctx, tx, r); err != nil {
+		return err
 	}
 	if slices.ContainsFunc(there, func(x exception) bool { return x.ResealedAt > 0 }) {
 		return nil

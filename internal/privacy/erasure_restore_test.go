@@ -2,6 +2,7 @@ package privacy_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"zimage/internal/account"
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
 )
@@ -47,6 +50,7 @@ func newRestored(t *testing.T, h *home, backup func()) *restored {
 	stop := h.work()
 	h.schedule()
 	stop()
+	h.clock.Advance(time.Minute) // so long the mirror gathers deletions
 	must(t, h.privacy.Look(ctx, false))
 	r.whole()
 	return r
@@ -124,11 +128,13 @@ func TestPromise_R7_BothDatabasesRestoredBringNothingBack(t *testing.T) {
 		must(t, err)
 		must(t, h.store.Put(ctx, "journal/"+h.clock.Now().Format(time.DateOnly)+"/"+db.NewID("jou", h.clock.Now())+".json", bytes.NewReader(forged), int64(len(forged))))
 
-		// A store that is away keeps nothing from starting, and is asked again.
+		// Without the store nobody knows, and it is asked again.
 		h.away.set(true)
 		h.reopen(main, keys)
-		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
-			t.Errorf("without the store, %d are to be replayed, %v", n, err)
+		for range 2 {
+			if n, err := h.privacy.Unreplayed(ctx); n != 0 || !errors.Is(err, privacy.ErrMirrorUnread) {
+				t.Errorf("without the store, %d are to be replayed, %v", n, err)
+			}
 		}
 		if _, err := h.privacy.Replay(ctx); err == nil {
 			t.Error("a replay without the store says that it is done")
@@ -159,7 +165,8 @@ func TestPromise_R7_BothDatabasesRestoredBringNothingBack(t *testing.T) {
 	})
 }
 
-// The key store is restored under a running process, which looks again.
+// The key store is restored under a running process, which looks again, whatever was
+// written into it since.
 func TestAKeyStoreThatGoesBackIsSeen(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := t.Context()
@@ -167,19 +174,180 @@ func TestAKeyStoreThatGoesBackIsSeen(t *testing.T) {
 		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
 			t.Fatalf("%d are to be replayed, %v", n, err)
 		}
+		seen := func(what string) {
+			t.Helper()
+			h.exec(`DELETE FROM erasures`)
+			if n, err := h.privacy.Unreplayed(ctx); n != 1 || err != nil {
+				t.Errorf("%s: %d are to be replayed, %v", what, n, err)
+			}
+			done, err := h.privacy.Replay(ctx)
+			if err != nil || done.Erased+done.Open != 1 {
+				t.Errorf("%s: %+v, %v", what, done, err)
+			}
+			must(t, h.erase(r.id))
+			r.whole()
+		}
 		// As a restore does it, without another address.
-		_, err := h.keys.Exec(ctx, `DELETE FROM erasure_journal`)
+		restore := func() {
+			_, err := h.keys.Exec(ctx, `DELETE FROM erasure_journal`)
+			must(t, err)
+		}
+		restore()
+		seen("nothing since")
+
+		restore()
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_since"}))
+		h.clock.Advance(time.Minute)
+		must(t, h.privacy.Look(ctx, false))
+		seen("a line that this process mirrors")
+
+		restore()
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_later"}))
+		h.clock.Advance(time.Minute)
+		_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ?`, h.clock.Now().Format(time.DateOnly)+"/"+db.NewID("jou", h.clock.Now()))
 		must(t, err)
-		h.exec(`DELETE FROM erasures`)
-		if n, err := h.privacy.Unreplayed(ctx); n != 1 || err != nil {
+		seen("a line that another process mirrored")
+
+		// While the store is away, it is known that nobody knows.
+		restore()
+		h.away.set(true)
+		if _, err := h.privacy.Unreplayed(ctx); !errors.Is(err, privacy.ErrMirrorUnread) {
+			t.Errorf("without the store: %v", err)
+		}
+		h.away.set(false)
+		seen("the store was away")
+	})
+}
+
+// Two processes may mirror the same line at once: that is no restore either.
+func TestALineInTwoObjectsIsNoRestore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_twice"}))
+		var first, now string
+		for _, name := range []*string{&first, &now} {
+			_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ''`)
+			must(t, err)
+			h.clock.Advance(time.Minute)
+			must(t, h.privacy.Look(ctx, false))
+			must(t, h.keys.Get(ctx, name, `SELECT mirror FROM erasure_journal`))
+		}
+		_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ?`, first) // which was quicker
+		must(t, err)
+		h.rooms()
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
 			t.Errorf("%d are to be replayed, %v", n, err)
 		}
-		done, err := h.privacy.Replay(ctx)
-		if err != nil || done.Erased+done.Open != 1 {
-			t.Errorf("%+v, %v", done, err)
+		must(t, h.keys.Get(ctx, &now, `SELECT mirror FROM erasure_journal`))
+		if len(h.objects("journal/")) != 2 || now != first || strings.Contains(h.log.String(), "as if that was restored") {
+			t.Errorf("the line is in %q and was in %q", now, first)
 		}
-		must(t, h.erase(r.id))
-		r.whole()
+	})
+}
+
+// What is forgotten because its time is over is no restore.
+func TestAJournalThatHasHadItsTimeIsNoRestore(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_old"}))
+		h.clock.Advance(time.Minute)
+		must(t, h.privacy.Look(ctx, false))
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil || len(h.objects("journal/")) != 1 {
+			t.Fatalf("%d are to be replayed, %v", n, err)
+		}
+		h.clock.Advance(60 * day)
+		must(t, h.privacy.Look(ctx, false))
+		h.away.set(true)
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Errorf("%d are to be replayed, %v", n, err)
+		}
+	})
+}
+
+// A line that changes while it is mirrored is mirrored again, as it is then.
+func TestALineThatChangesWhileItIsMirroredIsMirroredAgain(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		must(t, h.accounts.CloseFor(ctx, account.AtTheMachine(), p.id, because))
+		var id string
+		must(t, h.db.Get(ctx, &id, `SELECT id FROM erasures WHERE subject = ?`, p.id))
+		_, err := h.privacy.Erase(ctx, id) // the line is written, without a secret
+		must(t, err)
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_beside"}))
+		names := func() (names []string) {
+			must(t, h.keys.Select(ctx, &names, `SELECT mirror FROM erasure_journal ORDER BY kind`))
+			return names
+		}
+		for _, c := range []struct {
+			column string
+			value  any
+			has    string
+		}{{"secret", []byte("one"), "b25l"}, {"secret", []byte("two"), "dHdv"}, {"erasure", "era_other", "era_other"}} {
+			_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET mirror = ''`)
+			must(t, err)
+			h.away.behind(func() {
+				_, err := h.keys.Exec(ctx, `UPDATE erasure_journal SET `+c.column+` = ? WHERE kind = 'account'`, c.value)
+				must(t, err)
+				h.clock.Advance(time.Millisecond)
+			})
+			before := len(h.objects("journal/"))
+			must(t, h.privacy.Look(ctx, false))
+			if got := names(); len(got) != 2 || got[0] <= got[1] || got[1] == "" || len(h.objects("journal/")) != before+2 {
+				t.Errorf("%s: the account is in %q, and what was deleted in %q", c.has, got[0], got[1])
+			}
+			body, _, err := h.store.Get(ctx, "journal/"+names()[0]+".json")
+			must(t, err)
+			text, err := readAll(body)
+			must(t, errors.Join(err, body.Close()))
+			if !strings.Contains(text, c.has) {
+				t.Errorf("%s: the mirror has %s", c.has, text)
+			}
+		}
+		before := len(h.objects("journal/"))
+		must(t, h.privacy.Look(ctx, false))
+		if after := len(h.objects("journal/")); after != before {
+			t.Errorf("what is there is written again: %d objects after %d", after, before)
+		}
+	})
+}
+
+// Deletions are gathered for a minute, whatever their number; an erasure is written at
+// once, with all that waits. The figure tells of what should be there.
+func TestTheMirrorGathersDeletions(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		wrote := func(what string, want int, late float64) {
+			t.Helper()
+			err := h.privacy.Look(ctx, false)
+			if got := len(h.objects("journal/")); got != want || h.figure("zimage_journal_unmirrored") != late {
+				t.Errorf("%s: %d objects, want %d; the figure tells %v, want %v; %v", what, got, want, h.figure("zimage_journal_unmirrored"), late, err)
+			}
+		}
+		var ids []string
+		for i := range 1500 {
+			ids = append(ids, fmt.Sprintf("img_%d", i))
+		}
+		must(t, h.privacy.Journal(ctx, "images", ids))
+		h.clock.Advance(time.Minute - time.Millisecond)
+		wrote("within the minute", 0, 0)
+		h.clock.Advance(time.Millisecond)
+		wrote("after it", 2, 0)
+		wrote("again", 2, 0)
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_last"}))
+		wrote("one more", 2, 0)
+		id, _ := h.close(h.newcomer("ann"))
+		_, err := h.privacy.Erase(ctx, id)
+		must(t, err)
+		wrote("an erasure", 3, 0)
+		must(t, h.privacy.Journal(ctx, "images", []string{"img_waits"}))
+		h.away.full(true)
+		h.clock.Advance(5*time.Minute - time.Millisecond)
+		wrote("the store takes nothing", 3, 0)
+		h.clock.Advance(time.Millisecond)
+		wrote("for five minutes", 3, 1)
+		h.away.full(false)
+		wrote("it takes objects", 4, 0)
 	})
 }
 
@@ -555,6 +723,106 @@ func TestPromise_R8_HoldsPlacedAfterTheErasureOutliveARestore(t *testing.T) {
 			}
 		}
 		must(t, h.privacy.ReleaseHold(ctx, h.machine(), second.ID))
+		h.clock.Advance(time.Second)
+		must(t, h.erase(id))
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
+
+// notes says whether what lies beside the keys of all that holds keep names a case.
+func (h *home) notes(named string) (some, all bool) {
+	h.t.Helper()
+	ctx := h.t.Context()
+	var rows []struct {
+		ID     string `db:"id"`
+		Record []byte `db:"record"`
+	}
+	must(h.t, h.keys.Select(ctx, &rows, `SELECT id, record FROM held_records`))
+	all = len(rows) > 0
+	for _, r := range rows {
+		text, err := h.vault.Unseal(ctx, r.ID, r.Record, vault.Column("held_records", "record", r.ID))
+		must(h.t, err)
+		has := strings.Contains(string(text), named)
+		some, all = some || has, all && has
+	}
+	return some, all
+}
+
+// The main database is restored from between the erasure and a second hold, which knows the
+// erasure and is not replayed: the release of the first takes nothing that the second keeps.
+func TestPromise_R8_AReleaseKnowsTheHoldsThatARestoreForgot(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		between := h.backup()
+		second, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		h.reopen(between, "")
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil {
+			t.Fatalf("%d are to be replayed, %v: this test is of what goes on by itself", n, err)
+		}
+		released := func(hold string) {
+			t.Helper()
+			must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold))
+			h.clock.Advance(time.Second)
+			must(t, h.privacy.Look(ctx, false))
+			for _, ref := range h.queued() {
+				must(t, h.erase(ref))
+			}
+		}
+		released(first.ID)
+		list, err := h.privacy.Holds(ctx, privacy.HoldsOpen, p.id, "", 10)
+		if err != nil || len(list) != 1 || list[0].ID != second.ID || list[0].Case != second.Case {
+			t.Errorf("the holds are %+v, %v", list, err)
+		}
+		if there, readable := h.kept(p.id, image); !there || !readable {
+			t.Errorf("the image is there: %v, readable: %v", there, readable)
+		}
+		released(second.ID)
+		h.erased(p, "main/erasure_exceptions")
+	})
+}
+
+// A hold that is refused in the end is noted nowhere, and keeps nothing.
+func TestAHoldThatIsNotPlacedIsNotNoted(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		first, err := h.place(p.id, "generations", generation)
+		must(t, err)
+		id, _ := h.close(p)
+		must(t, h.erase(id))
+		refused := errors.New("no")
+		noted := false
+		by := func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
+			return h.machine()(ctx, func(tx *db.Tx) (events.Event, error) {
+				what, err := do(tx)
+				must(t, err)
+				_, noted = h.notes("case 9")
+				return what, refused
+			})
+		}
+		_, err = h.privacy.PlaceHold(ctx, by, privacy.Hold{Subject: p.id, Table: "generations", Record: generation, Case: "case 9"})
+		if !errors.Is(err, refused) || !noted {
+			t.Fatalf("%v; noted before it is placed: %v", err, noted)
+		}
+		if some, _ := h.notes("case 9"); some {
+			t.Error("what was refused is noted")
+		}
+		if _, all := h.notes(first.Case); !all {
+			t.Error("the hold before is noted no more")
+		}
+		must(t, h.privacy.ReleaseHold(ctx, h.machine(), first.ID))
 		h.clock.Advance(time.Second)
 		must(t, h.erase(id))
 		h.erased(p, "main/erasure_exceptions")

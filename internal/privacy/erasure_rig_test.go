@@ -102,6 +102,14 @@ type away struct {
 	isFull  bool
 	left    int    // deletions until then; and
 	then    func() // nil: nothing
+	stored  func() // once, behind the next upload; nil: nothing
+}
+
+// behind has something happen behind the next upload.
+func (a *away) behind(then func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stored = then
 }
 
 // after has something happen behind the nth deletion from now.
@@ -132,8 +140,12 @@ func (a *away) full(full bool) {
 
 func (a *away) Put(ctx context.Context, key string, r io.ReadSeeker, size int64) error {
 	a.mu.Lock()
-	down := a.isFull
+	down, then := a.isFull, a.stored
+	a.stored = nil
 	a.mu.Unlock()
+	if then != nil {
+		defer then()
+	}
 	if down {
 		return &objects.Error{Op: "put", Code: "unreachable"}
 	}

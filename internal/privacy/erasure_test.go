@@ -491,6 +491,8 @@ func TestPromise_R6_AlarmBeforeAndAfterTheDeadline(t *testing.T) {
 	ctx := context.Background()
 	p := h.newcomer("ann")
 	id, _ := h.close(p)
+	_, err := h.privacy.Unreplayed(ctx) // as whoever looks has asked before
+	must(t, err)
 	h.away.set(true)
 	_ = h.erase(id)
 	age := func(d time.Duration) {

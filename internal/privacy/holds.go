@@ -2,7 +2,9 @@ package privacy
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -75,6 +77,7 @@ func (s *Service) PlaceHold(ctx context.Context, by By, h Hold) (Hold, error) {
 		return Hold{}, err
 	}
 	var placed holdRow
+	var noted []notedHold
 	err = by(ctx, func(tx *db.Tx) (events.Event, error) {
 		if err := s.mayHold(ctx, tx, h); err != nil {
 			return events.Event{}, err
@@ -91,6 +94,7 @@ func (s *Service) PlaceHold(ctx context.Context, by By, h Hold) (Hold, error) {
 			return events.Event{}, err
 		}
 		for _, x := range kept { // before it is placed: a restore may know more holds, but not less
+			noted = append(noted, notedHold{x, id})
 			if err := s.noteHolds(ctx, tx, x); err != nil {
 				return events.Event{}, err
 			}
@@ -101,7 +105,11 @@ func (s *Service) PlaceHold(ctx context.Context, by By, h Hold) (Hold, error) {
 		err = tx.Get(ctx, &placed, selectHold+`WHERE id = ?`, id)
 		return placed.event(events.HoldPlaced), err
 	})
-	return placed.view(), away(err)
+	unplaced := slices.DeleteFunc(noted, func(n notedHold) bool { return err == nil && n.id == placed.ID })
+	if err = errors.Join(err, s.unnoteHolds(context.WithoutCancel(ctx), unplaced)); err != nil {
+		return Hold{}, away(err)
+	}
+	return placed.view(), nil
 }
 
 // caseMost is how many characters the reference of a case has.

@@ -559,9 +559,21 @@ func (s *Service) goOn(ctx context.Context, tx *db.Tx, r requestRow, said Reques
 	return err
 }
 
+// waits is the condition that a person's request waits for its owner to withdraw it.
+const waits = `subject = ? AND kind = ? AND state = 'open' AND ref = '' AND acts_at > 0`
+
 // wait lets the owner of an account withdraw what would erase it, when a letter was enough
-// to ask for it and a sign-in would have needed more.
+// to ask for it and a sign-in would have needed more. A second letter waits with the first,
+// of which the owner knows.
 func (s *Service) wait(ctx context.Context, tx *db.Tx, r requestRow) error {
+	var first int64
+	if err := tx.Get(ctx, &first, `SELECT coalesce(min(acts_at), 0) FROM requests WHERE `+waits, r.Subject, r.Kind); err != nil {
+		return err
+	}
+	if first > 0 {
+		_, err := tx.Exec(ctx, `UPDATE requests SET acts_at = ? WHERE id = ?`, first, r.ID)
+		return err
+	}
 	at := s.Clock.Now().Add(objectWithin)
 	if _, err := tx.Exec(ctx, `UPDATE requests SET acts_at = ? WHERE id = ?`, at.UnixMilli(), r.ID); err != nil {
 		return err
@@ -604,8 +616,11 @@ func (s *Service) Withdraw(ctx context.Context, owner, id string) error {
 			return problem.New(problem.Conflict, "The request is closed already.")
 		case r.Ref != "":
 			return problem.New(problem.Conflict, "What the request asks for is on its way.")
-		case r.ActsAt > 0:
-			return s.answer(ctx, tx, r, "", OutcomeWithdrawn, "It was withdrawn by somebody who is signed in to the account.")
+		case r.ActsAt > 0: // and with it every letter that waits for the same
+			if _, err := s.closeRequests(ctx, tx, OutcomeWithdrawn, waits, owner, r.Kind); err != nil {
+				return err
+			}
+			return s.tellOutcome(ctx, tx, r, "", OutcomeWithdrawn, "It was withdrawn by somebody who is signed in to the account.")
 		}
 		_, err = s.closeRequests(ctx, tx, OutcomeWithdrawn, `id = ?`, r.ID)
 		return err
@@ -725,8 +740,12 @@ func (s *Service) CloseRequest(ctx context.Context, by By, id string, outcome Re
 				return events.Event{}, err
 			}
 		}
+		waited := r.State == RequestOpen && r.ActsAt > 0
 		r.State, r.Outcome, r.ClosedAt = RequestClosed, outcome, s.Clock.Millis()
 		_, err = tx.Exec(ctx, `UPDATE requests SET state = 'closed', outcome = ?, closed_at = ?, token_lookup = NULL WHERE id = ?`, outcome, r.ClosedAt, id)
+		if err == nil && waited { // every letter that waits for the same has this answer
+			_, err = s.closeRequests(ctx, tx, outcome, waits, r.Subject, r.Kind)
+		}
 		v = s.viewRequest(r)
 		return r.event(events.RequestClosed), err
 	})

@@ -1,9 +1,11 @@
 package privacy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"zimage/internal/db"
 )
@@ -19,11 +21,13 @@ func (s *Service) tendRequests(ctx context.Context, alarm bool) error {
 }
 
 func (s *Service) dropUnconfirmed(ctx context.Context) error {
-	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		_, err := s.closeRequests(ctx, tx, OutcomeUnconfirmed, `id IN (SELECT id FROM requests WHERE state = 'unconfirmed' AND expires_at <= ? ORDER BY id LIMIT ?)`,
-			s.Clock.Millis(), eraseBatch)
-		return err
-	})
+	drop := func(ctx context.Context, r requestRow) error {
+		return s.DB.Tx(ctx, func(tx *db.Tx) error {
+			_, err := s.closeRequests(ctx, tx, OutcomeUnconfirmed, `id = ? AND state = 'unconfirmed'`, r.ID)
+			return err
+		})
+	}
+	err := s.eachRequest(ctx, drop, `state = 'unconfirmed' AND expires_at <= ?`, s.Clock.Millis())
 	if err != nil {
 		return fmt.Errorf("close unconfirmed requests: %w", err)
 	}
@@ -32,27 +36,49 @@ func (s *Service) dropUnconfirmed(ctx context.Context) error {
 
 // actOnRequests does what has waited for an objection.
 func (s *Service) actOnRequests(ctx context.Context) error {
-	var due []requestRow
-	err := s.DB.Select(ctx, &due, selectRequest+`WHERE acts_at > 0 AND acts_at <= ? AND state = 'open' AND ref = '' ORDER BY acts_at LIMIT ?`, s.Clock.Millis(), eraseBatch)
-	for _, r := range due {
-		err = errors.Join(err, s.act(ctx, r))
-	}
+	err := s.eachRequest(ctx, s.act, `acts_at > 0 AND acts_at <= ? AND state = 'open' AND ref = ''`, s.Clock.Millis())
 	if err != nil {
 		return fmt.Errorf("do what was asked for: %w", err)
 	}
 	return nil
 }
 
+// eachRequest goes through all requests of a condition. Those for which nothing can be done,
+// however many, keep no other from its turn.
+func (s *Service) eachRequest(ctx context.Context, do func(context.Context, requestRow) error, which string, args ...any) error {
+	var first error
+	failed := 0
+	for after := ""; ; {
+		var page []requestRow
+		err := s.DB.Select(ctx, &page, selectRequest+`WHERE `+which+` AND id > ? ORDER BY id LIMIT ?`, append(slices.Clone(args), after, eraseBatch)...)
+		if err != nil {
+			return errors.Join(first, err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, r := range page {
+			after = r.ID
+			if err := do(ctx, r); db.IsAway(err) || ctx.Err() != nil {
+				return errors.Join(first, err)
+			} else if err != nil {
+				failed++
+				first = cmp.Or(first, err)
+			}
+		}
+	}
+	if failed > 1 {
+		return fmt.Errorf("%d requests failed, the first: %w", failed, first)
+	}
+	return first
+}
+
 // wipeRequests forgets what requests said that were closed a while ago, and whose
 // address it was. The key of one that belongs to no account goes first, and with it
 // the mails and the words of the ledger that it sealed.
 func (s *Service) wipeRequests(ctx context.Context) error {
-	var old []requestRow
-	err := s.DB.Select(ctx, &old, selectRequest+`WHERE state = 'closed' AND closed_at <= ? AND (address IS NOT NULL OR note IS NOT NULL OR address_lookup IS NOT NULL) ORDER BY id LIMIT ?`,
-		s.Clock.Now().Add(-wipeAfter).UnixMilli(), eraseBatch)
-	for _, r := range old {
-		err = errors.Join(err, s.wipe(ctx, r))
-	}
+	err := s.eachRequest(ctx, s.wipe, `state = 'closed' AND closed_at <= ? AND (address IS NOT NULL OR note IS NOT NULL OR address_lookup IS NOT NULL)`,
+		s.Clock.Now().Add(-wipeAfter).UnixMilli())
 	if err != nil {
 		return fmt.Errorf("forget what requests said: %w", err)
 	}
