@@ -52,8 +52,9 @@ func toProve(t *testing.T, dialect db.Dialect, s3, versioned bool) *proven {
 // NAME and value, go before its own.
 func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versioned bool, settings ...string) *proven {
 	t.Helper()
+	redis := testenv.PrivateRedis(t, true)
 	environ := map[string]string{
-		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": testenv.Redis(t),
+		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": redis.URL(),
 		"ZIMAGE_LISTEN": freePort(t), "ZIMAGE_METRICS_LISTEN": freePort(t), "ZIMAGE_LOG_LEVEL": "debug",
 		"ZIMAGE_ENGINES": engines,
 	}
@@ -82,7 +83,7 @@ func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versio
 		}
 	}
 	c := settingsOf(t, config.RoleUp, environ)
-	p := &proven{t: t, o: ProveOptions{Wait: 5 * time.Minute, Logs: []string{filepath.Join(dir, "log")}}}
+	p := &proven{t: t, o: ProveOptions{Wait: 5 * time.Minute, Redis: redis.Dir(), Logs: []string{filepath.Join(dir, "log")}}}
 	for folder, into := range map[string]*[]string{"engine": &p.o.Engines, "dumps": &p.o.Folders} {
 		*into = []string{filepath.Join(dir, folder)}
 		if err := os.Mkdir((*into)[0], 0o700); err != nil {
@@ -145,7 +146,7 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 			for _, wrong := range r.Wrong() {
 				t.Error(wrong)
 			}
-			want := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files", "logs", "metrics"}
+			want := []string{"database", "key store", "objects", "redis", "redis files", "mail folder", "data folder", "engines' folders", "other folders", "temporary files", "logs", "metrics"}
 			if s.dialect == db.SQLite {
 				want = append(want, "database files", "key store files")
 			}
@@ -238,12 +239,12 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 	t.Cleanup(func() { _ = log.Close() })
 	p := inFront(t, func(proxy *httputil.ReverseProxy) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, _ = fmt.Fprintln(log, r.RemoteAddr, r.Header["X-Forwarded-For"], r.Method)
+			_, _ = fmt.Fprintln(log, r.RemoteAddr, r.Header["X-Forwarded-For"])
 			proxy.ServeHTTP(w, r)
 		})
 	})
 	p.o.Logs = append(p.o.Logs, access)
-	planted := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
+	planted := []string{"database", "key store", "objects", "redis", "redis files", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
 	r := p.run(planted...)
 	for _, place := range r.Places {
 		// Databases and objects lie in files, which are looked at by themselves too.

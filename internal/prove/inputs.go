@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -22,8 +23,8 @@ import (
 var ours = []string{
 	"path.id", "query.cursor", "query.account", // ids
 	"body.ids.[]", "body.account", "body.record", "passkey.challenge_id",
-	"body.code", "body.secret", "body.token", "passkey.response", // what opens something
-	"POST /v1/generations body.model",
+	"path.token", "body.code", "body.secret", "body.token", "passkey.response", // what opens something
+	"generations body.model",
 }
 
 // unsent are inputs that get none, and why.
@@ -53,7 +54,7 @@ type schema struct {
 	Ref                  string `json:"$ref"`
 	Type                 any
 	Enum                 []any
-	Format               string
+	Format, Pattern      string
 	Properties           map[string]schema
 	AdditionalProperties json.RawMessage
 	Items                *schema
@@ -96,7 +97,7 @@ func operations(text []byte) (all []operation, err error) {
 }
 
 // texts are the places within a value where it takes text of whoever sends it: not
-// words of a list, nor times.
+// words of a list or of a form that no canary has, nor times.
 func texts(named map[string]schema, s schema, at string) (all []string) {
 	if s.Ref != "" {
 		s = named[s.Ref[strings.LastIndexByte(s.Ref, '/')+1:]]
@@ -119,7 +120,9 @@ func texts(named map[string]schema, s schema, at string) (all []string) {
 		all = append(all, texts(named, *s.Items, at+".[]")...)
 	}
 	anything := s.Type == nil && len(all) == 0
-	if (anything || is("string")) && len(s.Enum) == 0 && !strings.HasPrefix(s.Format, "date") {
+	form, err := regexp.Compile(s.Pattern)
+	free := len(s.Enum) == 0 && !strings.HasPrefix(s.Format, "date") && (err != nil || form.MatchString(NewCanary().With("word")))
+	if (anything || is("string")) && free {
 		all = append(all, at)
 	}
 	return all

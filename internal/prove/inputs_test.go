@@ -19,6 +19,8 @@ const described = `{"paths": {
 	"components": {"schemas": {
 		"Hook": {"type": "object", "additionalProperties": false, "properties": {
 			"url": {"type": "string", "format": "uri"},
+			"size": {"type": ["string", "null"], "pattern": "^([0-9]+x[0-9]+|auto)$"},
+			"word": {"type": "string", "pattern": "^[a-z0-9]*$"},
 			"until": {"type": "string", "format": "date-time"},
 			"on": {"type": "boolean"},
 			"labels": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -34,7 +36,7 @@ func TestAnInputWithoutACanaryIsMissed(t *testing.T) {
 	if err != nil || len(all) != 1 {
 		t.Fatal(all, err)
 	}
-	want := []string{"body.extra", "body.labels (names)", "body.labels.*", "body.parts.[]", "body.parts.[].text", "body.url", "header.If-None-Match", "path.id"}
+	want := []string{"body.extra", "body.labels (names)", "body.labels.*", "body.parts.[]", "body.parts.[].text", "body.url", "body.word", "header.If-None-Match", "path.id"}
 	if got := slices.Sorted(slices.Values(all[0].inputs)); !slices.Equal(got, want) {
 		t.Fatalf("inputs are\n%q, want\n%q", got, want)
 	}
@@ -69,9 +71,9 @@ func TestAnInputWithoutACanaryIsMissed(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	put("/v1/hooks/refuse"+word, object{"url": word, "extra": word}, "if-none-match", word)
-	missing("body.extra", "body.labels (names)", "body.labels.*", "body.parts.[]", "body.parts.[].text", "body.url", "header.If-None-Match")
-	put("/v1/hooks/hook_1", object{"url": "https://" + word + ".example", "labels": object{word: word}, "parts": []any{word, object{"text": word}}, "extra": object{}}, "if-none-match", word)
+	put("/v1/hooks/refuse"+word, object{"url": word, "extra": word, "word": word}, "if-none-match", word)
+	missing("body.extra", "body.labels (names)", "body.labels.*", "body.parts.[]", "body.parts.[].text", "body.url", "body.word", "header.If-None-Match")
+	put("/v1/hooks/hook_1", object{"url": "https://" + word + ".example", "word": word, "labels": object{word: word}, "parts": []any{word, object{"text": word}}, "extra": object{}}, "if-none-match", word)
 	missing("body.extra")
 	p.unable[all[0].name("body.extra")] = "none can be"
 	missing()
