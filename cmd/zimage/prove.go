@@ -25,8 +25,9 @@ type proveCommand struct {
 	Mail     string        `placeholder:"YOU@DOMAIN" help:"With a mail server: an address that you read. The person gets YOU+WORD@DOMAIN, and you are asked for the mailed code."`
 	Log      []string      `placeholder:"FILE" sep:"none" help:"A log file or folder of the running processes; may be repeated."`
 	Engine   []string      `placeholder:"FOLDER" sep:"none" help:"A folder in which engines keep files; may be repeated."`
-	Folder   []string      `placeholder:"FOLDER" sep:"none" help:"Any other folder, such as that of Redis' dumps; may be repeated."`
+	Folder   []string      `placeholder:"FOLDER" sep:"none" help:"Any other folder in which something lies, such as a bucket's disk; may be repeated."`
 	Postgres string        `placeholder:"FOLDER" help:"PostgreSQL's data folder, when it can be read here."`
+	Redis    string        `placeholder:"FOLDER" help:"Redis' folder, when it can be read here. Its dump is written for each look."`
 	Temp     string        `placeholder:"FOLDER" default:"${temp}" help:"The folder of temporary files."`
 	Plant    []string      `placeholder:"PLACE" sep:"none" help:"Leave a canary in this place before the last look, to see that the command fails then; may be repeated."`
 	Wait     time.Duration `default:"15m" help:"How long the erasure may take."`
@@ -35,7 +36,7 @@ type proveCommand struct {
 
 func (c proveCommand) Run(ctx context.Context) error {
 	o := app.ProveOptions{
-		URL: c.URL, Mail: c.Mail, Logs: c.Log, Engines: c.Engine, Folders: c.Folder, Postgres: c.Postgres, Temp: c.Temp,
+		URL: c.URL, Mail: c.Mail, Logs: c.Log, Engines: c.Engine, Folders: c.Folder, Postgres: c.Postgres, Redis: c.Redis, Temp: c.Temp,
 		PlantIn: c.Plant, Wait: c.Wait, Code: askCode,
 		Tell: func(what string) { fmt.Fprintln(os.Stderr, "· "+what) },
 	}
@@ -83,7 +84,16 @@ func show(r prove.Report) {
 		if c.Things == 0 && c.Bytes == 0 && c.Older == 0 {
 			return "nothing there"
 		}
-		text := fmt.Sprintf("looked at %d things / %d bytes, canaries found %d", c.Things, c.Bytes, len(c.Found))
+		open := 0
+		for _, f := range c.Found {
+			if f.Open != "" {
+				open++
+			}
+		}
+		text := fmt.Sprintf("looked at %d things / %d bytes, canaries found %d", c.Things, c.Bytes, len(c.Found)-open)
+		if open > 0 {
+			text += fmt.Sprintf(", and %d that may stand there", open)
+		}
 		if c.Unread > 0 {
 			text += fmt.Sprintf(", could not read %d", c.Unread)
 		}

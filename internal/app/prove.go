@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -26,8 +27,9 @@ type ProveOptions struct {
 	Mail     string   // PREFIX@DOMAIN of which the person's addresses are made
 	Logs     []string // files and folders
 	Engines  []string // folders of engines
-	Folders  []string // whatever else: Redis' dumps, a bucket's disk, crash reports
+	Folders  []string // whatever else: a bucket's disk, crash reports
 	Postgres string   // PostgreSQL's data folder, when it can be read here
+	Redis    string   // Redis' folder, of its dump and its log
 	Temp     string   // folder of temporary files
 	PlantIn  []string // places in which a canary is left on purpose at the end
 	Wait     time.Duration
@@ -66,11 +68,21 @@ func (a *App) Prove(ctx context.Context, o ProveOptions) (prove.Report, error) {
 			}
 			return codeInFolder(ctx, a.config.MailFolder(), address)
 		},
-		Staff: func(ctx context.Context, subject, reason string) error {
-			if err := a.Accounts.Suspend(ctx, account.AtTheMachine(), subject, reason); err != nil {
-				return err
+		Hire: func(ctx context.Context, address, password string) (string, error) {
+			return a.Accounts.CreateUserFor(ctx, account.AtTheMachine(), address, password)
+		},
+		Role: func(ctx context.Context, subject, role string) error {
+			if role == "none" {
+				role = string(account.NoRole)
 			}
-			return a.Accounts.Unsuspend(ctx, account.AtTheMachine(), subject, reason)
+			return a.Accounts.SetRole(ctx, account.AtTheMachine(), subject, account.Role(role), "for the proof that nothing is left of it")
+		},
+		Import: func(ctx context.Context, subject string, archive []byte) error {
+			done, err := a.Privacy.Import(ctx, subject, privacy.ImportOptions{Archive: bytes.NewReader(archive), Size: int64(len(archive)), Valid: readable})
+			if err == nil {
+				_, err = a.Accounts.Adopt(ctx, subject, account.Adopted{Username: done.Username, Profile: done.Profile, Preferences: done.Preferences})
+			}
+			return err
 		},
 		Used: func(ctx context.Context, subject string) (bool, error) {
 			var n int
@@ -93,7 +105,7 @@ func (a *App) Prove(ctx context.Context, o ProveOptions) (prove.Report, error) {
 	})
 }
 
-var mailedCode = regexp.MustCompile(`zc_[A-Za-z0-9_-]{10,}`)
+var mailedCode = regexp.MustCompile(`z[cq]_[A-Za-z0-9_-]{10,}`)
 
 // codeInFolder waits for the mail to an address in the folder of mails.
 func codeInFolder(ctx context.Context, folder, address string) (string, error) {
@@ -135,12 +147,13 @@ func (a *App) places(o ProveOptions) ([]prove.Place, error) {
 	main := prove.Rows("database", a.db, `INSERT INTO schedule_ticks (name, tick, at) VALUES (?, 0, ?)`, `DELETE FROM schedule_ticks WHERE name = ?`, now)
 	keys := prove.Rows("key store", a.keys, `INSERT INTO key_rings (id, name, current, previous, seen_at) VALUES (?, 'prove', '', '', ?)`,
 		`DELETE FROM key_rings WHERE id = ?`, now)
+	main.Open = map[string]string{"holdcase": "a hold names its case, which is no word of the person's"}
 	places := []prove.Place{main, keys}
 
 	// The same as raw bytes. What is committed is in a file.
 	raw := func(name string, rows prove.Place, paths []string) {
 		p := prove.Folder(name, paths, nil)
-		p.Plant = rows.Plant
+		p.Plant, p.Copies, p.Open = rows.Plant, 1, rows.Open
 		places = append(places, p)
 	}
 	files := func(address string) []string {
@@ -159,6 +172,9 @@ func (a *App) places(o ProveOptions) ([]prove.Place, error) {
 	places = append(places, prove.Stored(a.objects, kind))
 	if a.config.RedisURL != unreachable {
 		places = append(places, prove.Rings(a.redis))
+		if o.Redis != "" {
+			places = append(places, prove.Dumps(a.redis, o.Redis))
+		}
 	}
 
 	isFolder := func(path string) bool {
@@ -184,7 +200,9 @@ func (a *App) places(o ProveOptions) ([]prove.Place, error) {
 		places = append(places, prove.Folder("engines' folders", o.Engines, nil))
 	}
 	if len(o.Folders) > 0 {
-		places = append(places, prove.Folder("other folders", o.Folders, nil))
+		p := prove.Folder("other folders", o.Folders, nil)
+		p.Filled = true
+		places = append(places, p)
 	}
 	if o.Temp != "" { // with what lies there and is looked at already left out
 		known := append([]string{a.config.Data, spool, o.Postgres}, o.Logs...)

@@ -12,9 +12,12 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -45,15 +48,20 @@ func toProve(t *testing.T, dialect db.Dialect, s3, versioned bool) *proven {
 	return toProveIn(t, t.TempDir(), "", dialect, s3, versioned)
 }
 
-// toProveIn is one with an engines file; empty: the illustrator's.
-func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versioned bool) *proven {
+// toProveIn is one with an engines file; empty: the illustrator's. Further settings,
+// NAME and value, go before its own.
+func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versioned bool, settings ...string) *proven {
 	t.Helper()
+	redis := testenv.PrivateRedis(t, true)
 	environ := map[string]string{
-		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": testenv.Redis(t),
+		"ZIMAGE_DATA": filepath.Join(dir, "data"), "ZIMAGE_REDIS_URL": redis.URL(),
 		"ZIMAGE_LISTEN": freePort(t), "ZIMAGE_METRICS_LISTEN": freePort(t), "ZIMAGE_LOG_LEVEL": "debug",
 		"ZIMAGE_ENGINES": engines,
 	}
 	environ["ZIMAGE_PUBLIC_URL"] = "http://" + strings.Replace(environ["ZIMAGE_LISTEN"], "127.0.0.1", "localhost", 1)
+	for pair := range slices.Chunk(settings, 2) {
+		environ[pair[0]] = pair[1]
+	}
 	if dialect == db.Postgres {
 		environ["ZIMAGE_DATABASE_URL"], environ["ZIMAGE_KEYS_DATABASE_URL"] = testenv.DatabaseURL(t, dialect), testenv.DatabaseURL(t, dialect)
 	}
@@ -75,12 +83,15 @@ func toProveIn(t *testing.T, dir, engines string, dialect db.Dialect, s3, versio
 		}
 	}
 	c := settingsOf(t, config.RoleUp, environ)
-	p := &proven{t: t, o: ProveOptions{Wait: 5 * time.Minute, Logs: []string{filepath.Join(dir, "log")}}}
+	p := &proven{t: t, o: ProveOptions{Wait: 5 * time.Minute, Redis: redis.Dir(), Logs: []string{filepath.Join(dir, "log")}}}
 	for folder, into := range map[string]*[]string{"engine": &p.o.Engines, "dumps": &p.o.Folders} {
 		*into = []string{filepath.Join(dir, folder)}
 		if err := os.Mkdir((*into)[0], 0o700); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(p.o.Folders[0], "dump"), []byte("of something else"), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	p.o.Temp = filepath.Join(dir, "tmp")
 	if err := os.Mkdir(p.o.Temp, 0o700); err != nil {
@@ -135,7 +146,7 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 			for _, wrong := range r.Wrong() {
 				t.Error(wrong)
 			}
-			want := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files", "logs", "metrics"}
+			want := []string{"database", "key store", "objects", "redis", "redis files", "mail folder", "data folder", "engines' folders", "other folders", "temporary files", "logs", "metrics"}
 			if s.dialect == db.SQLite {
 				want = append(want, "database files", "key store files")
 			}
@@ -145,7 +156,7 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 				if planted := strings.HasPrefix(place.Control, "found, in "); planted == slices.Contains([]string{"logs", "metrics"}, place.Name) {
 					t.Errorf("%s: the control says %s", place.Name, place.Control)
 				}
-				empty := []string{"engines' folders", "other folders", "temporary files"}
+				empty := []string{"engines' folders", "temporary files"}
 				if s.s3 { // nothing but mails is in it, which are looked at by themselves
 					empty = append(empty, "data folder")
 				}
@@ -167,9 +178,11 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 			if o := seen["objects"]; o.Life.Things < 4 || o.Life.Bytes < 1000 {
 				t.Errorf("objects: %+v", o)
 			}
-			for _, input := range []string{"mail", "newmail", "username", "rename", "name", "preference", "agent", "referer", "key", "passkey", "prompt", "metadata", "metaname", "idempotency", "reason", "mistake", "password", "note"} {
-				if !slices.Contains(r.Sent, input) {
-					t.Errorf("nothing was sent as %s", input)
+			// That each input of the API got a canary the run looks at itself: passkeys and a
+			// model that takes a negative prompt are here.
+			for _, why := range r.NotSent {
+				if !strings.HasPrefix(why, "POST /v1/admin/accounts/{id}/close-child ") && !strings.HasPrefix(why, "POST /v1/generations body.negative_prompt ") {
+					t.Errorf("nothing was sent through %s", why)
 				}
 			}
 			var state string
@@ -199,16 +212,43 @@ func TestPromise_R2_ProvenOnALivingInstallation(t *testing.T) {
 	}
 }
 
+// inFront is an installation behind a proxy that it trusts.
+func inFront(t *testing.T, proxy func(p *httputil.ReverseProxy) http.Handler) *proven {
+	t.Helper()
+	listen := freePort(t)
+	server := httptest.NewServer(proxy(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: listen})
+		r.Out.Host = r.In.Host
+		r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"]
+		r.SetXForwarded()
+	}}))
+	t.Cleanup(server.Close)
+	return toProveIn(t, t.TempDir(), "", db.SQLite, false, false, "ZIMAGE_LISTEN", listen, "ZIMAGE_TRUSTED_PROXIES", "127.0.0.0/8",
+		"ZIMAGE_PUBLIC_URL", strings.Replace(server.URL, "127.0.0.1", "localhost", 1))
+}
+
 // What is left in any place on purpose is found there, after the erasure, and taken
-// away again.
+// away again. A proxy's log has the network addresses of who comes: they are found too.
 func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 	t.Parallel()
-	p := toProve(t, db.SQLite, false, false)
-	planted := []string{"database", "key store", "objects", "redis", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
+	access := filepath.Join(t.TempDir(), "access")
+	log, err := os.Create(access)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = log.Close() })
+	p := inFront(t, func(proxy *httputil.ReverseProxy) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = fmt.Fprintln(log, r.RemoteAddr, r.Header["X-Forwarded-For"])
+			proxy.ServeHTTP(w, r)
+		})
+	})
+	p.o.Logs = append(p.o.Logs, access)
+	planted := []string{"database", "key store", "objects", "redis", "redis files", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
 	r := p.run(planted...)
 	for _, place := range r.Places {
 		// Databases and objects lie in files, which are looked at by themselves too.
-		want := slices.Contains(planted, place.Name) || slices.Contains([]string{"database files", "key store files"}, place.Name)
+		want := slices.Contains(planted, place.Name) || slices.Contains([]string{"database files", "key store files", "logs"}, place.Name)
 		if got := len(place.After.Found) > 0; got != want {
 			t.Errorf("%s: found %+v", place.Name, place.After.Found)
 		}
@@ -224,8 +264,20 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 			t.Errorf("%s is not told: %s", name, text)
 		}
 	}
-	if strings.Contains(text, "while the account lives") {
-		t.Errorf("found before it was left: %s", text)
+	for _, when := range []string{"while the account lives", "after its erasure"} {
+		for _, kind := range []prove.Kind{prove.IPv4, prove.IPv6} {
+			if !strings.Contains(text, "logs, "+when+": access holds a canary, "+string(kind)+", ") {
+				t.Errorf("no %s is told: %s", kind, text)
+			}
+		}
+	}
+	for _, line := range r.Wrong() {
+		if strings.Contains(line, "while the account lives") && !strings.HasPrefix(line, "logs, ") {
+			t.Errorf("found before it was left: %s", line)
+		}
+		if strings.HasPrefix(line, "logs, ") && !strings.Contains(line, ": access holds a canary, IPv") {
+			t.Errorf("found in the log of the processes: %s", line)
+		}
 	}
 	var ticks int
 	if err := p.app.db.Get(t.Context(), &ticks, `SELECT count(*) FROM schedule_ticks WHERE tick = 0`); err != nil || ticks > 0 {
@@ -302,16 +354,47 @@ func TestPromise_R2_WhatAnEngineLeavesInItsFolderIsFound(t *testing.T) {
 	}
 }
 
-// A log that is another installation's proves nothing.
-func TestProveWantsTheRightLog(t *testing.T) {
+// A log that is another installation's proves nothing, nor does a folder in which
+// nothing lies.
+func TestProveWantsTheRightLogAndFolders(t *testing.T) {
 	t.Parallel()
 	p := toProve(t, db.SQLite, false, false)
-	p.o.Logs = []string{filepath.Join(t.TempDir(), "other")}
-	if err := os.WriteFile(p.o.Logs[0], []byte("level=INFO msg=request request_id=req_0\n"), 0o600); err != nil {
+	other, empty, right := filepath.Join(t.TempDir(), "other"), t.TempDir(), p.o
+	if err := os.WriteFile(other, []byte("level=INFO msg=request request_id=req_0\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	refused := func(says string, o ProveOptions) {
+		t.Helper()
+		if _, err := p.app.Prove(t.Context(), o); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want one that says %s", err, says)
+		}
+	}
+	o := right
+	o.Logs = []string{other}
+	refused("none of our requests", o)
+	o = right
+	o.Folders = append(slices.Clone(o.Folders), empty)
+	refused("other folders: nothing lies in "+empty+",", o)
+}
+
+// An input of the API that gets no canary is named, with where to add one.
+func TestPromise_R2_AnInputWithoutACanaryProvesNothing(t *testing.T) {
+	t.Parallel()
+	p := inFront(t, func(proxy *httputil.ReverseProxy) http.Handler {
+		proxy.ModifyResponse = func(r *http.Response) error {
+			if r.Request.URL.Path != "/openapi.json" {
+				return nil
+			}
+			text, err := io.ReadAll(r.Body)
+			more := bytes.Replace(text, []byte(`"embed_prompt":{`), []byte(`"webhook_url":{"type":"string"},"embed_prompt":{`), 1)
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(more)), int64(len(more))
+			r.Header.Set("Content-Length", strconv.Itoa(len(more)))
+			return err
+		}
+		return proxy
+	})
 	_, err := p.app.Prove(t.Context(), p.o)
-	if err == nil || !strings.Contains(err.Error(), "none of our requests") {
-		t.Errorf("with another log: %v", err)
+	if err == nil || !strings.Contains(err.Error(), "\n  POST /v1/generations body.webhook_url\n") || !strings.Contains(err.Error(), "internal/prove/inputs.go") {
+		t.Errorf("with an input more: %v", err)
 	}
 }

@@ -122,15 +122,21 @@ func (c *Cluster) auditRows() map[string]end {
 	return found
 }
 
-// Objects are the keys in the bucket below images/.
-func (c *Cluster) Objects() []string {
+// bucket is a client of the bucket's server, past the proxy.
+func (c *Cluster) bucket() *minio.Client {
 	c.t.Helper()
 	store, err := minio.New(c.Minio.Addr(), &minio.Options{Creds: credentials.NewStaticV4(c.s3.access, c.s3.secret, "")})
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	return store
+}
+
+// Objects are the keys in the bucket below images/.
+func (c *Cluster) Objects() []string {
+	c.t.Helper()
 	var keys []string
-	for o := range store.ListObjects(c.t.Context(), c.s3.bucket, minio.ListObjectsOptions{Prefix: "images/", Recursive: true}) {
+	for o := range c.bucket().ListObjects(c.t.Context(), c.s3.bucket, minio.ListObjectsOptions{Prefix: "images/", Recursive: true}) {
 		if o.Err != nil {
 			c.t.Fatal(o.Err)
 		}
@@ -230,13 +236,13 @@ func sameColour(t testing.TB, a, b []byte) bool {
 
 // auditCanary wants the prompts nowhere: not in a log, in what passed through
 // Redis or lies there, on a metrics page, nor readable on the disks of database
-// and object store.
+// and object store. Nor may a log have an address that the requests came from.
 func (c *Cluster) auditCanary() {
 	t := c.t
 	t.Helper()
 	for _, p := range c.processes {
-		if strings.Contains(p.Log(), c.Canary) {
-			t.Errorf("the prompt is in the log of %s", p.Name)
+		if what := c.personalIn(p.Log()); what != "" {
+			t.Errorf("%s is in the log of %s", what, p.Name)
 		}
 		if p.Alive() && strings.Contains(p.metricsPage(), c.Canary) {
 			t.Errorf("the prompt is on the metrics page of %s", p.Name)
@@ -255,6 +261,17 @@ func (c *Cluster) auditCanary() {
 			t.Errorf("the prompt can be read in %s", path)
 		}
 	}
+}
+
+// personalIn names what a log must not have, and has.
+func (c *Cluster) personalIn(log string) string {
+	switch {
+	case strings.Contains(log, c.Canary):
+		return "the prompt"
+	case strings.Contains(log, clientIPv4.String()), strings.Contains(log, clientIPv6.String()):
+		return "the client's address"
+	}
+	return ""
 }
 
 // redisContents is all keys and values as text.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	s3 "github.com/minio/minio-go/v7"
 	"golang.org/x/sync/errgroup"
 
 	"zimage/internal/db"
@@ -41,6 +42,8 @@ type Options struct {
 	CannotCancel bool     // an engine that goes on when nobody wants its image any more
 	Settings     []string // NAME=VALUE, without the prefix, for every process
 	Bare         bool     // no user yet: nobody has migrated the databases
+	KeptRedis    bool     // it writes a log of its commands
+	Versioned    bool     // the bucket keeps old versions
 }
 
 // A Cluster is the stores, the engine and the processes of one test.
@@ -92,7 +95,7 @@ func start(t *testing.T, o Options) *Cluster {
 	c := newCluster(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	c.startStores(ctx)
+	c.startStores(ctx, o.KeptRedis)
 	c.Engine = startEngine(t)
 	c.configure(ctx, o)
 	t.Cleanup(c.end)
@@ -102,13 +105,13 @@ func start(t *testing.T, o Options) *Cluster {
 	return c
 }
 
-func (c *Cluster) startStores(ctx context.Context) {
+func (c *Cluster) startStores(ctx context.Context, keptRedis bool) {
 	c.t.Helper()
 	var g errgroup.Group
 	for target, begin := range map[**testenv.Server]func(context.Context) (*testenv.Server, error){
 		&c.Postgres: testenv.StartPostgres,
 		&c.Minio:    testenv.StartMinio,
-		&c.Redis:    func(ctx context.Context) (*testenv.Server, error) { return testenv.StartRedis(ctx, false) },
+		&c.Redis:    func(ctx context.Context) (*testenv.Server, error) { return testenv.StartRedis(ctx, keptRedis) },
 	} {
 		g.Go(func() (err error) { *target, err = begin(ctx); return err })
 	}
@@ -170,12 +173,22 @@ func (c *Cluster) configure(ctx context.Context, o Options) {
 	}
 	c.s3.access, c.s3.bucket = minio.User.Username(), "zimage-e2e"
 	c.s3.secret, _ = minio.User.Password()
+	if o.Versioned {
+		bucket := c.bucket()
+		err := bucket.MakeBucket(ctx, c.s3.bucket, s3.MakeBucketOptions{})
+		if err == nil {
+			err = bucket.EnableVersioning(ctx, c.s3.bucket)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	common := append([]string{
 		"ROOT_KEYS=" + roots, "ENGINES=" + engines, "DATA=" + filepath.Join(c.dir, "data"),
 		"S3_BUCKET=" + c.s3.bucket, "S3_ACCESS_KEY=" + c.s3.access, "S3_SECRET_KEY=" + c.s3.secret, "S3_TLS=false",
 		"QUEUED_PER_OWNER=100000", "DAILY_PER_OWNER=1000000", "REQUESTS_PER_MINUTE=10000000",
-		"LOG_LEVEL=debug", "LOG_FORMAT=json",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "TRUSTED_PROXIES=127.0.0.0/8",
 	}, o.Settings...)
 	addresses := func(through bool) []string {
 		by := func(f func(string) string, address string) string {

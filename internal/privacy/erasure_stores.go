@@ -285,11 +285,13 @@ func (s *Service) clearTable(ctx context.Context, e *erasure, p plan, t *Table) 
 	return err
 }
 
-// forgetMails removes the files of the person's mails, where mails become files.
+// forgetMails removes the files of the person's mails, where mails become files: those
+// too that asked whether a letter was theirs, before it was the account's.
 func (s *Service) forgetMails(ctx context.Context, e *erasure) error {
 	for after := ""; ; {
 		var page []string
-		err := s.DB.Select(ctx, &page, `SELECT id FROM mails WHERE subject = ? AND id > ? ORDER BY id LIMIT ?`, e.Subject, after, eraseBatch)
+		err := s.DB.Select(ctx, &page, `SELECT id FROM mails WHERE (subject = ? OR subject IN (SELECT id FROM requests WHERE subject = ?)) AND id > ? ORDER BY id LIMIT ?`,
+			e.Subject, e.Subject, after, eraseBatch)
 		if err != nil || len(page) == 0 {
 			return err
 		}

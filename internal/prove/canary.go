@@ -6,11 +6,13 @@ import (
 	"compress/gzip"
 	"compress/zlib"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 )
 
@@ -24,6 +26,21 @@ func NewCanary() Canary { return Canary("q" + strings.ToLower(rand.Text())[:16])
 // With is the canary with the name of the input that it is sent through.
 func (c Canary) With(input string) string { return string(c) + input }
 
+// addresses are the network addresses from which the canary's person comes. Nobody
+// else has them, and each is written in one way alone. The first is of loopback, whose
+// whole network every machine with Linux has.
+func (c Canary) addresses() (four, six netip.Addr) {
+	sum := sha256.Sum256([]byte(c))
+	a, b := [4]byte{127}, [16]byte{0x20, 0x01, 0x0d, 0xb8}
+	for i := 1; i < len(a); i++ {
+		a[i] = 100 + sum[i]%150
+	}
+	for i := 4; i < len(b); i++ {
+		b[i] = 0x10 | sum[i] // with no zero that could be left out
+	}
+	return netip.AddrFrom4(a), netip.AddrFrom16(b)
+}
+
 // A Kind is how a canary is written.
 type Kind string
 
@@ -36,19 +53,26 @@ const (
 	Base64     Kind = "base64"
 	Base64One  Kind = "base64, one byte on"
 	Base64Two  Kind = "base64, two bytes on"
+	IPv4       Kind = "IPv4 address" // not the word: where it comes from
+	IPv6       Kind = "IPv6 address"
 	Compressed Kind = "compressed"
 )
 
 // Kinds are all of them; textual ones fit into any text.
 var (
-	Kinds   = []Kind{Plain, Hex, Percent, Base64, Base64One, Base64Two, UTF16, Compressed}
-	textual = Kinds[:6]
+	Kinds   = []Kind{Plain, Hex, Percent, Base64, Base64One, Base64Two, IPv4, IPv6, UTF16, Compressed}
+	textual = Kinds[:8]
 )
 
 // Encode is the canary in one of the kinds, with something before and behind it.
 func (c Canary) Encode(k Kind) []byte {
 	text := "..." + string(c) + "..."
+	four, six := c.addresses()
 	switch k {
+	case IPv4:
+		return []byte(four.String() + ":50000")
+	case IPv6:
+		return []byte("[" + six.String() + "]:50000")
 	case Hex:
 		return []byte(hex.EncodeToString([]byte(text)))
 	case Percent:
@@ -103,10 +127,11 @@ type finder struct {
 
 func newFinder(c Canary) *finder {
 	word := string(c)
+	four, six := c.addresses()
 	return &finder{
 		canary: c,
 		folded: map[Kind][]byte{Plain: []byte(word), Hex: []byte(hex.EncodeToString([]byte(word))), Percent: []byte(percent(word)),
-			UTF16: utf16(word)},
+			UTF16: utf16(word), IPv4: []byte(four.String()), IPv6: []byte(six.String())},
 		// "..." goes before the word where it is planted; anywhere else it may stand at
 		// any of the three offsets.
 		exact: map[Kind][]byte{Base64: inBase64(word, 0), Base64One: inBase64(word, 1), Base64Two: inBase64(word, 2)},
@@ -166,7 +191,7 @@ func (f *finder) block(b []byte, seen int, last bool, inputs []string, tell func
 
 // packs are the first bytes of whatever inflate knows.
 var packs = func() (all [256]bool) {
-	for _, b := range []byte{0x08, 0x18, 0x28, 0x38, 0x48, 0x58, 0x68, 0x78, 0x1f, 'P'} {
+	for _, b := range []byte{0x08, 0x18, 0x28, 0x38, 0x48, 0x58, 0x68, 0x78, 0x1f, 'P', 0xc3} {
 		all[b] = true
 	}
 	return all
@@ -214,7 +239,7 @@ func inputAt(b []byte, inputs []string) (found string) {
 }
 
 // inflate looks into b if something compressed seems to begin there: zlib, as in a
-// PNG; gzip; or an entry of a ZIP.
+// PNG; gzip; an entry of a ZIP; or a text in a dump of Redis.
 func (f *finder) inflate(b []byte, inputs []string, tell func(hit)) {
 	if len(b) < 8 {
 		return
@@ -237,6 +262,9 @@ func (f *finder) inflate(b []byte, inputs []string, tell func(hit)) {
 			return
 		}
 		packed = bytes.NewReader(b[skip:])
+	case b[0] == 0xc3:
+		f.unpacked(lzf(b[1:]), inputs, tell)
+		return
 	default:
 		return
 	}
@@ -245,6 +273,57 @@ func (f *finder) inflate(b []byte, inputs []string, tell func(hit)) {
 	}
 	text, _ := io.ReadAll(io.LimitReader(f.zip, inflated))
 	f.unpacked(text, inputs, tell)
+}
+
+// lzf is a text as Redis compresses it in a dump, behind its two lengths; nothing when
+// it is none.
+func lzf(b []byte) []byte {
+	var length [2]int // packed and unpacked
+	for i := range length {
+		switch {
+		case len(b) < 5:
+			return nil
+		case b[0]>>6 == 0:
+			length[i], b = int(b[0]), b[1:]
+		case b[0]>>6 == 1:
+			length[i], b = int(b[0]&0x3f)<<8|int(b[1]), b[2:]
+		case b[0] == 0x80:
+			length[i], b = int(binary.BigEndian.Uint32(b[1:])), b[5:]
+		default:
+			return nil
+		}
+	}
+	if length[0] >= length[1] || length[0] > len(b) || length[1] > inflated {
+		return nil
+	}
+	var text []byte
+	for b = b[:length[0]]; len(b) > 0; {
+		n := int(b[0]) >> 5
+		if n == 0 { // so many as they are
+			n, b = int(b[0])+1, b[1:]
+			if n > len(b) {
+				return nil
+			}
+			text, b = append(text, b[:n]...), b[n:]
+			continue
+		}
+		high, low := int(b[0]&0x1f)<<8, 1
+		if n == 7 && len(b) > 1 { // a long one
+			n, low = n+int(b[1]), 2
+		}
+		if low >= len(b) {
+			return nil
+		}
+		from := len(text) - high - int(b[low]) - 1
+		if n += 2; from < 0 || len(text)+n > length[1] {
+			return nil
+		}
+		for i := range n { // it may go on into what it makes
+			text = append(text, text[from+i])
+		}
+		b = b[low+1:]
+	}
+	return text
 }
 
 // isZlib knows the beginnings that are in use: a window of 32 KiB at any level, and

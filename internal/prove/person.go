@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -20,9 +21,7 @@ import (
 
 // person is somebody with a browser, at the API as everybody is.
 type person struct {
-	base   string
-	canary Canary
-	client *http.Client
+	*trace
 
 	cookie   string
 	id       string
@@ -30,14 +29,46 @@ type person struct {
 	password string
 	factors  []string // recovery codes, once there is a second factor
 	key      string   // of a program
+	codes    []string // that were mailed
+	pictures []string // generations
+	clerk    *person  // of the staff, once they have served this one
+	closed   receiptKey
+}
 
-	sent, unsent, exported []string
-	requests               []string // ids of ours
+// trace is what was sent in a run, by whomever.
+type trace struct {
+	base       string
+	canary     Canary
+	client     *http.Client
+	operations []operation // that the API says it has
+
+	sent, exported []string
+	unable         map[string]string // inputs that take nothing on this installation, and why
+	carried        []sent
+	requests       []string // ids of ours
 }
 
 func newPerson(base string, c Canary) *person {
-	return &person{base: strings.TrimSuffix(base, "/"), canary: c, client: &http.Client{Timeout: 2 * time.Minute,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	return &person{trace: &trace{base: strings.TrimSuffix(base, "/"), canary: c, unable: map[string]string{}, client: &http.Client{
+		Timeout: 2 * time.Minute, Transport: from(c),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}}
+}
+
+// from is a way that begins at the canary's own address, where that can be: on the
+// loopback network of Linux.
+func from(c Canary) *http.Transport {
+	four, _ := c.addresses()
+	own := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(four, 0)), Timeout: 10 * time.Second}
+	usual := net.Dialer{Timeout: 10 * time.Second}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if conn, err := own.DialContext(ctx, "tcp4", address); err == nil {
+			return conn, nil
+		}
+		return usual.DialContext(ctx, network, address)
+	}
+	return t
 }
 
 // word is what is sent through an input.
@@ -62,8 +93,8 @@ func (r refusal) Error() string { return fmt.Sprintf("%s: %d %s", r.what, r.stat
 // ask sends a request. Of an error it tells the code alone: its words may quote
 // what was sent.
 func (p *person) ask(ctx context.Context, method, path string, body, into any, headers ...string) error {
-	text, _ := body.(string)
-	if body != nil && text == "" {
+	text, raw := body.(string)
+	if body != nil && !raw {
 		b, err := json.Marshal(body)
 		if err != nil {
 			return err
@@ -78,14 +109,28 @@ func (p *person) ask(ctx context.Context, method, path string, body, into any, h
 	if text != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	r.Header.Set("User-Agent", "Browser/1 ("+p.word("agent")+")")
-	r.Header.Set("Referer", "https://"+p.word("referer")+".example/")
+	four, six := p.canary.addresses()
+	for name, value := range map[string]string{
+		"User-Agent":      "Browser/1 (" + p.word("agent") + ")",
+		"Referer":         "https://" + p.word("referer") + ".example/",
+		"Accept-Language": "en, x-" + p.word("language"),
+		"X-Request-ID":    p.word("requestid"),
+		"X-Real-IP":       six.String(),
+		"X-Forwarded-For": []string{four.String(), six.String()}[len(p.requests)%2],
+		"Forwarded":       fmt.Sprintf("for=%s;by=_%s", four, p.word("forwarded")),
+		"Cookie":          "visitor=" + p.word("cookie"),
+	} {
+		r.Header.Set(name, value)
+	}
 	for pair := range slices.Chunk(headers, 2) {
 		r.Header.Set(pair[0], pair[len(pair)-1])
 	}
 	if p.cookie != "" && r.Header.Get("Authorization") == "" {
-		r.Header.Set("Cookie", p.cookie)
+		r.Header.Set("Cookie", r.Header.Get("Cookie")+"; "+p.cookie)
 	}
+	var value any
+	_ = json.Unmarshal([]byte(text), &value) // what is broken on purpose has no inputs
+	inputs := canariesIn(p.canary, r, value)
 	res, err := p.client.Do(r)
 	if err != nil {
 		var broken *url.Error
@@ -96,6 +141,7 @@ func (p *person) ask(ctx context.Context, method, path string, body, into any, h
 	}
 	defer func() { _ = res.Body.Close() }()
 	p.requests = append(p.requests, res.Header.Get("X-Request-ID"))
+	p.carried = append(p.carried, sent{method: method, path: r.URL.Path, inputs: inputs, refused: res.StatusCode/100 != 2})
 	for _, c := range res.Cookies() {
 		p.cookie = c.Name + "=" + c.Value
 	}
@@ -148,6 +194,9 @@ func (p *person) refused(ctx context.Context, method, path string, body any, hea
 
 // live does everything that there is to do, but object to it.
 func (p *person) live(ctx context.Context, o Options) error {
+	if err := p.describe(ctx); err != nil {
+		return err
+	}
 	p.email = o.Address(p.word("mail"))
 	p.password = "four words and " + p.word("password")
 	err := p.ask(ctx, "POST", "/v1/account", object{"email": p.email, "username": p.word("username"), "password": p.password,
@@ -155,7 +204,7 @@ func (p *person) live(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	code, err := o.Code(ctx, p.email)
+	code, err := p.mailed(ctx, o)
 	if err != nil {
 		return fmt.Errorf("the code of the sign-up: %w", err)
 	}
@@ -167,12 +216,60 @@ func (p *person) live(ctx context.Context, o Options) error {
 		return err
 	}
 	p.id = account.ID
-	for _, do := range []func(context.Context, Options) error{p.settle, p.passkey, p.mistakes, p.generate, p.staff, p.export} {
+	for _, do := range []func(context.Context, Options) error{p.passwords, p.settle, p.passkey, p.mistakes, p.generate, p.served, p.export} {
 		if err := do(ctx, o); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// mailed is a code that came by mail, another than those before.
+func (p *person) mailed(ctx context.Context, o Options) (string, error) {
+	for range 60 {
+		code, err := o.Code(ctx, p.email)
+		if err != nil {
+			return "", err
+		}
+		if !slices.Contains(p.codes, code) {
+			p.codes = append(p.codes, code)
+			return code, nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+	return "", errors.New("no new one came")
+}
+
+// signIn opens a session, with a recovery code once there are any.
+func (p *person) signIn(ctx context.Context) error {
+	p.cookie = ""
+	who := p.credentials()
+	who["email"] = p.email
+	return p.ask(ctx, "POST", "/v1/session", who, nil)
+}
+
+// passwords forgets the password, and changes the next one.
+func (p *person) passwords(ctx context.Context, o Options) error {
+	if err := p.ask(ctx, "POST", "/v1/account/password/reset", object{"email": p.email}, nil); err != nil {
+		return err
+	}
+	code, err := p.mailed(ctx, o)
+	if err != nil {
+		return fmt.Errorf("the code for a new password: %w", err)
+	}
+	p.password = "four words and " + p.word("reset")
+	if err := p.ask(ctx, "POST", "/v1/account/password/reset/confirm", object{"code": code, "password": p.password}, nil); err != nil {
+		return err
+	}
+	if err := p.signIn(ctx); err != nil {
+		return err
+	}
+	p.password = "four words and " + p.word("newpassword")
+	return p.ask(ctx, "PUT", "/v1/account/password", object{"password": p.password}, nil)
 }
 
 // settle fills what an account can have.
@@ -182,7 +279,7 @@ func (p *person) settle(ctx context.Context, o Options) error {
 		method, path string
 		body, into   any
 	}{
-		{"PATCH", "/v1/account", object{"username": p.word("rename"), "preferences": object{"model": p.word("preference"), "width": 64, "height": 64}}, nil},
+		{"PATCH", "/v1/account", object{"username": p.word("rename"), "name": p.word("newname"), "preferences": object{"model": p.word("preference"), "width": 64, "height": 64}}, nil},
 		{"POST", "/v1/account/email", object{"email": o.Address(p.word("newmail"))}, nil},
 		{"PUT", "/v1/account/consents/marketing", object{"granted": true}, nil},
 		{"PUT", "/v1/account/consents/analytics", object{"granted": true}, nil},
@@ -206,7 +303,7 @@ func (p *person) passkey(ctx context.Context, _ Options) error {
 	}
 	var refused refusal
 	if err := p.ask(ctx, "POST", "/v1/account/passkeys/challenge", nil, &challenge); errors.As(err, &refused) && refused.status < 500 {
-		p.unsent = append(p.unsent, "passkey (they need an https address with a name)")
+		p.unable["POST /v1/account/passkeys body.name"] = "passkeys need an https address with a name"
 		return nil
 	} else if err != nil {
 		return err
@@ -261,17 +358,20 @@ func (p *person) mistakes(ctx context.Context, _ Options) error {
 		{"POST", "/v1/generations", object{"prompt": wrong, "model": wrong}, program},
 		{"GET", "/v1/models", nil, []string{"Authorization", "Bearer zi_" + wrong, "X-" + wrong, wrong}},
 		{"POST", "/v1/account/email/confirm", object{"code": "zc_" + wrong}, nil},
+		{"POST", "/v1/generations", object{"prompt": wrong}, append([]string{"Content-Type", "text/" + wrong}, program...)},
+		{"PUT", "/v1/account/restriction", nil, []string{"Origin", "https://" + wrong + ".example"}},
+		{"X" + wrong, "/v1/models", nil, program},
 	} {
 		if err := p.refused(ctx, m.method, m.path, m.body, m.headers...); err != nil {
 			return err
 		}
 	}
-	return nil
+	return p.misuse(ctx, false)
 }
 
 // generate has pictures made, in both formats, and deletes one.
 func (p *person) generate(ctx context.Context, _ Options) error {
-	program := []string{"Authorization", "Bearer " + p.key, "Prefer", "wait=60"}
+	program := []string{"Authorization", "Bearer " + p.key, "Prefer", "wait=60, handling=" + p.word("preference")}
 	type generation struct {
 		ID, Status string
 		Images     []struct{ ID string }
@@ -289,7 +389,7 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 		err := p.ask(ctx, "POST", "/v1/generations", body, &g, headers...)
 		var refused refusal
 		if i == 0 && errors.As(err, &refused) && refused.status == http.StatusBadRequest {
-			p.unsent = append(p.unsent, "negative (the model takes no negative prompt)")
+			p.unable["POST /v1/generations body.negative_prompt"] = "the model takes no negative prompt"
 			delete(body, "negative_prompt")
 			err = p.ask(ctx, "POST", "/v1/generations", body, &g, headers...)
 		} else if i == 0 && err == nil {
@@ -299,20 +399,23 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 			return err
 		}
 		for range 30 {
-			if g.Status != "queued" && g.Status != "running" {
-				break
-			}
 			if err := p.ask(ctx, "GET", "/v1/generations/"+g.ID, nil, &g, program...); err != nil {
 				return err
+			}
+			if g.Status != "queued" && g.Status != "running" {
+				break
 			}
 		}
 		if g.Status != "succeeded" || len(g.Images) == 0 {
 			return fmt.Errorf("a generation is %s: without pictures nothing is proven", g.Status)
 		}
-		made = append(made, g)
+		made, p.pictures = append(made, g), append(p.pictures, g.ID)
 	}
-	var picture []byte
-	if err := p.ask(ctx, "GET", "/v1/images/"+made[0].Images[0].ID+"/content", nil, &picture, program...); err != nil {
+	var file []byte
+	if err := p.ask(ctx, "GET", "/v1/images/"+made[0].Images[0].ID+"/content", nil, &file, append(program, "If-None-Match", `"`+p.word("etag")+`"`)...); err != nil {
+		return err
+	}
+	if err := p.ask(ctx, "GET", "/v1/generations/"+made[0].ID+"/events", nil, &file, append(program, "Last-Event-ID", p.word("event"))...); err != nil {
 		return err
 	}
 	return p.ask(ctx, "DELETE", "/v1/generations/"+made[2].ID, nil, nil, program...)
@@ -323,16 +426,12 @@ func (p *person) object(ctx context.Context) error {
 	return p.ask(ctx, "PUT", "/v1/account/objections/statistics", nil, nil)
 }
 
-func (p *person) staff(ctx context.Context, o Options) error {
-	return o.Staff(ctx, p.id, "ticket 17 of "+p.word("reason"))
-}
-
 // exported are the inputs that an export must hold, so that it is known that they
 // were kept at all.
-var exported = []string{"mail", "rename", "name", "preference", "agent", "key", "prompt", "metadata", "metaname", "note"}
+var exported = []string{"mail", "rename", "newname", "preference", "agent", "key", "prompt", "metadata", "metaname", "note", "reason", "letter"}
 
-// export fetches everything, and looks for what was sent.
-func (p *person) export(ctx context.Context, _ Options) error {
+// export fetches everything, looks for what was sent, and has it imported again.
+func (p *person) export(ctx context.Context, o Options) error {
 	if err := p.ask(ctx, "POST", "/v1/session/fresh", p.credentials(), nil); err != nil {
 		return err
 	}
@@ -385,7 +484,7 @@ func (p *person) export(ctx context.Context, _ Options) error {
 			return fmt.Errorf("the export does not hold the canary that was sent as %s: it proves nothing that it is not found elsewhere", input)
 		}
 	}
-	return nil
+	return o.Import(ctx, p.id, archive)
 }
 
 // credentials prove who the person is.
@@ -397,17 +496,18 @@ func (p *person) credentials() object {
 	return c
 }
 
-type receiptKey struct{ ID, Secret string }
-
-func (p *person) close(ctx context.Context) (receiptKey, error) {
+// close ends the account; receiptKey opens the receipt.
+func (p *person) close(ctx context.Context) (key receiptKey, err error) {
 	var closed struct{ Receipt receiptKey }
-	err := p.ask(ctx, "DELETE", "/v1/account", p.credentials(), &closed)
+	err = p.ask(ctx, "DELETE", "/v1/account", p.credentials(), &closed)
 	return closed.Receipt, err
 }
 
+type receiptKey struct{ ID, Secret string }
+
 // receipt is the receipt as it is now, to be saved.
-func (p *person) receipt(ctx context.Context, key receiptKey) (saved []byte, complete bool, err error) {
-	if err := p.ask(ctx, "GET", "/v1/privacy/receipts/"+key.ID, nil, &saved, "Authorization", "Bearer "+key.Secret); err != nil {
+func (p *person) receipt(ctx context.Context) (saved []byte, complete bool, err error) {
+	if err := p.ask(ctx, "GET", "/v1/privacy/receipts/"+p.closed.ID, nil, &saved, "Authorization", "Bearer "+p.closed.Secret); err != nil {
 		return nil, false, err
 	}
 	var said struct{ Receipt struct{ State string } }

@@ -29,9 +29,16 @@ type Place struct {
 	// again. Nil where nothing of ours may be put, as Why says.
 	Plant func(ctx context.Context, c Canary) (as []Kind, remove func(context.Context) error, err error)
 	Why   string
+	// Copies is how many canaries Plant leaves; 0 is 1.
+	Copies int
 	// Readable says why something of a living account stands there as it is; empty
 	// where nothing may. After the erasure nothing may anywhere.
 	Readable string
+	// Open are inputs that may be read there at any time, and why.
+	Open map[string]string
+	// Filled is a place in which something must lie: to find nothing in nothing proves
+	// nothing.
+	Filled bool
 }
 
 // A Finding is a canary where none may be: never what stands around it.
@@ -40,6 +47,7 @@ type Finding struct {
 	Kind  Kind   `json:"kind"`            // how it is written
 	Input string `json:"input,omitempty"` // what it was sent as, where that can be told
 	Times int    `json:"times"`
+	Open  string `json:"open,omitempty"` // why it may stand there
 }
 
 // A Count is what one look at a place came to.
@@ -48,6 +56,7 @@ type Count struct {
 	Bytes   int64     `json:"bytes"`
 	Older   int       `json:"older,omitempty"`  // things from before this run, which cannot hold what it made up
 	Unread  int       `json:"unread,omitempty"` // things that could not be read
+	Empty   []string  `json:"empty,omitempty"`  // folders and files in which nothing lies
 	Found   []Finding `json:"found"`
 	Request bool      `json:"-"` // the log knows our requests
 }
@@ -58,6 +67,7 @@ type Search struct {
 	inputs []string
 	since  time.Time // nothing older can hold it
 	ids    []string  // ids of our requests, which a log must know
+	open   map[string]string
 	count  Count
 }
 
@@ -80,7 +90,7 @@ func (s *Search) found(where string) func(hit) {
 			s.count.Found[i].Times++
 			return
 		}
-		s.count.Found = append(s.count.Found, Finding{Where: where, Kind: h.kind, Input: h.input, Times: 1})
+		s.count.Found = append(s.count.Found, Finding{Where: where, Kind: h.kind, Input: h.input, Times: 1, Open: s.open[h.input]})
 	}
 }
 
@@ -95,6 +105,11 @@ func (s *Search) Read(where string, r io.Reader) error {
 // Text looks through something that is in memory.
 func (s *Search) Text(where string, b []byte) {
 	s.count.Bytes += int64(len(b))
+	s.name(where, b)
+}
+
+// name is Text for what only says where something lies.
+func (s *Search) name(where string, b []byte) {
 	s.finder.block(b, 0, true, s.inputs, s.found(where))
 }
 
@@ -114,7 +129,7 @@ const rowsAtOnce = 500
 // row that harms nobody.
 func Rows(name string, d *db.DB, insert, remove string, args func(text string) []any) Place {
 	return Place{
-		Name: name,
+		Name: name, Filled: true,
 		Look: func(ctx context.Context, s *Search) error {
 			tables, err := db.Tables(ctx, d)
 			if err != nil {
@@ -199,7 +214,7 @@ func lookAtTable(ctx context.Context, d *db.DB, t db.Table, s *Search) error {
 // stored beside it.
 func Stored(store objects.Store, kind func(key string) string) Place {
 	return Place{
-		Name: "objects",
+		Name: "objects", Filled: true,
 		Look: func(ctx context.Context, s *Search) error {
 			raw, ok := store.(objects.Raw)
 			if !ok {
@@ -307,24 +322,93 @@ func lookAtKey(ctx context.Context, client redis.UniversalClient, key string, s 
 	return nil
 }
 
+// Dumps are the files of Redis in a folder: its dump, which is made anew for each
+// look, and its log of all that it was ever told.
+func Dumps(client redis.UniversalClient, folder string) Place {
+	p := Folder("redis files", []string{folder}, nil)
+	look := p.Look
+	p.Look = func(ctx context.Context, s *Search) error {
+		if err := dump(ctx, client); err != nil {
+			return fmt.Errorf("have it write its dump: %w", err)
+		}
+		return look(ctx, s)
+	}
+	p.Plant = func(ctx context.Context, c Canary) ([]Kind, func(context.Context) error, error) {
+		key := "zimage:rate:prove-" + string(c)
+		_, err := client.Pipelined(ctx, func(all redis.Pipeliner) error {
+			all.Set(ctx, key, c.Encode(Plain), 5*time.Minute)
+			all.Set(ctx, key+"-long", plants(c, Kinds), 5*time.Minute) // a dump may compress it
+			return nil
+		})
+		return []Kind{Plain, Compressed}, func(ctx context.Context) error { return client.Del(ctx, key, key+"-long").Err() }, err
+	}
+	p.Filled, p.Copies = true, 1
+	return p
+}
+
+// dump has Redis write its dump and waits for it.
+func dump(ctx context.Context, client redis.UniversalClient) error {
+	started := false
+	for range 600 { // a minute
+		said, err := client.Info(ctx, "persistence").Result()
+		if err != nil {
+			return err
+		}
+		switch busy := strings.Contains(said, "rdb_bgsave_in_progress:1") || strings.Contains(said, "aof_rewrite_in_progress:1"); {
+		case busy:
+		case started && strings.Contains(said, "rdb_last_bgsave_status:ok"):
+			return nil
+		case started:
+			return errors.New("it failed")
+		default:
+			if err := client.BgSave(ctx).Err(); err != nil {
+				return err
+			}
+			started = true
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return errors.New("it is not written within a minute")
+}
+
 // Folder is all files below the given files and folders, read as raw bytes. skip
 // leaves out what is looked at as another place; it may be nil.
 func Folder(name string, paths []string, skip func(path string) bool) Place {
+	folders := slices.DeleteFunc(slices.Clone(paths), func(path string) bool {
+		info, err := os.Stat(path)
+		return err == nil && !info.IsDir()
+	})
 	p := Place{
-		Name: name,
+		Name: name, Copies: len(folders),
 		Look: func(ctx context.Context, s *Search) error {
-			for _, root := range paths {
-				if err := lookAtFiles(ctx, root, skip, s); err != nil {
+			for _, path := range paths {
+				before, older := s.count.Bytes, s.count.Older
+				if err := lookAtFiles(ctx, path, skip, s); err != nil {
 					return err
+				}
+				if s.count.Bytes == before && s.count.Older == older {
+					s.count.Empty = append(s.count.Empty, path)
 				}
 			}
 			return nil
 		},
 	}
 	p.Plant = func(_ context.Context, c Canary) ([]Kind, func(context.Context) error, error) {
-		file := filepath.Join(paths[0], "zimage-prove-"+strconv.Itoa(os.Getpid())+".tmp")
-		err := os.WriteFile(file, plants(c, Kinds), 0o600)
-		return Kinds, func(context.Context) error { return os.Remove(file) }, err
+		name, text := "zimage-prove-"+strconv.Itoa(os.Getpid())+".tmp", plants(c, Kinds)
+		var failed error
+		for _, folder := range folders {
+			failed = errors.Join(failed, os.WriteFile(filepath.Join(folder, name), text, 0o600))
+		}
+		return Kinds, func(context.Context) (failed error) {
+			for _, folder := range folders {
+				failed = errors.Join(failed, os.Remove(filepath.Join(folder, name)))
+			}
+			return failed
+		}, failed
 	}
 	return p
 }
@@ -370,7 +454,7 @@ func lookAtFiles(ctx context.Context, path string, skip func(string) bool, s *Se
 			return nil
 		}
 		where, before := name, len(s.count.Found)
-		s.Text("names of files", []byte(name))
+		s.name("names of files", []byte(name))
 		if len(s.count.Found) > before {
 			where = "a file whose name holds one"
 		}
@@ -399,7 +483,7 @@ func lookAtFiles(ctx context.Context, path string, skip func(string) bool, s *Se
 // must know requests of this run, or else they are others.
 func Logs(paths []string) Place {
 	p := Folder("logs", paths, nil)
-	p.Plant = nil
+	p.Plant, p.Filled = nil, true
 	p.Why = "ids of our requests stand in it"
 	look := p.Look
 	p.Look = func(ctx context.Context, s *Search) error {
