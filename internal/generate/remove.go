@@ -446,7 +446,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	}
 	var failed []error
 	inARow := 0
-	for after := ""; ; {
+	for after := (unswept{}); ; {
 		if err := pace.Next(ctx); err != nil {
 			return jobs.Retry("internal", err)
 		}
@@ -460,7 +460,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		// Together it takes a few calls; one by one, what fails is told from the rest.
 		alone := batch
 		if len(batch) > 1 && s.sweepSome(ctx, batch) == nil {
-			alone, after = nil, batch[len(batch)-1].ID
+			alone, after = nil, batch[len(batch)-1]
 		}
 		for _, g := range alone {
 			err := s.sweepOne(ctx, g)
@@ -480,7 +480,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			if ctx.Err() != nil {
 				return jobs.Retry("internal", errors.Join(append(failed, ctx.Err())...))
 			}
-			after = g.ID
+			after = g
 		}
 		if len(batch) == size {
 			continue
@@ -504,11 +504,11 @@ const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT c
 
 const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
 
-// unswept is a page of an owner's, or of everybody's.
-func (s *Service) unswept(ctx context.Context, owner, after string, limit int) (batch []unswept, err error) {
-	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after, limit}
+// unswept is a page of an owner's, or of everybody's, in the order of their index.
+func (s *Service) unswept(ctx context.Context, owner string, after unswept, limit int) (batch []unswept, err error) {
+	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after.ID, limit}
 	if owner == sweepAll {
-		query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, limit}
+		query, args = selectUnswept+`WHERE unswept = 1 AND (owner, id) > (?, ?) ORDER BY owner, id LIMIT ?`, []any{after.Owner, after.ID, limit}
 	}
 	err = s.DB.Select(ctx, &batch, query, args...)
 	return batch, err
@@ -520,7 +520,7 @@ func (s *Service) journalAll(ctx context.Context, owner string) error {
 	if s.Journal == nil {
 		return nil
 	}
-	for after := ""; ; {
+	for after := (unswept{}); ; {
 		batch, err := s.unswept(ctx, owner, after, sweepBatch)
 		if err == nil {
 			err = s.journal(ctx, batch)
@@ -528,7 +528,7 @@ func (s *Service) journalAll(ctx context.Context, owner string) error {
 		if err != nil || len(batch) < sweepBatch {
 			return err
 		}
-		after = batch[len(batch)-1].ID
+		after = batch[len(batch)-1]
 	}
 }
 
@@ -568,16 +568,8 @@ func (s *Service) sweepOne(ctx context.Context, g unswept) error {
 
 // sweepSome is sweepOne for a batch: all of it is done, or it is an error.
 func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
-	all := make([]looked, len(batch))
-	g, looking := errgroup.WithContext(ctx)
-	g.SetLimit(looks)
-	for i := range batch {
-		g.Go(func() (err error) {
-			all[i], err = s.look(looking, batch[i])
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	all, err := s.look(ctx, batch)
+	if err != nil {
 		return err
 	}
 	var unneeded []string
@@ -605,36 +597,87 @@ type looked struct {
 	open     bool     // an attempt may still be storing: it is looked at again later
 }
 
-func (s *Service) look(ctx context.Context, g unswept) (looked, error) {
-	l := looked{unswept: g}
-	// The job first: a completion between the two questions is then still seen as
+// look finds what of a batch's objects no living image needs. Only where an attempt may
+// have left some without a row is the store asked what there is.
+func (s *Service) look(ctx context.Context, batch []unswept) ([]looked, error) {
+	var ids []any
+	for _, g := range batch {
+		ids = append(ids, g.ID)
+	}
+	// The jobs first: a completion between the two questions is then still seen as
 	// running, and never as ended without images.
-	var job jobs.Job
-	err := s.DB.Get(ctx, &job, `SELECT j.state, j.attempt, j.finished_at FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, g.ID)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return l, err
-	}
-	busy := job.State != "" && !job.State.Terminal()
-	l.open = busy || s.Clock.Now().Before(quiet(job))
-	needed, err := s.needed(ctx, s.DB, g.Owner, g.ID)
+	var works []work
+	err := s.DB.Select(ctx, &works, `SELECT g.id AS generation, coalesce(j.state, '') AS state, coalesce(j.attempt, 0) AS attempt, coalesce(j.finished_at, 0) AS finished_at,
+		CASE WHEN g.status = 'succeeded' AND g.attempts = 1 AND g.job_id <> '' THEN 1 ELSE 0 END AS alone
+		FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.id IN (`+db.Marks(len(ids))+`)`, ids...)
 	if err != nil {
-		return l, err
+		return nil, err
 	}
-	l.needed = len(needed)
+	var images []imageRow
+	if err := s.DB.Select(ctx, &images, selectImage+`WHERE generation_id IN (`+db.Marks(len(ids))+`)`, ids...); err != nil {
+		return nil, err
+	}
+	all := make([]looked, len(batch))
+	g, looking := errgroup.WithContext(ctx)
+	g.SetLimit(looks)
+	for i, u := range batch {
+		var job work
+		if n := slices.IndexFunc(works, func(w work) bool { return w.Generation == u.ID }); n >= 0 {
+			job = works[n]
+		}
+		all[i] = looked{unswept: u, open: job.busy() || s.Clock.Now().Before(quiet(job.Job))}
+		needed, rows := map[string]bool{}, 0
+		for _, image := range images {
+			if image.GenerationID != u.ID {
+				continue
+			}
+			rows++
+			for _, key := range []string{imageKey(u.Owner, u.ID, image.Attempt, image.N), thumbKey(u.Owner, u.ID, image.Attempt, image.N)} {
+				if image.RemovedAt == 0 {
+					needed[key] = true
+				} else {
+					all[i].unneeded = append(all[i].unneeded, key)
+				}
+			}
+		}
+		all[i].needed = len(needed)
+		if job.Alone && rows > 0 {
+			continue
+		}
+		g.Go(func() (err error) {
+			all[i].unneeded, err = s.unneeded(looking, u, job, needed)
+			return err
+		})
+	}
+	return all, g.Wait()
+}
+
+// work is what is known of a generation's attempts.
+type work struct {
+	Generation string `db:"generation"`
+	jobs.Job
+	Alone bool `db:"alone"` // its first attempt succeeded: each object that it stored has a row
+}
+
+func (w work) busy() bool { return w.State != "" && !w.State.Terminal() }
+
+// unneeded asks the store for a generation's objects. A running attempt's own are
+// left alone.
+func (s *Service) unneeded(ctx context.Context, g unswept, job work, needed map[string]bool) (keys []string, err error) {
 	for after := ""; ; {
 		page, err := s.Objects.List(ctx, prefix(g.Owner, g.ID), after, sweepBatch)
 		if err != nil {
 			s.Metrics.objectFailures.Inc()
-			return l, err
+			return nil, err
 		}
 		for _, o := range page {
 			after = o.Key
-			if !needed[o.Key] && (!busy || attemptOf(o.Key) < job.Attempt) {
-				l.unneeded = append(l.unneeded, o.Key)
+			if !needed[o.Key] && (!job.busy() || attemptOf(o.Key) < job.Attempt) {
+				keys = append(keys, o.Key)
 			}
 		}
 		if len(page) < sweepBatch {
-			return l, nil
+			return keys, nil
 		}
 	}
 }
@@ -697,20 +740,6 @@ func quiet(j jobs.Job) time.Time {
 		return time.Time{}
 	}
 	return millis(j.FinishedAt).Add(lateFor)
-}
-
-// needed are the keys of the objects of a generation's living images.
-func (s *Service) needed(ctx context.Context, q db.Querier, owner, id string) (map[string]bool, error) {
-	var living []imageRow
-	if err := q.Select(ctx, &living, selectImage+`WHERE generation_id = ? AND removed_at = 0`, id); err != nil {
-		return nil, err
-	}
-	keys := map[string]bool{}
-	for _, i := range living {
-		keys[imageKey(owner, id, i.Attempt, i.N)] = true
-		keys[thumbKey(owner, id, i.Attempt, i.N)] = true
-	}
-	return keys, nil
 }
 
 func attemptOf(key string) int {
