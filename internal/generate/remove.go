@@ -425,11 +425,27 @@ func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after t
 	var waiting string
 	err := tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND run_after <= ?
 		LIMIT 1`+db.SkipLocked(tx), party, KindSweep, s.Clock.Now().Add(after).UnixMilli())
+	if errors.Is(err, sql.ErrNoRows) && owner == sweepAll {
+		// So will everybody's that is at work, before it ends: see endSweep.
+		err = tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE state = 'running' AND kind = ? AND ref = ? LIMIT 1`+db.SkipLocked(tx), KindSweep, sweepAll)
+	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: party, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
 	return err
+}
+
+// endSweep ends everybody's sweep, and adds another if more is unswept than it has left:
+// what was removed while it ran counted on it.
+func (s *Service) endSweep(ctx context.Context, r *jobs.Run, left int) error {
+	return r.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+		var unswept int
+		if err := tx.Get(ctx, &unswept, `SELECT count(*) FROM generations WHERE unswept = 1`); err != nil || unswept <= left {
+			return err
+		}
+		return s.addSweep(ctx, tx, sweepAll, 0)
+	})
 }
 
 // sweep deletes every object that no living image needs. Its job names an owner, or
@@ -442,10 +458,10 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	var pace *jobs.Pace
 	size := sweepBatch
 	if r.Ref == sweepAll {
-		pace, size = &jobs.Pace{}, sweepPiece
+		pace, size = s.Queue.PaceOf(r.Job), sweepPiece
 	}
 	var failed []error
-	inARow := 0
+	inARow, left := 0, 0
 	for after := (unswept{}); ; {
 		if err := pace.Next(ctx); err != nil {
 			return jobs.Retry("internal", err)
@@ -459,13 +475,15 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		}
 		// Together it takes a few calls; one by one, what fails is told from the rest.
 		alone := batch
-		if len(batch) > 1 && s.sweepSome(ctx, batch) == nil {
-			alone, after = nil, batch[len(batch)-1]
+		if len(batch) > 1 {
+			if open, err := s.sweepSome(ctx, batch); err == nil {
+				alone, after, left = nil, batch[len(batch)-1], left+open
+			}
 		}
 		for _, g := range alone {
-			err := s.sweepOne(ctx, g)
+			open, err := s.sweepSome(ctx, []unswept{g})
 			if inARow++; err == nil {
-				inARow = 0
+				inARow, left = 0, left+open
 			} else if failed = append(failed, err); len(failed) > sweepPatience {
 				failed = failed[1:]
 			}
@@ -487,6 +505,9 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		}
 		if len(failed) > 0 {
 			return jobs.Retry("internal", errors.Join(failed...))
+		}
+		if r.Ref == sweepAll {
+			return s.endSweep(ctx, r, left)
 		}
 		return nil
 	}
@@ -560,17 +581,13 @@ func (s *Service) journal(ctx context.Context, batch []unswept) error {
 	return nil
 }
 
-// sweepOne deletes the objects of one generation that no living image needs. A
-// running attempt's own objects are left alone.
-func (s *Service) sweepOne(ctx context.Context, g unswept) error {
-	return s.sweepSome(ctx, []unswept{g})
-}
-
-// sweepSome is sweepOne for a batch: all of it is done, or it is an error.
-func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
+// sweepSome deletes the objects of some generations that no living image needs. A running
+// attempt's own objects are left alone. It returns how many of the generations must be
+// looked at again later. All of it is done, or it is an error.
+func (s *Service) sweepSome(ctx context.Context, batch []unswept) (open int, err error) {
 	all, err := s.look(ctx, batch)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var unneeded []string
 	for _, l := range all {
@@ -579,11 +596,12 @@ func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
 	if len(unneeded) > 0 {
 		if err := s.Objects.Delete(ctx, unneeded...); err != nil {
 			s.Metrics.objectFailures.Inc()
-			return err
+			return 0, err
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	return s.settle(ctx, all)
+	done, err := s.settle(ctx, all)
+	return len(batch) - done, err
 }
 
 // looks are how many generations' objects are listed at once.
@@ -683,17 +701,18 @@ func (s *Service) unneeded(ctx context.Context, g unswept, job work, needed map[
 }
 
 // settle marks those generations as swept of which nothing was removed since they were
-// looked at: its own sweep must find them.
-func (s *Service) settle(ctx context.Context, all []looked) error {
+// looked at: its own sweep must find them. It returns how many those are.
+func (s *Service) settle(ctx context.Context, all []looked) (settled int, err error) {
 	all = slices.DeleteFunc(all, func(l looked) bool { return l.open })
 	if len(all) == 0 {
-		return nil
+		return 0, nil
 	}
 	var ids []any
 	for _, l := range all {
 		ids = append(ids, l.ID)
 	}
-	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		settled = 0
 		// The rows first, and what is asked of their images in a statement of its own:
 		// PostgreSQL reads a row anew that it had to wait for, but everything else of
 		// the statement as it was before the wait.
@@ -721,9 +740,11 @@ func (s *Service) settle(ctx context.Context, all []looked) error {
 		if len(done) == 0 {
 			return nil
 		}
+		settled = len(done)
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id IN (`+db.Marks(len(done))+`)`, done...)
 		return err
 	})
+	return settled, err
 }
 
 // objectsOfAnImage are the picture and its thumbnail.

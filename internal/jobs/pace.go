@@ -2,25 +2,38 @@ package jobs
 
 import (
 	"context"
+	"math"
 	"time"
 )
 
 const (
-	// paceShare of the time is what background work takes: less than a twentieth, so that
-	// few of those who wait for an answer meet it.
-	paceShare = 1.0 / 30
-	// pacePatience is how long it keeps to that. What is more than fits in must also
-	// be done in time.
-	pacePatience = 2 * time.Minute
+	// paceShare of the time is what background work takes at first: so little that of
+	// those who wait for an answer few meet it.
+	paceShare = 1.0 / 100
+	// paceTime is when all of the time is taken, at the latest. The share grows by the
+	// same factor in each minute until then, so that work of every size is done with as
+	// little of the machine as it can be.
+	paceTime = 20 * time.Minute
 	// paceRest bounds one rest: a piece that waited long for a store was no load.
-	paceRest = 2 * time.Second
+	paceRest = 10 * time.Second
+	// paceFree pieces are done without rests: little work is soon done, and then over.
+	paceFree = 5
 )
 
 // A Pace leaves the machine to those who wait for an answer while work is done that
 // has hours: between two pieces, which must be small, it rests for much longer than
-// they take. The zero value is ready; a nil Pace never rests. It is for one goroutine.
+// they take, and for less the longer the work lasts. The zero value is ready; a nil
+// Pace never rests. It is for one goroutine.
 type Pace struct {
-	first, last time.Time // when the first and the last piece began
+	first, last time.Time     // when the first and the last piece began
+	used        time.Duration // of the time, before the first
+	pieces      int
+}
+
+// PaceOf is the pace of a job, which counts from when the job was added: one that waited
+// long, or was broken off, has less time left.
+func (q *Queue) PaceOf(j Job) *Pace {
+	return &Pace{used: time.Duration(max(q.clock.Millis()-j.CreatedAt, 0)) * time.Millisecond}
 }
 
 // Next is called before each piece. It returns after the rest behind the piece before,
@@ -30,11 +43,10 @@ func (p *Pace) Next(ctx context.Context) error {
 		return ctx.Err()
 	}
 	now := time.Now()
-	if p.first.IsZero() {
+	if p.pieces++; p.pieces == 1 {
 		p.first = now
-	} else if now.Sub(p.first) < pacePatience {
-		took := float64(now.Sub(p.last))
-		t := time.NewTimer(min(time.Duration(took/paceShare-took), paceRest))
+	} else if rest := p.rest(now); p.pieces > paceFree && rest > 0 {
+		t := time.NewTimer(rest)
 		defer t.Stop()
 		select {
 		case <-ctx.Done():
@@ -43,4 +55,13 @@ func (p *Pace) Next(ctx context.Context) error {
 	}
 	p.last = time.Now()
 	return ctx.Err()
+}
+
+func (p *Pace) rest(now time.Time) time.Duration {
+	left := 1 - float64(p.used+now.Sub(p.first))/float64(paceTime)
+	if left <= 0 {
+		return 0
+	}
+	took := float64(now.Sub(p.last))
+	return min(time.Duration(took*(math.Pow(paceShare, -left)-1)), paceRest)
 }
