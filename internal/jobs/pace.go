@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"math"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,6 +17,8 @@ const (
 	paceTime = 20 * time.Minute
 	// paceRest bounds one rest: a piece that waited long for a store was no load.
 	paceRest = 10 * time.Second
+	// paceMost of a queue's jobs rest at a time: they keep their slots, which others wait for.
+	paceMost = 4
 	// paceFree pieces are done without rests: little work is soon done, and then over.
 	paceFree = 5
 )
@@ -28,12 +31,13 @@ type Pace struct {
 	first, last time.Time     // when the first and the last piece began
 	used        time.Duration // of the time, before the first
 	pieces      int
+	resting     *atomic.Int64 // those of the queue; nil: nobody else
 }
 
 // PaceOf is the pace of a job, which counts from when the job was added: one that waited
 // long, or was broken off, has less time left.
 func (q *Queue) PaceOf(j Job) *Pace {
-	return &Pace{used: time.Duration(max(q.clock.Millis()-j.CreatedAt, 0)) * time.Millisecond}
+	return &Pace{used: time.Duration(max(q.clock.Millis()-j.CreatedAt, 0)) * time.Millisecond, resting: &q.resting}
 }
 
 // Next is called before each piece. It returns after the rest behind the piece before,
@@ -45,7 +49,8 @@ func (p *Pace) Next(ctx context.Context) error {
 	now := time.Now()
 	if p.pieces++; p.pieces == 1 {
 		p.first = now
-	} else if rest := p.rest(now); p.pieces > paceFree && rest > 0 {
+	} else if rest := p.rest(now); p.pieces > paceFree && rest > 0 && p.enter() {
+		defer p.leave()
 		t := time.NewTimer(rest)
 		defer t.Stop()
 		select {
@@ -64,4 +69,21 @@ func (p *Pace) rest(now time.Time) time.Duration {
 	}
 	took := float64(now.Sub(p.last))
 	return min(time.Duration(took*(math.Pow(paceShare, -left)-1)), paceRest)
+}
+
+func (p *Pace) enter() bool {
+	if p.resting == nil {
+		return true
+	}
+	room := p.resting.Add(1) <= paceMost
+	if !room {
+		p.resting.Add(-1)
+	}
+	return room
+}
+
+func (p *Pace) leave() {
+	if p.resting != nil {
+		p.resting.Add(-1)
+	}
 }

@@ -3,6 +3,8 @@ package jobs_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,6 +82,31 @@ func TestThePaceOfAJobCountsFromWhenItWasAdded(t *testing.T) {
 		now.Advance(-24 * time.Hour)
 		if rest := rests(t, q.PaceOf(j), 10*time.Millisecond, 6)[5]; rest > time.Second {
 			t.Errorf("by a clock that is behind it rests %v", rest)
+		}
+	})
+}
+
+// Jobs that rest keep their slots: half of a worker's are left to others.
+func TestFourJobsRestAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		q := jobs.New(nil, now, nil, nil, nil)
+		var done [6]time.Duration
+		var work sync.WaitGroup
+		for i := range done {
+			work.Go(func() {
+				p, began := q.PaceOf(jobs.Job{CreatedAt: now.Millis()}), time.Now()
+				rests(t, p, 10*time.Millisecond, 6)
+				done[i] = time.Since(began)
+			})
+		}
+		work.Wait()
+		slices.Sort(done[:])
+		if done[1] > 100*time.Millisecond || done[2] < time.Second {
+			t.Errorf("they took %v", done)
+		}
+		if rest := rests(t, q.PaceOf(jobs.Job{CreatedAt: now.Millis()}), 10*time.Millisecond, 6)[5]; rest < 900*time.Millisecond {
+			t.Errorf("afterwards one rests %v", rest)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,6 +65,73 @@ func BenchmarkSweep(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkSweepMemory is how much more memory is in use while of 1,000,000 generations
+// of 10,000 people every fiftieth ends: what is live, and what the process has of the
+// machine, SQLite's own included.
+func BenchmarkSweepMemory(b *testing.B) {
+	const stored, people, ended, most = 1_000_000, 10_000, 20_000, 50
+	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				h := newHome(b, homes[name])
+				h.redis = testenv.Redis(b)
+				h.rooms()
+				h.rows(stored, fmt.Sprintf(`'sub_' || k.n %% %d`, people), fmt.Sprintf(`CASE WHEN k.n / %d %% %d = 0 THEN %d ELSE %d END`,
+					people, stored/ended, h.clock.Millis(), h.clock.Millis()+day.Milliseconds()))
+				h.atRest()
+				live, whole := memory(func() { time.Sleep(time.Second) })
+				liveMost, wholeMost := memory(func() {
+					n, err := h.privacy.Purge(context.Background(), "generations")
+					must(b, err)
+					if n != ended {
+						b.Errorf("%d were ended", n)
+					}
+					// One that has waited does not rest.
+					_, err = h.db.Exec(context.Background(), `UPDATE jobs SET created_at = created_at - ? WHERE kind = ?`, time.Hour.Milliseconds(), generate.KindSweep)
+					must(b, err)
+					defer h.housekeeping()()
+					for h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) > 0 {
+						time.Sleep(100 * time.Millisecond)
+					}
+				})
+				more := float64(int64(liveMost)-int64(live)) / (1 << 20)
+				b.ReportMetric(more, "MiB-live")
+				b.ReportMetric(most, "MiB-live-at-most")
+				b.ReportMetric(float64(int64(wholeMost)-int64(whole))/(1<<20), "MiB-of-the-machine")
+				b.ReportMetric(0, "ns/op")
+				if more > most {
+					b.Errorf("%.0f MiB more are in use", more)
+				}
+			}
+		})
+	}
+}
+
+// memory is peak, with the most that the process has of the machine beside it, where the
+// system tells that.
+func memory(do func()) (live, whole uint64) {
+	ended, measured := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(measured)
+		for {
+			statm, _ := os.ReadFile("/proc/self/statm")
+			if f := strings.Fields(string(statm)); len(f) > 1 {
+				pages, _ := strconv.ParseUint(f[1], 10, 64)
+				whole = max(whole, pages*uint64(os.Getpagesize())) //nolint:gosec // positive
+			}
+			select {
+			case <-ended:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	live = peak(do)
+	close(ended)
+	<-measured
+	return live, whole
 }
 
 // BenchmarkRequestsDuringASweep is the 95th percentile of what people wait for while a
@@ -202,23 +270,29 @@ func (h *home) stored(n, hours int) {
 	must(h.t, h.vault.Create(ctx, owner))
 	_, err := h.db.Exec(ctx, `INSERT INTO subjects (id, state, created_at, changed_at) VALUES (?, 'active', 1, 1)`, owner)
 	must(h.t, err)
-	now := h.clock.Millis()
-	const many = `WITH RECURSIVE k(n) AS (SELECT CAST(? AS integer) UNION ALL SELECT n + 1 FROM k WHERE n + 1 < CAST(? AS integer)) INSERT INTO `
 	// Every hundredth or so ends soon, the others over the coming weeks.
 	every := n / expiring
-	ends := fmt.Sprintf(`CASE WHEN k.n %% %d = 0 THEN %d + %d * (k.n / %d * %d / %d + 1) ELSE %d + 1000 * k.n END`,
-		every, now, time.Hour.Milliseconds(), every, hours, expiring, now+day.Milliseconds())
+	h.rows(n, `'`+owner+`'`, fmt.Sprintf(`CASE WHEN k.n %% %d = 0 THEN %d + %d * (k.n / %d * %d / %d + 1) ELSE %d + 1000 * k.n END`,
+		every, h.clock.Millis(), time.Hour.Milliseconds(), every, hours, expiring, h.clock.Millis()+day.Milliseconds()))
+	h.store1000(owner, every)
+	h.atRest()
+}
+
+// rows adds generations with an image each; whose they are and when they end is made of
+// k.n, which counts them.
+func (h *home) rows(n int, owner, ends string) {
+	h.t.Helper()
+	ctx := context.Background()
+	const many = `WITH RECURSIVE k(n) AS (SELECT CAST(? AS integer) UNION ALL SELECT n + 1 FROM k WHERE n + 1 < CAST(? AS integer)) INSERT INTO `
 	for from := 0; from < n; from += 50_000 {
 		to := min(from+50_000, n)
 		_, err := h.db.Exec(ctx, many+`generations (id, owner, job_id, model, seed, request, status, error_code, attempts, created_at, started_at, finished_at, expires_at, removed_at, removed_reason, unswept)
-			SELECT 'gen_' || k.n, '`+owner+`', 'j', 'm', 1, CAST(? AS bytea), 'succeeded', '', 1, 1, 1, 1, `+ends+`, 0, '', 0 FROM k`, from, to, bytes.Repeat([]byte{7}, 200))
+			SELECT 'gen_' || k.n, `+owner+`, 'j', 'm', 1, CAST(? AS bytea), 'succeeded', '', 1, 1, 1, 1, `+ends+`, 0, '', 0 FROM k`, from, to, bytes.Repeat([]byte{7}, 200))
 		must(h.t, err)
 		_, err = h.db.Exec(ctx, many+`images (id, generation_id, owner, n, attempt, width, height, format, bytes, seed, sha256, created_at, expires_at, removed_at, removed_reason)
-			SELECT 'img_' || k.n, 'gen_' || k.n, '`+owner+`', 0, 1, 64, 64, 'png', 9, 1, CAST(? AS bytea), 1, `+ends+`, 0, '' FROM k`, from, to, bytes.Repeat([]byte{7}, 97))
+			SELECT 'img_' || k.n, 'gen_' || k.n, `+owner+`, 0, 1, 64, 64, 'png', 9, 1, CAST(? AS bytea), 1, `+ends+`, 0, '' FROM k`, from, to, bytes.Repeat([]byte{7}, 97))
 		must(h.t, err)
 	}
-	h.store1000(owner, every)
-	h.atRest()
 }
 
 // atRest brings what was filled in down to the disk, so that what is measured next does
