@@ -456,15 +456,18 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	}
 	// A person who deletes waits for it; what has expired has two hours.
 	var pace *jobs.Pace
-	size := sweepBatch
 	if r.Ref == sweepAll {
-		pace, size = s.Queue.PaceOf(r.Job), sweepPiece
+		pace = s.Queue.PaceOf(r.Job)
 	}
 	var failed []error
 	inARow, left := 0, 0
 	for after := (unswept{}); ; {
 		if err := pace.Next(ctx); err != nil {
 			return jobs.Retry("internal", err)
+		}
+		size := sweepPiece
+		if pace.Over() {
+			size = sweepBatch
 		}
 		batch, err := s.unswept(ctx, r.Ref, after, size)
 		if err != nil {

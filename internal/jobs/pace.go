@@ -47,9 +47,11 @@ func (p *Pace) Next(ctx context.Context) error {
 		return ctx.Err()
 	}
 	now := time.Now()
-	if p.pieces++; p.pieces == 1 {
+	if p.pieces == 0 {
 		p.first = now
-	} else if rest := p.rest(now); p.pieces > paceFree && rest > 0 && p.enter() {
+	}
+	p.pieces++
+	if rest := p.rest(now); p.pieces > paceFree && rest > 0 && p.enter() {
 		defer p.leave()
 		t := time.NewTimer(rest)
 		defer t.Stop()
@@ -62,12 +64,20 @@ func (p *Pace) Next(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (p *Pace) rest(now time.Time) time.Duration {
-	left := 1 - float64(p.used+now.Sub(p.first))/float64(paceTime)
-	if left <= 0 {
-		return 0
+// Over reports whether it rests no more: pieces may be larger then.
+func (p *Pace) Over() bool { return p == nil || p.left(time.Now()) <= 0 }
+
+// left is how much there is of its time, from 1 to 0 and below.
+func (p *Pace) left(now time.Time) float64 {
+	used := p.used
+	if p.pieces > 0 {
+		used += now.Sub(p.first)
 	}
-	took := float64(now.Sub(p.last))
+	return 1 - float64(used)/float64(paceTime)
+}
+
+func (p *Pace) rest(now time.Time) time.Duration {
+	took, left := float64(now.Sub(p.last)), max(p.left(now), 0)
 	return min(time.Duration(took*(math.Pow(paceShare, -left)-1)), paceRest)
 }
 

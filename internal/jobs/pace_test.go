@@ -59,6 +59,9 @@ func TestAPaceIsOverInItsTime(t *testing.T) {
 		if worked := time.Duration(done) * piece; worked < 4*time.Minute || worked > 5*time.Minute {
 			t.Errorf("it worked %v", worked)
 		}
+		if !p.Over() {
+			t.Error("it does not say that it is over")
+		}
 		for _, rest := range rests(t, &p, piece, 100) {
 			if rest != 0 {
 				t.Fatalf("it still rests %v", rest)
@@ -76,6 +79,9 @@ func TestThePaceOfAJobCountsFromWhenItWasAdded(t *testing.T) {
 		for i, want := range []time.Duration{990 * time.Millisecond, 90 * time.Millisecond, 0, 0} {
 			if rest := rests(t, q.PaceOf(j), 10*time.Millisecond, 6)[5]; rest > want || rest < want-want/20 {
 				t.Errorf("after %v it rests %v, want %v", now.Now().Sub(time.UnixMilli(j.CreatedAt)), rest, want)
+			}
+			if over := q.PaceOf(j).Over(); over != (i >= 2) {
+				t.Errorf("over: %v", over)
 			}
 			now.Advance([]time.Duration{10 * time.Minute, 10 * time.Minute, time.Hour, 0}[i])
 		}

@@ -261,13 +261,13 @@ func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *j
 	order := strings.Join(append([]string{k.decides()}, t.Key...), ", ")
 	columns := slices.Compact(slices.Sorted(slices.Values(append(s.needs(t), strings.Split(order, ", ")...))))
 	where, args := p.due(t, k), []any{bound}
-	size := purgeBatch
-	if pace != nil {
-		size = purgePiece
-	}
-	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + fmt.Sprintf(" LIMIT %d", size)
+	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + " LIMIT %d"
 	for from, more := where, args; ; {
-		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from), more...)
+		size := purgePiece
+		if pace.Over() {
+			size = purgeBatch
+		}
+		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from, size), more...)
 		if err != nil || len(page) == 0 {
 			return ended, err
 		}
