@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,6 +82,8 @@ func BenchmarkSweepMemory(b *testing.B) {
 				h.rows(stored, fmt.Sprintf(`'sub_' || k.n %% %d`, people), fmt.Sprintf(`CASE WHEN k.n / %d %% %d = 0 THEN %d ELSE %d END`,
 					people, stored/ended, h.clock.Millis(), h.clock.Millis()+day.Milliseconds()))
 				h.atRest()
+				runtime.GC() // twice, for what is pooled
+				runtime.GC()
 				live, whole := memory(func() { time.Sleep(time.Second) })
 				liveMost, wholeMost := memory(func() {
 					n, err := h.privacy.Purge(context.Background(), "generations")
