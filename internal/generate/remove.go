@@ -425,11 +425,27 @@ func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after t
 	var waiting string
 	err := tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE party = ? AND state IN ('queued', 'waiting') AND kind = ? AND run_after <= ?
 		LIMIT 1`+db.SkipLocked(tx), party, KindSweep, s.Clock.Now().Add(after).UnixMilli())
+	if errors.Is(err, sql.ErrNoRows) && owner == sweepAll {
+		// So will everybody's that is at work, before it ends: see endSweep.
+		err = tx.Get(ctx, &waiting, `SELECT id FROM jobs WHERE state = 'running' AND kind = ? AND ref = ? LIMIT 1`+db.SkipLocked(tx), KindSweep, sweepAll)
+	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindSweep, Party: party, Ref: owner, RunAfter: s.Clock.Now().Add(after)})
 	return err
+}
+
+// endSweep ends everybody's sweep, and adds another if more is unswept than it has left:
+// what was removed while it ran counted on it.
+func (s *Service) endSweep(ctx context.Context, r *jobs.Run, left int) error {
+	return r.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+		var unswept int
+		if err := tx.Get(ctx, &unswept, `SELECT count(*) FROM generations WHERE unswept = 1`); err != nil || unswept <= left {
+			return err
+		}
+		return s.addSweep(ctx, tx, sweepAll, 0)
+	})
 }
 
 // sweep deletes every object that no living image needs. Its job names an owner, or
@@ -440,15 +456,18 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 	}
 	// A person who deletes waits for it; what has expired has two hours.
 	var pace *jobs.Pace
-	size := sweepBatch
 	if r.Ref == sweepAll {
-		pace, size = &jobs.Pace{}, sweepPiece
+		pace = s.Queue.PaceOf(r.Job)
 	}
 	var failed []error
-	inARow := 0
-	for after := ""; ; {
+	inARow, left := 0, 0
+	for after := (unswept{}); ; {
 		if err := pace.Next(ctx); err != nil {
 			return jobs.Retry("internal", err)
+		}
+		size := sweepPiece
+		if pace.Over() {
+			size = sweepBatch
 		}
 		batch, err := s.unswept(ctx, r.Ref, after, size)
 		if err != nil {
@@ -459,13 +478,15 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		}
 		// Together it takes a few calls; one by one, what fails is told from the rest.
 		alone := batch
-		if len(batch) > 1 && s.sweepSome(ctx, batch) == nil {
-			alone, after = nil, batch[len(batch)-1].ID
+		if len(batch) > 1 {
+			if open, err := s.sweepSome(ctx, batch); err == nil {
+				alone, after, left = nil, batch[len(batch)-1], left+open
+			}
 		}
 		for _, g := range alone {
-			err := s.sweepOne(ctx, g)
+			open, err := s.sweepSome(ctx, []unswept{g})
 			if inARow++; err == nil {
-				inARow = 0
+				inARow, left = 0, left+open
 			} else if failed = append(failed, err); len(failed) > sweepPatience {
 				failed = failed[1:]
 			}
@@ -480,13 +501,16 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			if ctx.Err() != nil {
 				return jobs.Retry("internal", errors.Join(append(failed, ctx.Err())...))
 			}
-			after = g.ID
+			after = g
 		}
 		if len(batch) == size {
 			continue
 		}
 		if len(failed) > 0 {
 			return jobs.Retry("internal", errors.Join(failed...))
+		}
+		if r.Ref == sweepAll {
+			return s.endSweep(ctx, r, left)
 		}
 		return nil
 	}
@@ -504,11 +528,11 @@ const gone = `(CASE WHEN g.removed_reason = 'user' THEN 1 ELSE 0 END + (SELECT c
 
 const selectUnswept = `SELECT id, owner, ` + gone + ` AS gone FROM generations g `
 
-// unswept is a page of an owner's, or of everybody's.
-func (s *Service) unswept(ctx context.Context, owner, after string, limit int) (batch []unswept, err error) {
-	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after, limit}
+// unswept is a page of an owner's, or of everybody's, in the order of their index.
+func (s *Service) unswept(ctx context.Context, owner string, after unswept, limit int) (batch []unswept, err error) {
+	query, args := selectUnswept+`WHERE unswept = 1 AND owner = ? AND id > ? ORDER BY id LIMIT ?`, []any{owner, after.ID, limit}
 	if owner == sweepAll {
-		query, args = selectUnswept+`WHERE unswept = 1 AND id > ? ORDER BY id LIMIT ?`, []any{after, limit}
+		query, args = selectUnswept+`WHERE unswept = 1 AND (owner, id) > (?, ?) ORDER BY owner, id LIMIT ?`, []any{after.Owner, after.ID, limit}
 	}
 	err = s.DB.Select(ctx, &batch, query, args...)
 	return batch, err
@@ -520,7 +544,7 @@ func (s *Service) journalAll(ctx context.Context, owner string) error {
 	if s.Journal == nil {
 		return nil
 	}
-	for after := ""; ; {
+	for after := (unswept{}); ; {
 		batch, err := s.unswept(ctx, owner, after, sweepBatch)
 		if err == nil {
 			err = s.journal(ctx, batch)
@@ -528,7 +552,7 @@ func (s *Service) journalAll(ctx context.Context, owner string) error {
 		if err != nil || len(batch) < sweepBatch {
 			return err
 		}
-		after = batch[len(batch)-1].ID
+		after = batch[len(batch)-1]
 	}
 }
 
@@ -560,25 +584,13 @@ func (s *Service) journal(ctx context.Context, batch []unswept) error {
 	return nil
 }
 
-// sweepOne deletes the objects of one generation that no living image needs. A
-// running attempt's own objects are left alone.
-func (s *Service) sweepOne(ctx context.Context, g unswept) error {
-	return s.sweepSome(ctx, []unswept{g})
-}
-
-// sweepSome is sweepOne for a batch: all of it is done, or it is an error.
-func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
-	all := make([]looked, len(batch))
-	g, looking := errgroup.WithContext(ctx)
-	g.SetLimit(looks)
-	for i := range batch {
-		g.Go(func() (err error) {
-			all[i], err = s.look(looking, batch[i])
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
+// sweepSome deletes the objects of some generations that no living image needs. A running
+// attempt's own objects are left alone. It returns how many of the generations must be
+// looked at again later. All of it is done, or it is an error.
+func (s *Service) sweepSome(ctx context.Context, batch []unswept) (open int, err error) {
+	all, err := s.look(ctx, batch)
+	if err != nil {
+		return 0, err
 	}
 	var unneeded []string
 	for _, l := range all {
@@ -587,11 +599,12 @@ func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
 	if len(unneeded) > 0 {
 		if err := s.Objects.Delete(ctx, unneeded...); err != nil {
 			s.Metrics.objectFailures.Inc()
-			return err
+			return 0, err
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	return s.settle(ctx, all)
+	done, err := s.settle(ctx, all)
+	return len(batch) - done, err
 }
 
 // looks are how many generations' objects are listed at once.
@@ -605,52 +618,104 @@ type looked struct {
 	open     bool     // an attempt may still be storing: it is looked at again later
 }
 
-func (s *Service) look(ctx context.Context, g unswept) (looked, error) {
-	l := looked{unswept: g}
-	// The job first: a completion between the two questions is then still seen as
+// look finds what of a batch's objects no living image needs. Only where an attempt may
+// have left some without a row is the store asked what there is.
+func (s *Service) look(ctx context.Context, batch []unswept) ([]looked, error) {
+	var ids []any
+	for _, g := range batch {
+		ids = append(ids, g.ID)
+	}
+	// The jobs first: a completion between the two questions is then still seen as
 	// running, and never as ended without images.
-	var job jobs.Job
-	err := s.DB.Get(ctx, &job, `SELECT j.state, j.attempt, j.finished_at FROM jobs j JOIN generations g ON g.job_id = j.id WHERE g.id = ?`, g.ID)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return l, err
-	}
-	busy := job.State != "" && !job.State.Terminal()
-	l.open = busy || s.Clock.Now().Before(quiet(job))
-	needed, err := s.needed(ctx, s.DB, g.Owner, g.ID)
+	var works []work
+	err := s.DB.Select(ctx, &works, `SELECT g.id AS generation, coalesce(j.state, '') AS state, coalesce(j.attempt, 0) AS attempt, coalesce(j.finished_at, 0) AS finished_at,
+		CASE WHEN g.status = 'succeeded' AND g.attempts = 1 AND g.job_id <> '' THEN 1 ELSE 0 END AS alone
+		FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.id IN (`+db.Marks(len(ids))+`)`, ids...)
 	if err != nil {
-		return l, err
+		return nil, err
 	}
-	l.needed = len(needed)
+	var images []imageRow
+	if err := s.DB.Select(ctx, &images, selectImage+`WHERE generation_id IN (`+db.Marks(len(ids))+`)`, ids...); err != nil {
+		return nil, err
+	}
+	all := make([]looked, len(batch))
+	g, looking := errgroup.WithContext(ctx)
+	g.SetLimit(looks)
+	for i, u := range batch {
+		var job work
+		if n := slices.IndexFunc(works, func(w work) bool { return w.Generation == u.ID }); n >= 0 {
+			job = works[n]
+		}
+		all[i] = looked{unswept: u, open: job.busy() || s.Clock.Now().Before(quiet(job.Job))}
+		needed, rows := map[string]bool{}, 0
+		for _, image := range images {
+			if image.GenerationID != u.ID {
+				continue
+			}
+			rows++
+			for _, key := range []string{imageKey(u.Owner, u.ID, image.Attempt, image.N), thumbKey(u.Owner, u.ID, image.Attempt, image.N)} {
+				if image.RemovedAt == 0 {
+					needed[key] = true
+				} else {
+					all[i].unneeded = append(all[i].unneeded, key)
+				}
+			}
+		}
+		all[i].needed = len(needed)
+		if job.Alone && rows > 0 {
+			continue
+		}
+		g.Go(func() (err error) {
+			all[i].unneeded, err = s.unneeded(looking, u, job, needed)
+			return err
+		})
+	}
+	return all, g.Wait()
+}
+
+// work is what is known of a generation's attempts.
+type work struct {
+	Generation string `db:"generation"`
+	jobs.Job
+	Alone bool `db:"alone"` // its first attempt succeeded: each object that it stored has a row
+}
+
+func (w work) busy() bool { return w.State != "" && !w.State.Terminal() }
+
+// unneeded asks the store for a generation's objects. A running attempt's own are
+// left alone.
+func (s *Service) unneeded(ctx context.Context, g unswept, job work, needed map[string]bool) (keys []string, err error) {
 	for after := ""; ; {
 		page, err := s.Objects.List(ctx, prefix(g.Owner, g.ID), after, sweepBatch)
 		if err != nil {
 			s.Metrics.objectFailures.Inc()
-			return l, err
+			return nil, err
 		}
 		for _, o := range page {
 			after = o.Key
-			if !needed[o.Key] && (!busy || attemptOf(o.Key) < job.Attempt) {
-				l.unneeded = append(l.unneeded, o.Key)
+			if !needed[o.Key] && (!job.busy() || attemptOf(o.Key) < job.Attempt) {
+				keys = append(keys, o.Key)
 			}
 		}
 		if len(page) < sweepBatch {
-			return l, nil
+			return keys, nil
 		}
 	}
 }
 
 // settle marks those generations as swept of which nothing was removed since they were
-// looked at: its own sweep must find them.
-func (s *Service) settle(ctx context.Context, all []looked) error {
+// looked at: its own sweep must find them. It returns how many those are.
+func (s *Service) settle(ctx context.Context, all []looked) (settled int, err error) {
 	all = slices.DeleteFunc(all, func(l looked) bool { return l.open })
 	if len(all) == 0 {
-		return nil
+		return 0, nil
 	}
 	var ids []any
 	for _, l := range all {
 		ids = append(ids, l.ID)
 	}
-	return s.DB.Tx(ctx, func(tx *db.Tx) error {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		settled = 0
 		// The rows first, and what is asked of their images in a statement of its own:
 		// PostgreSQL reads a row anew that it had to wait for, but everything else of
 		// the statement as it was before the wait.
@@ -678,9 +743,11 @@ func (s *Service) settle(ctx context.Context, all []looked) error {
 		if len(done) == 0 {
 			return nil
 		}
+		settled = len(done)
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id IN (`+db.Marks(len(done))+`)`, done...)
 		return err
 	})
+	return settled, err
 }
 
 // objectsOfAnImage are the picture and its thumbnail.
@@ -697,20 +764,6 @@ func quiet(j jobs.Job) time.Time {
 		return time.Time{}
 	}
 	return millis(j.FinishedAt).Add(lateFor)
-}
-
-// needed are the keys of the objects of a generation's living images.
-func (s *Service) needed(ctx context.Context, q db.Querier, owner, id string) (map[string]bool, error) {
-	var living []imageRow
-	if err := q.Select(ctx, &living, selectImage+`WHERE generation_id = ? AND removed_at = 0`, id); err != nil {
-		return nil, err
-	}
-	keys := map[string]bool{}
-	for _, i := range living {
-		keys[imageKey(owner, id, i.Attempt, i.N)] = true
-		keys[thumbKey(owner, id, i.Attempt, i.N)] = true
-	}
-	return keys, nil
 }
 
 func attemptOf(key string) int {

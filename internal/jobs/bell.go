@@ -135,7 +135,8 @@ func (b *Bell) listen(lane string, kinds []string, slots int, interval time.Dura
 			return nil
 		})
 	}
-	server := asynq.NewServerFromRedisClient(b.redis, asynq.Config{
+	quit := make(chan struct{})
+	server := asynq.NewServerFromRedisClient(calm{b.redis, quit}, asynq.Config{
 		Concurrency:              max(slots, 1),
 		Queues:                   map[string]int{lane: 1},
 		TaskCheckInterval:        interval,
@@ -148,7 +149,7 @@ func (b *Bell) listen(lane string, kinds []string, slots int, interval time.Dura
 	if err := server.Start(mux); err != nil {
 		return nil, err
 	}
-	return server.Shutdown, nil
+	return func() { close(quit); server.Shutdown() }, nil
 }
 
 // hear makes rings of a lane in this process call wake at once.

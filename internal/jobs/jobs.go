@@ -15,6 +15,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"zimage/internal/clock"
@@ -115,6 +116,7 @@ type Queue struct {
 	kinds   map[string]Kind
 	bell    *Bell
 	metrics *Metrics
+	resting atomic.Int64 // jobs between two pieces; see Pace
 }
 
 // New makes a queue. Kinds are registered before any worker starts.

@@ -3,10 +3,13 @@ package jobs_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"zimage/internal/clock"
 	"zimage/internal/jobs"
 )
 
@@ -24,32 +27,103 @@ func rests(t *testing.T, p *jobs.Pace, piece time.Duration, pieces int) (all []t
 	return all
 }
 
-func TestAPaceTakesAThirtiethOfTheTime(t *testing.T) {
+func TestAPaceTakesAHundredthOfTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for i, rest := range rests(t, &jobs.Pace{}, 10*time.Millisecond, 5) {
-			if want := 290 * time.Millisecond; i == 0 && rest != 0 || i > 0 && (rest-want).Abs() > time.Millisecond {
+		for i, rest := range rests(t, &jobs.Pace{}, 10*time.Millisecond, 10) {
+			if i < 5 && rest != 0 { // little work is not made long
+				t.Errorf("before piece %d it rests %v", i, rest)
+			}
+			if i >= 5 && (rest < 960*time.Millisecond || rest > 990*time.Millisecond) {
 				t.Errorf("before piece %d it rests %v", i, rest)
 			}
 		}
 	})
 }
 
-// A piece that a store held up is no reason to rest for long, and what is not done in
-// two minutes is done without rests.
-func TestAPaceHasBounds(t *testing.T) {
+// More work than fits into a hundredth gets more and more of the time, and all of it in
+// the end.
+func TestAPaceIsOverInItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		all := rests(t, &jobs.Pace{}, time.Second, 60)
-		for i, rest := range all[1:] {
-			if rest > 2*time.Second {
-				t.Errorf("before piece %d it rests %v", i+1, rest)
+		const piece, most = 100 * time.Millisecond, 20 * time.Minute
+		var p jobs.Pace
+		began, done := time.Now(), 0
+		for before := time.Hour; time.Since(began) < most; done++ {
+			rest := rests(t, &p, piece, 1)[0]
+			if done > 5 && rest > before {
+				t.Fatalf("after %v it rests %v, before that %v", time.Since(began), rest, before)
+			}
+			if done > 5 {
+				before = rest
 			}
 		}
-		if all[1] != 2*time.Second || all[59] != 0 {
-			t.Errorf("it rests %v at first and %v at last", all[1], all[59])
+		if worked := time.Duration(done) * piece; worked < 4*time.Minute || worked > 5*time.Minute {
+			t.Errorf("it worked %v", worked)
 		}
-		if took := time.Since(began); took > 3*time.Minute {
-			t.Errorf("a minute's work took %v", took)
+		if !p.Over() {
+			t.Error("it does not say that it is over")
+		}
+		for _, rest := range rests(t, &p, piece, 100) {
+			if rest != 0 {
+				t.Fatalf("it still rests %v", rest)
+			}
+		}
+	})
+}
+
+// The time is that of the job: what waited, or is tried again, has less of it.
+func TestThePaceOfAJobCountsFromWhenItWasAdded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		q := jobs.New(nil, now, nil, nil, nil)
+		j := jobs.Job{CreatedAt: now.Millis()}
+		for i, want := range []time.Duration{990 * time.Millisecond, 90 * time.Millisecond, 0, 0} {
+			if rest := rests(t, q.PaceOf(j), 10*time.Millisecond, 6)[5]; rest > want || rest < want-want/20 {
+				t.Errorf("after %v it rests %v, want %v", now.Now().Sub(time.UnixMilli(j.CreatedAt)), rest, want)
+			}
+			if over := q.PaceOf(j).Over(); over != (i >= 2) {
+				t.Errorf("over: %v", over)
+			}
+			now.Advance([]time.Duration{10 * time.Minute, 10 * time.Minute, time.Hour, 0}[i])
+		}
+		now.Advance(-24 * time.Hour)
+		if rest := rests(t, q.PaceOf(j), 10*time.Millisecond, 6)[5]; rest > time.Second {
+			t.Errorf("by a clock that is behind it rests %v", rest)
+		}
+	})
+}
+
+// Jobs that rest keep their slots: half of a worker's are left to others.
+func TestFourJobsRestAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		q := jobs.New(nil, now, nil, nil, nil)
+		var done [6]time.Duration
+		var work sync.WaitGroup
+		for i := range done {
+			work.Go(func() {
+				p, began := q.PaceOf(jobs.Job{CreatedAt: now.Millis()}), time.Now()
+				rests(t, p, 10*time.Millisecond, 6)
+				done[i] = time.Since(began)
+			})
+		}
+		work.Wait()
+		slices.Sort(done[:])
+		if done[1] > 100*time.Millisecond || done[2] < time.Second {
+			t.Errorf("they took %v", done)
+		}
+		if rest := rests(t, q.PaceOf(jobs.Job{CreatedAt: now.Millis()}), 10*time.Millisecond, 6)[5]; rest < 900*time.Millisecond {
+			t.Errorf("afterwards one rests %v", rest)
+		}
+	})
+}
+
+// A piece that a store held up is no reason to rest for long.
+func TestAPaceHasBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for i, rest := range rests(t, &jobs.Pace{}, 5*time.Second, 20) {
+			if i >= 5 && rest != 10*time.Second {
+				t.Errorf("before piece %d it rests %v", i, rest)
+			}
 		}
 	})
 }
@@ -69,8 +143,10 @@ func TestAPaceEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		var p jobs.Pace
-		if err := p.Next(ctx); err != nil {
-			t.Fatal(err)
+		for range 5 {
+			if err := p.Next(ctx); err != nil {
+				t.Fatal(err)
+			}
 		}
 		time.Sleep(50 * time.Millisecond)
 		began := time.Now()

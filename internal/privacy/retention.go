@@ -18,8 +18,10 @@ const KindPurge = "retention:purge"
 
 const (
 	sweepSchedule = "retention"
-	// purgeBatch bounds one transaction, so that others soon have their turn.
+	// purgeBatch bounds one transaction, so that others soon have their turn, and
+	// purgePiece one between two rests.
 	purgeBatch = 100
+	purgePiece = 20
 	// expired is why content is removed whose time is over.
 	expired = "expired"
 )
@@ -106,7 +108,7 @@ func (s *Service) purgeKind() jobs.Kind {
 				return err
 			})
 		}
-		if _, err := s.purge(ctx, r.Ref, &jobs.Pace{}); err != nil {
+		if _, err := s.purge(ctx, r.Ref, s.Queue.PaceOf(r.Job)); err != nil {
 			return jobs.Retry("internal", err)
 		}
 		return nil
@@ -259,9 +261,13 @@ func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *j
 	order := strings.Join(append([]string{k.decides()}, t.Key...), ", ")
 	columns := slices.Compact(slices.Sorted(slices.Values(append(s.needs(t), strings.Split(order, ", ")...))))
 	where, args := p.due(t, k), []any{bound}
-	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + fmt.Sprintf(" LIMIT %d", purgeBatch)
+	query := "SELECT " + strings.Join(columns, ", ") + " FROM " + t.Name + " WHERE %s ORDER BY " + order + " LIMIT %d"
 	for from, more := where, args; ; {
-		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from), more...)
+		size := purgePiece
+		if pace.Over() {
+			size = purgeBatch
+		}
+		page, err := s.DB.Maps(ctx, fmt.Sprintf(query, from, size), more...)
 		if err != nil || len(page) == 0 {
 			return ended, err
 		}
@@ -274,7 +280,7 @@ func (s *Service) purgeBy(ctx context.Context, p plan, t *Table, k Keep, pace *j
 			return ended, err
 		}
 		ended += n
-		if len(page) < purgeBatch {
+		if len(page) < size {
 			return ended, nil
 		}
 		if err := pace.Next(ctx); err != nil {
