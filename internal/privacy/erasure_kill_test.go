@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -48,12 +47,12 @@ func TestDoomedEraser(t *testing.T) {
 	if id == "" {
 		return
 	}
-	var at place
+	var at privacy.Place
 	if err := json.Unmarshal([]byte(os.Getenv(doomedPlace)), &at); err != nil {
 		t.Fatal(err)
 	}
 	d := &doomed{step: os.Getenv(doomedStep)}
-	p, err := at.open(t.Context(), func(s objects.Store) objects.Store { d.Store = s; return d })
+	p, err := open(t.Context(), at, func(s objects.Store) objects.Store { d.Store = s; return d }, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,11 +130,8 @@ func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 // killed has another process erase until it kills itself.
 func (h *home) killed(erasure, step string) {
 	h.t.Helper()
-	at := place{Database: h.address, Keys: h.keyURL, Roots: filepath.Join(h.dir, "roots"), Redis: "redis://127.0.0.1:1/0",
-		Objects: filepath.Join(h.dir, "objects"), Now: h.clock.Now()}
-	if h.stack.s3 {
-		at.Bucket = &h.bucket
-	}
+	at := h.at
+	at.Now = h.clock.Now()
 	text, err := json.Marshal(at)
 	must(h.t, err)
 	other := exec.CommandContext(context.Background(), os.Args[0], "-test.run=^TestDoomedEraser$")

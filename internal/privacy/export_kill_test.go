@@ -14,9 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
-
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
@@ -61,11 +58,11 @@ func TestDoomedWorker(t *testing.T) {
 	if os.Getenv(doomedPlace) == "" {
 		return
 	}
-	var at place
+	var at privacy.Place
 	if err := json.Unmarshal([]byte(os.Getenv(doomedPlace)), &at); err != nil {
 		t.Fatal(err)
 	}
-	p, err := at.open(t.Context(), func(s objects.Store) objects.Store { return &doomed{Store: s, step: os.Getenv(doomedStep)} })
+	p, err := open(t.Context(), at, func(s objects.Store) objects.Store { return &doomed{Store: s, step: os.Getenv(doomedStep)} }, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +83,8 @@ func TestAKilledWorkerCostsAnExportNothing(t *testing.T) {
 		for _, step := range []string{"begin", "picture 1", "picture 4", "stored"} {
 			r.clock.Advance(24 * time.Hour)
 			e := r.ask(ada.owner)
-			r.place.Now = r.clock.Now()
-			at, err := json.Marshal(r.place)
+			r.at.Now = r.clock.Now()
+			at, err := json.Marshal(r.at)
 			r.must(err)
 			other := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDoomedWorker$")
 			other.Env = append(os.Environ(), doomedPlace+"="+string(at), doomedStep+"="+step)
@@ -115,10 +112,8 @@ func TestAKilledWorkerCostsAnExportNothing(t *testing.T) {
 			if len(left) != 1 || !strings.HasSuffix(left[0], "/2.zip") {
 				t.Errorf("%s: left %v", step, left)
 			}
-			if r.place.Bucket != nil {
-				if parts := unfinished(t, *r.place.Bucket, strings.TrimSuffix(left[0], "2.zip")+"1.zip"); parts > 0 {
-					t.Errorf("%s: %d uploads are unfinished", step, parts)
-				}
+			if parts := r.at.Unfinished(t, strings.TrimSuffix(left[0], "2.zip")+"1.zip"); parts > 0 {
+				t.Errorf("%s: %d uploads are unfinished", step, parts)
 			}
 			stop()
 		}
@@ -150,20 +145,4 @@ func TestLateArchivesAreSwept(t *testing.T) {
 		}
 		unpack(t, r.fetch(e, ada.owner))
 	})
-}
-
-// unfinished counts the uploads to a key that have not ended.
-func unfinished(t testing.TB, b testenv.S3Bucket, key string) (n int) {
-	t.Helper()
-	c, err := minio.New(b.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(b.AccessKey, b.SecretKey, "")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for u := range c.ListIncompleteUploads(t.Context(), b.Bucket, key, true) {
-		if u.Err != nil {
-			t.Fatal(u.Err)
-		}
-		n++
-	}
-	return n
 }

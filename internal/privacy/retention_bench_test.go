@@ -12,6 +12,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/privacy"
 )
 
 const expiring = 1000
@@ -27,7 +28,7 @@ func BenchmarkSweep(b *testing.B) {
 				var took []time.Duration
 				sizes := []int{100_000, 1_000_000}
 				for _, stored := range sizes {
-					h := newHome(b, homes[name])
+					h := newHome(b, privacy.Stacks[name])
 					h.stored(stored)
 					rows, objects := h.sweep()
 					took = append(took, rows)
@@ -54,7 +55,7 @@ func BenchmarkAcceptDuringASweep(b *testing.B) {
 	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {
-				h := newHome(b, homes[name])
+				h := newHome(b, privacy.Stacks[name])
 				h.stored(20_000)
 				h.generate.QueuedLimit, h.generate.DailyLimit = 1_000_000, 1_000_000
 				p := h.newcomer("ann")

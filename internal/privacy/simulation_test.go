@@ -41,22 +41,15 @@ const (
 // the windows of months and on the last of an erasure's 30, the schedules come round every
 // hour, and everything is compared each time.
 func TestPromise_R1_R3_R4_R5_R6_R8_EightHundredDays(t *testing.T) {
-	t.Parallel()
-	for name, s := range homes {
-		if s.versioned {
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, s)
-			for d := range simulatedDays {
-				if w.day(d); t.Failed() {
-					t.Fatalf("on day %d, seed %d", d, simulationSeed)
-				}
+	on(t, unversioned, func(t *testing.T, s privacy.Stack) {
+		w := newWorld(t, s)
+		for d := range simulatedDays {
+			if w.day(d); t.Failed() {
+				t.Fatalf("on day %d, seed %d", d, simulationSeed)
 			}
-			w.end()
-		})
-	}
+		}
+		w.end()
+	})
 }
 
 // world is what must be in a home.
@@ -149,13 +142,13 @@ func (r *refusing) Delete(ctx context.Context, keys ...string) error {
 	return r.Store.Delete(ctx, keys...)
 }
 
-func newWorld(t *testing.T, s stack) *world {
+func newWorld(t *testing.T, s privacy.Stack) *world {
 	h := withLater(t, s)
 	schedules := slices.Concat(privacy.Schedules(), generate.Schedules())
 	h.options.Recurring = schedules
 	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}} //nolint:gosec // it must be the same each time
 	h.away.Store = w.refusing
-	h.redis = testenv.Redis(t)
+	h.at.Redis = testenv.Redis(t)
 	h.rooms()
 	h.engine = func(context.Context, engine.Request) ([]byte, error) { return w.picture, nil }
 	var hourly, daily []jobs.Schedule
