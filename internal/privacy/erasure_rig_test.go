@@ -67,7 +67,6 @@ func on(t *testing.T, which func(privacy.Stack) bool, test func(t *testing.T, s 
 type home struct {
 	t        testing.TB
 	dir      string
-	stack    privacy.Stack
 	at       privacy.Place
 	db, keys *db.DB
 	vault    *vault.Vault
@@ -228,13 +227,19 @@ func must(t testing.TB, err error) {
 func newHome(t testing.TB, s privacy.Stack, change ...func(*privacy.Options)) *home {
 	t.Helper()
 	dir := t.TempDir()
-	h := &home{t: t, dir: dir, stack: s, at: privacy.NewPlace(t, s, dir, start), log: &lines{}}
+	return openHome(t, privacy.NewPlace(t, s, dir, start), db.Options{}, change...)
+}
+
+// openHome opens what is at a place.
+func openHome(t testing.TB, at privacy.Place, o db.Options, change ...func(*privacy.Options)) *home {
+	t.Helper()
+	h := &home{t: t, dir: filepath.Dir(at.Roots), at: at, log: &lines{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(h.log.String())
 		}
 	})
-	p, err := h.at.Open(context.Background(), nil, db.Options{})
+	p, err := h.at.Open(context.Background(), nil, o)
 	t.Cleanup(p.Close)
 	must(t, err)
 	h.db, h.keys, h.vault, h.store, h.clock = p.DB, p.Keys, p.Vault, p.Store, p.Clock

@@ -174,7 +174,7 @@ func (h *home) raw(texts ...[]byte) (n int) {
 	h.t.Helper()
 	ctx := context.Background()
 	folder := h.dir
-	if h.stack.Dialect == db.SQLite {
+	if h.at.Dialect == db.SQLite {
 		folder = filepath.Dir(strings.TrimPrefix(h.at.Database, "sqlite:"))
 		_, err := h.db.Exec(ctx, `VACUUM`)
 		must(h.t, err)
@@ -407,7 +407,7 @@ func TestPromise_R2_AStoreThatIsAwayDelaysAndIsSeen(t *testing.T) {
 		outages := map[string]func() (back func()){
 			"objects_failed": func() func() { h.away.refuse(true); return func() { h.away.refuse(false) } },
 		}
-		if h.stack.Dialect == db.Postgres {
+		if h.at.Dialect == db.Postgres {
 			main, mainProxy := via(t, h.at.Database)
 			keys, keysProxy := via(t, h.at.Keys)
 			h.reopen(main, keys)
@@ -715,7 +715,7 @@ func TestPromise_R7_ARestoredBackupBringsNobodyBack(t *testing.T) {
 func (h *home) backup() string {
 	h.t.Helper()
 	to := h.copied(h.db, h.at.Database)
-	if h.stack.Dialect == db.Postgres {
+	if h.at.Dialect == db.Postgres {
 		h.reopen(h.at.Database, "")
 	}
 	return to
@@ -725,7 +725,7 @@ func (h *home) backup() string {
 func (h *home) backups() (main, keys string) {
 	h.t.Helper()
 	keys = h.copied(h.keys, h.at.Keys)
-	if h.stack.Dialect == db.Postgres {
+	if h.at.Dialect == db.Postgres {
 		h.reopen("", h.at.Keys)
 	}
 	return h.backup(), keys
@@ -735,7 +735,7 @@ func (h *home) backups() (main, keys string) {
 func (h *home) copied(d *db.DB, address string) string {
 	h.t.Helper()
 	ctx := context.Background()
-	if h.stack.Dialect == db.SQLite {
+	if h.at.Dialect == db.SQLite {
 		path := filepath.Join(h.t.TempDir(), "restored.db")
 		_, err := d.Exec(ctx, `VACUUM INTO ?`, path)
 		must(h.t, err)

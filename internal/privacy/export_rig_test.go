@@ -40,12 +40,12 @@ type parts struct {
 	queue    *jobs.Queue
 	service  *privacy.Service
 	log      *lines
+	posts    bool // mails too
 }
 
-// open opens the room at a place. wrap stands before object storage; nil: nothing. The
-// name is what PostgreSQL knows the process by.
-func open(ctx context.Context, at privacy.Place, wrap func(objects.Store) objects.Store, name string) (p *parts, err error) {
-	p = &parts{log: &lines{}}
+// open opens the room at a place. The name is what PostgreSQL knows the process by.
+func open(ctx context.Context, at privacy.Place, s setup, name string) (p *parts, err error) {
+	p = &parts{log: &lines{}, posts: s.post != nil}
 	p.Parts, err = at.Open(ctx, nil, db.Options{Name: name})
 	if err != nil {
 		return p, err
@@ -66,12 +66,12 @@ func open(ctx context.Context, at privacy.Place, wrap func(objects.Store) object
 		return p, err
 	}
 	store := p.store
-	if wrap != nil {
-		store = wrap(store)
+	if s.wrap != nil {
+		store = s.wrap(store)
 	}
 	p.service, err = privacy.New(privacy.Options{
 		DB: p.db, Keys: p.keys, Vault: p.vault, Objects: store, Queue: p.queue, Clock: p.clock, Log: log,
-		Mail:    mail.New(mail.Options{DB: p.db, Vault: p.vault, Queue: p.queue, Clock: p.clock, Log: log, PublicURL: "http://service"}),
+		Mail:    mail.New(mail.Options{DB: p.db, Vault: p.vault, Queue: p.queue, Clock: p.clock, Log: log, Transport: s.post, PublicURL: "http://service"}),
 		Metrics: privacy.NewMetrics(nil), Map: m, Policy: privacy.DefaultPolicy(),
 	})
 	return p, err
@@ -79,9 +79,11 @@ func open(ctx context.Context, at privacy.Place, wrap func(objects.Store) object
 
 // work runs a worker until stop is called.
 func (p *parts) work(fail func(...any)) (stop func()) {
-	w := p.queue.NewWorker([]jobs.Lane{
-		{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, {Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
-	}, 10*time.Millisecond)
+	lanes := []jobs.Lane{{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, {Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}}
+	if p.posts {
+		lanes = append(lanes, jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(1)})
+	}
+	w := p.queue.NewWorker(lanes, 10*time.Millisecond)
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() {
@@ -95,14 +97,14 @@ func (p *parts) work(fail func(...any)) (stop func()) {
 // rig is the room on real parts. Its clock stands still.
 type rig struct {
 	*parts
-	t     testing.TB
-	stack privacy.Stack
-	at    privacy.Place
-	m     *privacy.Map
+	t  testing.TB
+	at privacy.Place
+	m  *privacy.Map
 }
 
 type setup struct {
 	idle bool                              // no worker
+	post mail.Transport                    // nil: no mail goes out
 	wrap func(objects.Store) objects.Store // what stands before object storage
 }
 
@@ -121,10 +123,10 @@ func allStacks(t *testing.T, s setup, test func(t *testing.T, r *rig)) {
 
 func newRig(t testing.TB, on privacy.Stack, s setup) *rig {
 	t.Helper()
-	r := &rig{t: t, m: dataMap(t), stack: on, at: privacy.NewPlace(t, on, t.TempDir(), start)}
+	r := &rig{t: t, m: dataMap(t), at: privacy.NewPlace(t, on, t.TempDir(), start)}
 	r.at.Redis = testenv.Redis(t)
 	var err error
-	r.parts, err = open(t.Context(), r.at, s.wrap, "")
+	r.parts, err = open(t.Context(), r.at, s, "")
 	t.Cleanup(func() { r.Close() })
 	r.must(err)
 	t.Cleanup(func() {

@@ -74,7 +74,7 @@ func repacked(t testing.TB, archive []byte, change map[string][]byte) []byte {
 func TestPromise_G4_AnImportGivesTheSameRecordsAndBytes(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
 		other := privacy.Stacks["postgres, s3"]
-		if r.stack == other {
+		if r.at.Stack == other {
 			other = privacy.Stacks["sqlite, directory"]
 		}
 		r.member("sub_ada")
@@ -192,7 +192,7 @@ func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 		r.member("sub_ada")
 		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.stack, setup{})
+		there := newRig(t, r.at.Stack, setup{})
 		there.member("sub_ada")
 		there.clock.Advance(time.Hour)
 		files := unpack(t, archive)
@@ -260,7 +260,7 @@ func TestAnImportBringsNothingBack(t *testing.T) {
 		gone, _ := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
 
-		there := newRig(t, r.stack, setup{idle: true})
+		there := newRig(t, r.at.Stack, setup{idle: true})
 		there.member("sub_ada")
 		there.clock.Advance(90*24*time.Hour + time.Millisecond) // the end of the old one
 		_, err := there.keys.Exec(t.Context(), `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES ('generation', ?, '', 1)`, gone)
@@ -302,7 +302,7 @@ func (s *interrupted) Put(ctx context.Context, key string, r io.ReadSeeker, size
 // is closed, or erased, ends and leaves nothing.
 func TestPromise_R7_AnImportLeavesNothingToAnErasedAccount(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
-		r := newRig(t, h.stack, setup{})
+		r := newRig(t, h.at.Stack, setup{})
 		r.member("sub_ada")
 		for i := range 4 {
 			r.generated("sub_ada", fmt.Sprintf(`{"prompt":"canary %d"}`, i), picture())
@@ -484,7 +484,7 @@ func TestAnImportBelievesNoTimesOrPlaces(t *testing.T) {
 		r.member("sub_ada")
 		r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.stack, setup{})
+		there := newRig(t, r.at.Stack, setup{})
 		there.member("sub_ada")
 		there.clock.Advance(time.Hour)
 		now := there.clock.Now()
@@ -545,7 +545,7 @@ func TestAnImportIsBounded(t *testing.T) {
 		r.member("sub_ada")
 		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.stack, setup{})
+		there := newRig(t, r.at.Stack, setup{})
 		there.member("sub_ada")
 		there.clock.Advance(time.Hour)
 		files := unpack(t, archive)

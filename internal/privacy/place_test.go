@@ -36,18 +36,18 @@ var Stacks = map[string]Stack{
 
 // A Place is where the parts of a test are: another process finds them by it.
 type Place struct {
+	Stack
 	Database, Keys, Roots string
 	Redis                 string            // empty: it is away
 	Objects               string            // a folder; or
 	Bucket                *testenv.S3Bucket //
-	Versioned             bool
 	Now                   time.Time
 }
 
 // NewPlace makes one that nobody else uses, below a folder.
 func NewPlace(t testing.TB, s Stack, dir string, now time.Time) Place {
 	t.Helper()
-	at := Place{Roots: filepath.Join(dir, "roots"), Objects: filepath.Join(dir, "objects"), Versioned: s.Versioned, Now: now}
+	at := Place{Stack: s, Roots: filepath.Join(dir, "roots"), Objects: filepath.Join(dir, "objects"), Now: now}
 	d, address := testenv.Database(t, s.Dialect)
 	must(t, d.Close()) // PostgreSQL copies a database that nobody uses
 	at.Database, at.Keys = address, "sqlite:"+filepath.Join(dir, "keys.db")
