@@ -2,7 +2,6 @@ package privacy
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -48,18 +47,8 @@ type Place struct {
 func NewPlace(t testing.TB, s Stack, dir string, now time.Time) Place {
 	t.Helper()
 	at := Place{Stack: s, Roots: filepath.Join(dir, "roots"), Objects: filepath.Join(dir, "objects"), Now: now}
-	d, address := testenv.Database(t, s.Dialect)
-	must(t, d.Close()) // PostgreSQL copies a database that nobody uses
-	at.Database, at.Keys = address, "sqlite:"+filepath.Join(dir, "keys.db")
-	if s.Dialect == db.Postgres {
-		at.Keys = testenv.DatabaseURL(t, db.Postgres)
-	}
-	keys, err := db.Open(t.Context(), at.Keys, db.Options{})
-	must(t, err)
-	_, err = keys.Migrate(t.Context(), vault.Migrations())
-	must(t, errors.Join(err, keys.Close()))
-
-	_, err = vault.CreateRoots(at.Roots)
+	at.Database, at.Keys = testenv.Migrated(t, s.Dialect, db.Main()), testenv.Migrated(t, s.Dialect, vault.Migrations())
+	_, err := vault.CreateRoots(at.Roots)
 	must(t, err)
 	text, err := os.ReadFile(at.Roots)
 	must(t, err)
