@@ -420,13 +420,7 @@ func TestPromise_R8_WhatAHoldKeepsOutlivesARestore(t *testing.T) {
 				}
 			}
 		}
-		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
-		h.clock.Advance(time.Second)
-		must(t, h.privacy.Look(ctx, false))
-		for _, ref := range h.queued() {
-			must(t, h.erase(ref))
-		}
-		h.erased(p, "main/erasure_exceptions")
+		h.frees(p, hold)
 		for _, x := range first {
 			if _, err := h.vault.Seal(ctx, x.ID, nil, nil); !errors.Is(err, vault.ErrDestroyed) {
 				t.Errorf("the key of %s: %v", x.Table, err)
@@ -462,13 +456,7 @@ func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
 		if n := h.count(`SELECT count(*) FROM images WHERE owner = ? AND id = ?`, p.id, image); n != 1 || len(before) != 2 {
 			t.Errorf("%d rows are held, and %d objects were", n, len(before))
 		}
-		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
-		h.clock.Advance(time.Second)
-		must(t, h.privacy.Look(ctx, false))
-		for _, ref := range h.queued() {
-			must(t, h.erase(ref))
-		}
-		h.erased(p, "main/erasure_exceptions")
+		h.frees(p, hold)
 	})
 }
 

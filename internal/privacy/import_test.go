@@ -185,18 +185,24 @@ func TestPromise_G4_AnImportGivesTheSameRecordsAndBytes(t *testing.T) {
 	})
 }
 
+// moved exports a person with one image, and opens another installation where that person has nothing yet.
+func (r *rig) moved(t *testing.T) (there *rig, archive []byte, image string) {
+	t.Helper()
+	r.member("sub_ada")
+	_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
+	_, archive = r.exported("sub_ada")
+	there = newRig(t, r.at.Stack, setup{})
+	there.member("sub_ada")
+	there.clock.Advance(time.Hour)
+	return there, archive, ids[0]
+}
+
 // What does not fit its manifest or its record, and what could put words of
 // somebody's where they are not sealed, is refused.
 func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		r.member("sub_ada")
-		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
-		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.at.Stack, setup{})
-		there.member("sub_ada")
-		there.clock.Advance(time.Hour)
-		files := unpack(t, archive)
-		name := "content/images/" + ids[0] + ".png"
+		there, archive, id := r.moved(t)
+		files, name := unpack(t, archive), "content/images/"+id+".png"
 		// with is the archive with a file changed, and its manifest to fit.
 		with := func(list, from, to string) []byte {
 			t.Helper()
@@ -227,7 +233,7 @@ func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 			"a changed list":      repacked(t, archive, map[string][]byte{"content/generations.json": []byte("[]")}),
 			"a picture unlike it": with(name, "PNG", "PNH"),
 			"words in a model":    with("content/generations.json", `"model":"m"`, `"model":"my name is Ann"`),
-			"words in an id":      with("content/images.json", ids[0], "img_ann"),
+			"words in an id":      with("content/images.json", id, "img_ann"),
 			"a list of nothing":   with("content/images.json", "[", "{"),
 			"a number in words":   with("content/images.json", `"width":8`, `"width":"8"`),
 			"a field too few":     with("content/images.json", `"width":8,`, ``),
@@ -542,14 +548,8 @@ func TestAnImportBelievesNoTimesOrPlaces(t *testing.T) {
 // stored, and so is one that says two things.
 func TestAnImportIsBounded(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		r.member("sub_ada")
-		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
-		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.at.Stack, setup{})
-		there.member("sub_ada")
-		there.clock.Advance(time.Hour)
-		files := unpack(t, archive)
-		name := "content/images/" + ids[0] + ".png"
+		there, archive, id := r.moved(t)
+		files, name := unpack(t, archive), "content/images/"+id+".png"
 		says := func(n int, packedSize, size uint64) []byte { // files that are there by their names alone
 			return packed(t, archive, func(z *zip.Writer) error {
 				for k := range n {

@@ -64,6 +64,19 @@ func openBook(t testing.TB, at Place, c *clock.Clock) *book {
 	return &book{Ledger: NewLedger(LedgerOptions{DB: p.DB, Vault: p.Vault, Clock: p.Clock}), t: t, place: at, db: p.DB, vault: p.Vault, clock: p.Clock}
 }
 
+// queue is one with a Redis, that knows how to seal.
+func (b *book) queue() *jobs.Queue {
+	b.t.Helper()
+	o, err := redis.ParseURL(testenv.Redis(b.t))
+	must(b.t, err)
+	client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
+	bell := jobs.NewBell(client, metrics)
+	b.t.Cleanup(func() { bell.Close(); _ = client.Close() })
+	q := jobs.New(b.db, b.clock, bell, metrics, slog.New(slog.DiscardHandler))
+	q.Register(b.Kind())
+	return q
+}
+
 func (b *book) process() *book { return openBook(b.t, b.place, b.clock) }
 
 func (b *book) people(subjects ...string) {
@@ -639,15 +652,7 @@ func TestSchedulersSealWithinAMinute(t *testing.T) {
 		var schedulers []*jobs.Scheduler
 		for range 2 {
 			p := b.process()
-			o, err := redis.ParseURL(testenv.Redis(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
-			bell := jobs.NewBell(client, metrics)
-			t.Cleanup(func() { bell.Close(); _ = client.Close() })
-			queue := jobs.New(p.db, p.clock, bell, metrics, slog.New(slog.DiscardHandler))
-			queue.Register(p.Kind())
+			queue := p.queue()
 			schedulers = append(schedulers, queue.NewScheduler(LedgerSchedules()...))
 			worker := queue.NewWorker([]jobs.Lane{{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}}, time.Second)
 			running.Go(func() {
@@ -684,15 +689,7 @@ func TestSealingDoesNotQueueBehindSweeps(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, b *book) {
 		ctx := context.Background()
-		o, err := redis.ParseURL(testenv.Redis(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
-		bell := jobs.NewBell(client, metrics)
-		t.Cleanup(func() { bell.Close(); _ = client.Close() })
-		queue := jobs.New(b.db, b.clock, bell, metrics, slog.New(slog.DiscardHandler))
-		queue.Register(b.Kind())
+		queue := b.queue()
 		queue.Register(jobs.Kind{Name: "sweep", Run: func(context.Context, *jobs.Run) error { return nil }})
 		if err := b.db.Tx(ctx, func(tx *db.Tx) error {
 			for range 50 {
