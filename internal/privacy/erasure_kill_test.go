@@ -47,8 +47,7 @@ func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 		steps := []string{"", "copy", "copied", "delete", "deleted"}
 		for _, step := range privacy.Steps() {
 			for _, phase := range []privacy.Phase{privacy.Before, privacy.Unrecorded, privacy.Recorded} {
-				ofBucket := phase == privacy.Unrecorded && slices.Contains([]string{"holds_kept", "objects_deleted", "verified"}, step)
-				if !h.at.Versioned || ofBucket {
+				if !h.at.Versioned || phase == privacy.Unrecorded && ofBucket(step) {
 					steps = append(steps, step+", "+string(phase))
 				}
 			}

@@ -1,3 +1,7 @@
+//go:build !race
+
+// The race detector makes it slow, and takes memory itself: `make test` runs it without.
+
 package privacy_test
 
 import (
