@@ -441,7 +441,7 @@ func refuses(t testing.TB, what string, err error, want problem.Code) {
 
 // One that is being made stops when it is removed, and leaves nothing.
 func TestARemovedExportStops(t *testing.T) {
-	stacks(t, setup{wrap: func(s objects.Store) objects.Store { return &thief{Store: s} }}, func(t *testing.T, r *rig) {
+	allStacks(t, setup{wrap: func(s objects.Store) objects.Store { return &thief{Store: s} }}, func(t *testing.T, r *rig) {
 		ada := r.plant("ada")
 		reached, leave := make(chan struct{}), make(chan struct{})
 		var once sync.Once
@@ -467,7 +467,7 @@ func TestARemovedExportStops(t *testing.T) {
 }
 
 func TestAnExportIsGoneAfterSevenDays(t *testing.T) {
-	stacks(t, setup{}, func(t *testing.T, r *rig) {
+	allStacks(t, setup{}, func(t *testing.T, r *rig) {
 		ada := r.plant("ada")
 		e, _ := r.exported(ada.owner)
 		r.mend(7*24*time.Hour - time.Second)
