@@ -81,6 +81,7 @@ type home struct {
 	accounts *account.Service
 	generate *generate.Service
 	privacy  *privacy.Service
+	ledger   *privacy.Ledger // nil: nothing is told to one
 	registry *prometheus.Registry
 	engine   func(ctx context.Context, r engine.Request) ([]byte, error)
 	public   ed25519.PublicKey
@@ -286,7 +287,13 @@ func (h *home) rooms() {
 	var own *privacy.Service
 	happened := events.New(
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
-		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) })
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error {
+			if h.ledger == nil {
+				return nil
+			}
+			return h.ledger.Happened(ctx, tx, e)
+		})
 	if h.post == nil {
 		h.post = h.folder
 	}
