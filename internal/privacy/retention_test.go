@@ -123,6 +123,33 @@ func TestPromise_R3_EveryHourAroundTheEndOfTheWindow(t *testing.T) {
 	})
 }
 
+// An image that went with its generation, before its own purge came to it, leaves nothing to
+// be swept: nobody would be told of it.
+func TestAnImageThatIsGoneLeavesNothingToSweep(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		unswept := func() int { return h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) }
+		stop := h.work()
+		must(t, h.generate.Delete(ctx, p.id, generation))
+		testenv.Eventually(t, time.Minute, func() bool { return unswept() == 0 })
+		stop()
+		must(t, h.db.Tx(ctx, func(tx *db.Tx) error {
+			n, err := h.generate.RemoveImages(ctx, tx, []string{image}, "expired")
+			if n != 0 {
+				t.Errorf("%d images are removed", n)
+			}
+			return err
+		}))
+		if jobs := h.count(`SELECT count(*) FROM jobs WHERE kind = 'generation:sweep' AND state IN ('queued', 'waiting')`); unswept() != 0 || jobs != 0 {
+			t.Errorf("%d generations are to be swept, and %d sweeps are to come", unswept(), jobs)
+		}
+	})
+}
+
 // A held image keeps itself and its generation, and not its neighbours.
 func TestPromise_R8_AHeldImageKeepsNoOthers(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
