@@ -16,7 +16,7 @@ run: ## start everything in one process, on embedded parts
 
 test: ## all tests but e2e, on real PostgreSQL, Redis and MinIO, with the race detector
 	$(PARTS) go test -race -timeout $(LIMIT) $$(go list ./... | grep -v /internal/e2e)
-	$(PARTS) go test -timeout $(LIMIT) -run 'EightHundredDays|AtEveryStepOfAnErasure' ./internal/privacy
+	$(PARTS) go test -parallel 4 -timeout $(LIMIT) -run 'EightHundredDays|AProcessKilled|TheSameMemory' ./internal/privacy
 
 e2e: ## the fault matrix: real processes that are killed, stopped and cut off
 	$(PARTS) go test -race -count=1 -timeout 30m ./internal/e2e/...

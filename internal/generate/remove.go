@@ -363,15 +363,15 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow, reason
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
-		return err
-	}
 	now := s.Clock.Now()
 	n, err := s.removeImages(ctx, tx, `id = ?`, []any{i.ID}, reason, now)
 	if err == nil && n == 0 {
-		err = errRemoved
+		err = errRemoved // with its generation, whose sweep is on its way
 	}
 	if err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
 		return err
 	}
 	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Reason: reason, At: now})

@@ -19,7 +19,7 @@ func BenchmarkErasure(b *testing.B) {
 	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {
-				h := newHome(b, homes[name])
+				h := newHome(b, privacy.Stacks[name])
 				const images = 10_000
 				h.crowd("sub_floor", images)
 				h.crowd("sub_person", images)

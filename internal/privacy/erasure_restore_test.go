@@ -77,17 +77,26 @@ func (r *restored) whole() {
 
 // replays restores the databases at these addresses, and ends again what was ended.
 func (r *restored) replays(t *testing.T, main, keys string) {
-	ctx := t.Context()
 	h := r.h
 	h.reopen(main, keys)
 	if ways := h.readable(r.ben, r.images[1], r.generation[1]); len(ways) > 0 {
 		t.Errorf("before the replay, what has expired can be read by %v", ways)
 	}
-	if n, err := h.privacy.Unreplayed(ctx); n != 2 || err != nil {
+	if n, err := h.privacy.Unreplayed(t.Context()); n != 2 || err != nil {
 		t.Fatalf("%d are to be replayed, %v: want the account and the generation", n, err)
 	}
+	if done := r.finishes(t); done.Deleted != 1 {
+		t.Fatalf("%+v", done)
+	}
+}
+
+// finishes replays, and checks that everything is ended again.
+func (r *restored) finishes(t *testing.T) privacy.Replayed {
+	t.Helper()
+	ctx := t.Context()
+	h := r.h
 	done, err := h.privacy.Replay(ctx)
-	if err != nil || done.Deleted != 1 || done.Erased+done.Open != 1 {
+	if err != nil || done.Erased+done.Open != 1 {
 		t.Fatalf("%+v, %v", done, err)
 	}
 	must(t, h.erase(r.id)) // what waits, waits here
@@ -101,6 +110,7 @@ func (r *restored) replays(t *testing.T, main, keys string) {
 	if got := h.receipt(r.id, r.secret); got.State != "complete" || got.ID != r.id {
 		t.Errorf("the receipt is %+v", got)
 	}
+	return done
 }
 
 // Both databases restored from before know nothing of an erasure and of deletions: the
@@ -578,13 +588,7 @@ func TestPromise_R8_WhatAHoldKeepsOutlivesARestore(t *testing.T) {
 				}
 			}
 		}
-		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
-		h.clock.Advance(time.Second)
-		must(t, h.privacy.Look(ctx, false))
-		for _, ref := range h.queued() {
-			must(t, h.erase(ref))
-		}
-		h.erased(p, "main/erasure_exceptions")
+		h.frees(p, hold)
 		for _, x := range first {
 			if _, err := h.vault.Seal(ctx, x.ID, nil, nil); !errors.Is(err, vault.ErrDestroyed) {
 				t.Errorf("the key of %s: %v", x.Table, err)
@@ -620,13 +624,7 @@ func TestPromise_R8_AHoldAfterBothDatabasesWereRestored(t *testing.T) {
 		if n := h.count(`SELECT count(*) FROM images WHERE owner = ? AND id = ?`, p.id, image); n != 1 || len(before) != 2 {
 			t.Errorf("%d rows are held, and %d objects were", n, len(before))
 		}
-		must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
-		h.clock.Advance(time.Second)
-		must(t, h.privacy.Look(ctx, false))
-		for _, ref := range h.queued() {
-			must(t, h.erase(ref))
-		}
-		h.erased(p, "main/erasure_exceptions")
+		h.frees(p, hold)
 	})
 }
 

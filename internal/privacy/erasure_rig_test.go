@@ -16,7 +16,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -24,8 +23,6 @@ import (
 	"time"
 
 	"github.com/alexedwards/argon2id"
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
@@ -40,7 +37,6 @@ import (
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/subject"
-	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
 
@@ -49,17 +45,21 @@ const mark = "CANARY-7f3a91"
 
 const password = "some long words for anybody"
 
-// The kinds of stacks that a test runs on.
-type stack struct {
-	dialect   db.Dialect
-	s3        bool
-	versioned bool
-}
+// Which stacks a test runs on.
+func every(privacy.Stack) bool         { return true }
+func unversioned(s privacy.Stack) bool { return !s.Versioned }
 
-var homes = map[string]stack{
-	"sqlite, directory":      {dialect: db.SQLite},
-	"postgres, s3":           {dialect: db.Postgres, s3: true},
-	"postgres, s3 versioned": {dialect: db.Postgres, s3: true, versioned: true},
+func on(t *testing.T, which func(privacy.Stack) bool, test func(t *testing.T, s privacy.Stack)) {
+	t.Helper()
+	t.Parallel()
+	for name, s := range privacy.Stacks {
+		if which(s) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t, s)
+			})
+		}
+	}
 }
 
 // home is the rooms on real parts. Its clock stands still, and nothing works but
@@ -67,11 +67,8 @@ var homes = map[string]stack{
 type home struct {
 	t        testing.TB
 	dir      string
-	stack    stack
+	at       privacy.Place
 	db, keys *db.DB
-	address  string // of the main database
-	keyURL   string // of the key store
-	redis    string // its address; empty: it is away
 	vault    *vault.Vault
 	store    objects.Store
 	away     *away
@@ -84,10 +81,10 @@ type home struct {
 	accounts *account.Service
 	generate *generate.Service
 	privacy  *privacy.Service
+	ledger   *privacy.Ledger // nil: nothing is told to one
 	registry *prometheus.Registry
 	engine   func(ctx context.Context, r engine.Request) ([]byte, error)
 	public   ed25519.PublicKey
-	bucket   testenv.S3Bucket
 	log      *lines
 	options  privacy.Options
 }
@@ -224,28 +221,13 @@ func (l *late) Delete(ctx context.Context, keys ...string) error {
 
 func everywhere(t *testing.T, test func(t *testing.T, h *home)) {
 	t.Helper()
-	t.Parallel()
-	for name, s := range homes {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, newHome(t, s))
-		})
-	}
+	on(t, every, func(t *testing.T, s privacy.Stack) { test(t, newHome(t, s)) })
 }
 
 // bothDatabases leaves the versioned bucket out.
 func bothDatabases(t *testing.T, test func(t *testing.T, h *home)) {
 	t.Helper()
-	t.Parallel()
-	for name, s := range homes {
-		if s.versioned {
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, newHome(t, s))
-		})
-	}
+	on(t, unversioned, func(t *testing.T, s privacy.Stack) { test(t, newHome(t, s)) })
 }
 
 func must(t testing.TB, err error) {
@@ -255,31 +237,25 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
+func newHome(t testing.TB, s privacy.Stack, change ...func(*privacy.Options)) *home {
 	t.Helper()
-	ctx := context.Background()
-	h := &home{t: t, dir: t.TempDir(), stack: s, clock: clock.Manual(start), log: &lines{}}
+	dir := t.TempDir()
+	return openHome(t, privacy.NewPlace(t, s, dir, start), db.Options{}, change...)
+}
+
+// openHome opens what is at a place.
+func openHome(t testing.TB, at privacy.Place, o db.Options, change ...func(*privacy.Options)) *home {
+	t.Helper()
+	h := &home{t: t, dir: filepath.Dir(at.Roots), at: at, log: &lines{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(h.log.String())
 		}
 	})
-	h.db, h.address = testenv.Database(t, s.dialect)
-	keys := "sqlite:" + filepath.Join(h.dir, "keys.db")
-	if s.dialect == db.Postgres {
-		keys = testenv.DatabaseURL(t, db.Postgres)
-	}
-	h.keyURL = keys
-	var err error
-	h.keys, err = db.Open(ctx, keys, db.Options{})
+	p, err := h.at.Open(context.Background(), nil, o)
+	t.Cleanup(p.Close)
 	must(t, err)
-	t.Cleanup(func() { _ = h.keys.Close() })
-	_, err = h.keys.Migrate(ctx, vault.Migrations())
-	must(t, err)
-	roots := h.createRoots()
-	h.vault, err = vault.Open(ctx, h.keys, roots, h.clock)
-	must(t, err)
-	h.openStore()
+	h.db, h.keys, h.vault, h.store, h.clock = p.DB, p.Keys, p.Vault, p.Store, p.Clock
 	h.away = &away{Store: h.store}
 	h.late = &late{Store: h.store}
 	h.public = h.vault.PublicKey()
@@ -291,39 +267,30 @@ func newHome(t testing.TB, s stack, change ...func(*privacy.Options)) *home {
 	return h
 }
 
-// createRoots makes a key ring that is as old as the clock says.
-func (h *home) createRoots() *vault.Roots {
-	h.t.Helper()
-	path := filepath.Join(h.dir, "roots")
-	_, err := vault.CreateRoots(path)
-	must(h.t, err)
-	text, err := os.ReadFile(path)
-	must(h.t, err)
-	text = regexp.MustCompile(`created: .*`).ReplaceAll(text, []byte("created: "+h.clock.Now().Format(time.RFC3339)))
-	must(h.t, os.WriteFile(path, text, 0o600))
-	roots, err := vault.ReadRoots(path)
-	must(h.t, err)
-	return roots
-}
-
 var silent sync.Once
 
 type quiet struct{}
 
 func (quiet) Printf(context.Context, string, ...any) {}
 
+// bells are what is at an address of Redis; empty: it is away.
+func bells(address string) (*redis.Client, error) {
+	silent.Do(func() { redis.SetLogger(quiet{}) })
+	there := &redis.Options{Addr: "127.0.0.1:1", DialTimeout: 50 * time.Millisecond, MaxRetries: -1}
+	var err error
+	if address != "" {
+		there, err = redis.ParseURL(address)
+	}
+	return redis.NewClient(there), err
+}
+
 // rooms opens the rooms on the parts, as a new process does.
 func (h *home) rooms() {
 	h.t.Helper()
 	log := slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	bells := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialTimeout: 50 * time.Millisecond, MaxRetries: -1})
-	if h.redis != "" {
-		there, err := redis.ParseURL(h.redis)
-		must(h.t, err)
-		bells = redis.NewClient(there)
-	}
+	bells, err := bells(h.at.Redis)
+	must(h.t, err)
 	h.t.Cleanup(func() { _ = bells.Close() })
-	silent.Do(func() { redis.SetLogger(quiet{}) })
 	measured := jobs.NewMetrics(nil)
 	bell := jobs.NewBell(bells, measured)
 	h.t.Cleanup(bell.Close)
@@ -332,7 +299,13 @@ func (h *home) rooms() {
 	var own *privacy.Service
 	happened := events.New(
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
-		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) })
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error {
+			if h.ledger == nil {
+				return nil
+			}
+			return h.ledger.Happened(ctx, tx, e)
+		})
 	if h.post == nil {
 		h.post = h.folder
 	}
@@ -359,7 +332,6 @@ func (h *home) rooms() {
 	}
 	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
 	o.Events, o.Accounts = happened, h.accounts
-	var err error
 	own, err = privacy.New(o)
 	must(h.t, err)
 	h.privacy = own
@@ -386,31 +358,6 @@ func (h *home) reopen(main, keys string) {
 		must(h.t, err)
 	}
 	h.rooms()
-}
-
-func (h *home) openStore() {
-	ctx := context.Background()
-	if !h.stack.s3 {
-		d, err := objects.OpenDirectory(filepath.Join(h.dir, "objects"))
-		must(h.t, err)
-		h.t.Cleanup(func() { _ = d.Close() })
-		h.store = d
-		return
-	}
-	h.bucket = testenv.S3(h.t)
-	if h.stack.versioned {
-		must(h.t, h.s3().MakeBucket(ctx, h.bucket.Bucket, minio.MakeBucketOptions{}))
-		must(h.t, h.s3().EnableVersioning(ctx, h.bucket.Bucket))
-	}
-	s, err := objects.OpenS3(ctx, objects.S3Options{Endpoint: h.bucket.Endpoint, Bucket: h.bucket.Bucket, AccessKey: h.bucket.AccessKey, SecretKey: h.bucket.SecretKey})
-	must(h.t, err)
-	h.store = s
-}
-
-func (h *home) s3() *minio.Client {
-	c, err := minio.New(h.bucket.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(h.bucket.AccessKey, h.bucket.SecretKey, "")})
-	must(h.t, err)
-	return c
 }
 
 // work runs a worker until the test ends or stop is called, for more lanes too.
@@ -668,25 +615,9 @@ func (h *home) found(text string) map[string]int {
 }
 
 // objects are all keys below a prefix, every version and marker of them.
-func (h *home) objects(prefix string) (keys []string) {
+func (h *home) objects(prefix string) []string {
 	h.t.Helper()
-	if h.stack.s3 {
-		for o := range h.s3().ListObjectsIter(context.Background(), h.bucket.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true, WithVersions: h.stack.versioned}) {
-			if o.Err != nil && minio.ToErrorResponse(o.Err).Code != minio.NoSuchBucket {
-				h.t.Fatal(o.Err)
-			}
-			if o.Err == nil {
-				keys = append(keys, o.Key)
-			}
-		}
-		return keys
-	}
-	page, err := h.store.List(context.Background(), prefix, "", 100_000)
-	must(h.t, err)
-	for _, o := range page {
-		keys = append(keys, o.Key)
-	}
-	return keys
+	return h.at.Stored(h.t, h.store, prefix)
 }
 
 // erased checks that nothing of a person is left but what the map keeps.

@@ -1,21 +1,14 @@
+//go:build !race
+
+// With the race detector it takes minutes: `make test` runs it without.
+
 package privacy_test
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"slices"
 	"strings"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
-
-	"github.com/minio/minio-go/v7"
-	"github.com/minio/minio-go/v7/pkg/credentials"
 
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
@@ -23,80 +16,58 @@ import (
 	"zimage/internal/testenv"
 )
 
-// doomed kills its own process at a step of an export.
-type doomed struct {
-	objects.Store
-	step string
-	gets atomic.Int64
-}
-
-func (d *doomed) at(step string) {
-	if step == d.step {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
-	}
-}
-
-func (d *doomed) Get(ctx context.Context, key string) (io.ReadCloser, int64, error) {
-	d.at(fmt.Sprintf("picture %d", d.gets.Add(1)))
-	return d.Store.Get(ctx, key)
-}
-
-func (d *doomed) PutStream(ctx context.Context, key string, r io.Reader) (int64, error) {
-	d.at("begin")
-	n, err := d.Store.PutStream(ctx, key, r)
-	if err == nil {
-		d.at("stored")
-	}
-	return n, err
-}
-
-const (
-	doomedPlace = "ZIMAGE_TEST_DOOMED_PLACE"
-	doomedStep  = "ZIMAGE_TEST_DOOMED_STEP"
-)
-
 // TestDoomedWorker is the other process of the next test, and nothing by itself.
 func TestDoomedWorker(t *testing.T) {
-	if os.Getenv(doomedPlace) == "" {
+	d := doomedTo(t)
+	if d == nil {
 		return
 	}
-	var at place
-	if err := json.Unmarshal([]byte(os.Getenv(doomedPlace)), &at); err != nil {
-		t.Fatal(err)
-	}
-	p, err := at.open(t.Context(), func(s objects.Store) objects.Store { return &doomed{Store: s, step: os.Getenv(doomedStep)} })
-	if err != nil {
-		t.Fatal(err)
-	}
+	wrapped := &doomed{doom: d}
+	p, err := open(t.Context(), d.At, setup{wrap: func(s objects.Store) objects.Store { wrapped.Store = s; return wrapped }, post: wrapped}, doomName)
+	must(t, err)
 	p.work(t.Error)
 	time.Sleep(time.Minute)
 	t.Fatal("the step never came")
 }
 
-// A worker that is killed at any moment costs an attempt: there is one archive in
-// the end, whole, and nothing else.
-func TestAKilledWorkerCostsAnExportNothing(t *testing.T) {
-	stacks(t, setup{idle: true}, func(t *testing.T, r *rig) {
+// A process that is killed at any moment costs an attempt, or none behind the last: there
+// is one archive in the end, whole, one mail that tells of it, and nothing else.
+func TestAProcessKilledCostsAnExportNothing(t *testing.T) {
+	on(t, every, func(t *testing.T, s privacy.Stack) {
+		server := &post{accepted: map[string]int{}}
+		r := newRig(t, s, setup{idle: true, post: server})
 		ada := r.plant("ada")
 		big := make([]byte, 9<<20) // parts go to S3 before the end
 		for range 4 {
 			r.generated(ada.owner, `{}`, big)
 		}
-		for _, step := range []string{"begin", "picture 1", "picture 4", "stored"} {
+		ready := statement{"mails", "INSERT", "NEW.template = 'export-ready'"}
+		steps := []string{"begin", "picture 1", "picture 4", "stored", ready.step(), "mail"}
+		if s.Versioned { // what a bucket has to do with
+			steps = []string{"picture 4", "stored"}
+		}
+		for _, step := range steps {
 			r.clock.Advance(24 * time.Hour)
 			e := r.ask(ada.owner)
-			r.place.Now = r.clock.Now()
-			at, err := json.Marshal(r.place)
-			r.must(err)
-			other := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDoomedWorker$")
-			other.Env = append(os.Environ(), doomedPlace+"="+string(at), doomedStep+"="+step)
-			out, err := other.CombinedOutput()
-			if other.ProcessState == nil || other.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-				t.Fatalf("%s: the other process was not killed: %v %s", step, err, out)
+			r.at.Now = r.clock.Now()
+			undo := func() {}
+			if step == ready.step() {
+				undo = ready.set(t, r.db)
 			}
-			if n := r.count(`SELECT attempt FROM jobs WHERE ref = ? AND state = 'running'`, e.ID); n != 1 {
-				t.Fatalf("%s: attempt %d runs", step, n)
+			_, err := r.db.Exec(t.Context(), `UPDATE mails SET accepted_at = 1, address = NULL, data = NULL WHERE template = 'export-asked'`)
+			r.must(err) // not what the process is killed at
+			killed(t, "TestDoomedWorker", doom{At: r.at, Step: step})
+			left(t, r.db)
+			undo()
+			attempt, state, ended := 2, jobs.Running, 0
+			if step == "mail" { // behind the row that says that it is ready
+				attempt, state, ended = 1, jobs.Succeeded, 1
+			}
+			if n := r.count(`SELECT attempt FROM jobs WHERE ref = ? AND state = ?`, e.ID, state); n != 1 {
+				t.Fatalf("%s: attempt %d", step, n)
+			}
+			if n := r.count(`SELECT count(*) FROM exports WHERE id = ? AND status = 'ready'`, e.ID); n != ended {
+				t.Fatalf("%s: %d are ready", step, n)
 			}
 			r.mend(2 * jobs.Lease)
 			stop := r.work(t.Error)
@@ -104,7 +75,7 @@ func TestAKilledWorkerCostsAnExportNothing(t *testing.T) {
 			unpack(t, r.fetch(e, ada.owner))
 			r.mend(2 * jobs.Lease) // the sweep of what the first has left
 			testenv.Eventually(t, 30*time.Second, func() bool {
-				return r.count(`SELECT count(*) FROM exports WHERE unswept = 1 AND id = ?`, e.ID) == 0
+				return r.count(`SELECT count(*) FROM exports WHERE unswept = 1 AND id = ?`, e.ID)+r.count(`SELECT count(*) FROM mails WHERE template = 'export-ready' AND accepted_at IS NULL`) == 0
 			})
 			var left []string
 			for _, key := range r.archives() {
@@ -112,58 +83,24 @@ func TestAKilledWorkerCostsAnExportNothing(t *testing.T) {
 					left = append(left, key)
 				}
 			}
-			if len(left) != 1 || !strings.HasSuffix(left[0], "/2.zip") {
+			if len(left) != 1 || !strings.HasSuffix(left[0], fmt.Sprintf("/%d.zip", attempt)) {
 				t.Errorf("%s: left %v", step, left)
 			}
-			if r.place.Bucket != nil {
-				if parts := unfinished(t, *r.place.Bucket, strings.TrimSuffix(left[0], "2.zip")+"1.zip"); parts > 0 {
-					t.Errorf("%s: %d uploads are unfinished", step, parts)
-				}
+			if parts := r.at.Unfinished(t, "exports/"+ada.owner+"/"+e.ID+"/1.zip"); parts > 0 {
+				t.Errorf("%s: %d uploads are unfinished", step, parts)
 			}
 			stop()
 		}
-		if n := r.count(`SELECT count(*) FROM mails WHERE template = 'export-ready'`); n != 4 {
-			t.Errorf("%d mails for 4 exports", n)
+		var ids []string
+		r.must(r.db.Select(t.Context(), &ids, `SELECT id FROM mails WHERE template = 'export-ready'`))
+		told := server.all()
+		for _, id := range ids {
+			if told[id] != 1 {
+				t.Errorf("the mail %s was accepted %d times", id, told[id])
+			}
+		}
+		if len(ids) != len(steps) {
+			t.Errorf("%d mails for %d exports", len(ids), len(steps))
 		}
 	})
-}
-
-// What a worker that was taken for dead stores late, nobody needs: it goes with the
-// next sweep. What has no row may be another installation's.
-func TestLateArchivesAreSwept(t *testing.T) {
-	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		ada := r.plant("ada")
-		e := r.ended(r.ask(ada.owner), ada.owner, privacy.ExportReady)
-		data := pictureOf(ada.owner, 9)
-		_, err := r.store.PutStream(t.Context(), "exports/"+ada.owner+"/"+e.ID+"/7.zip", strings.NewReader(string(data)))
-		r.must(err)
-		rowless := []string{"exports/" + ada.owner + "/exp_unknown/1.zip", "exports/sub_another/exp_unknown/1.zip"}
-		for _, key := range rowless {
-			_, err = r.store.PutStream(t.Context(), key, strings.NewReader(string(data)))
-			r.must(err)
-		}
-		r.swept()
-		want := append(rowless, "exports/"+ada.owner+"/"+e.ID+"/1.zip")
-		slices.Sort(want)
-		if left := r.archives(); !slices.Equal(left, want) {
-			t.Errorf("left %v, want %v", left, want)
-		}
-		unpack(t, r.fetch(e, ada.owner))
-	})
-}
-
-// unfinished counts the uploads to a key that have not ended.
-func unfinished(t testing.TB, b testenv.S3Bucket, key string) (n int) {
-	t.Helper()
-	c, err := minio.New(b.Endpoint, &minio.Options{Creds: credentials.NewStaticV4(b.AccessKey, b.SecretKey, "")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for u := range c.ListIncompleteUploads(t.Context(), b.Bucket, key, true) {
-		if u.Err != nil {
-			t.Fatal(u.Err)
-		}
-		n++
-	}
-	return n
 }

@@ -1,3 +1,7 @@
+//go:build !race
+
+// The race detector makes it slow, and takes memory itself: `make test` runs it without.
+
 package privacy_test
 
 import (
@@ -78,9 +82,9 @@ func peak(do func()) (most uint64) {
 // images there are: 2,000 of 64 KiB are 125 MiB. It runs by itself, so that nothing
 // else is measured.
 func TestPromise_G4_AnExportTakesTheSameMemoryForMoreImages(t *testing.T) {
-	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
-		t.Run(string(dialect), func(t *testing.T) {
-			r := newRig(t, dialect, setup{})
+	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, privacy.Stacks[name], setup{})
 			used := map[int]uint64{}
 			for _, images := range []int{100, 2000} {
 				p := r.plant(fmt.Sprintf("ada%d", images))
@@ -102,11 +106,11 @@ func TestPromise_G4_AnExportTakesTheSameMemoryForMoreImages(t *testing.T) {
 // An export of images of 256 KiB, as a ratio to the floor: opening the same objects
 // and throwing them away. Memory is the most that was in use.
 func BenchmarkExport(b *testing.B) {
-	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
+	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
 		for _, images := range []int{1000, 10_000} {
-			b.Run(fmt.Sprintf("%s/%d", dialect, images), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%d", name, images), func(b *testing.B) {
 				const size = 256 << 10
-				r := newRig(b, dialect, setup{})
+				r := newRig(b, privacy.Stacks[name], setup{})
 				p := r.plant("ada")
 				r.many(p.owner, images, size)
 				var floor, made time.Duration

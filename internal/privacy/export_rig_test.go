@@ -10,14 +10,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"zimage/internal/clock"
 	"zimage/internal/db"
@@ -33,16 +30,9 @@ import (
 // start is when the rigs' clock stands.
 var start = time.Date(2031, 3, 3, 12, 0, 0, 0, time.UTC)
 
-// place is where a rig's parts are: a worker in another process finds them by it.
-type place struct {
-	Database, Keys, Roots, Redis string
-	Objects                      string // a folder; or
-	Bucket                       *testenv.S3Bucket
-	Now                          time.Time
-}
-
-// parts are what is at a place.
+// parts are what is at a place, and the room on them.
 type parts struct {
+	*privacy.Parts
 	db, keys *db.DB
 	vault    *vault.Vault
 	store    objects.Store
@@ -50,72 +40,38 @@ type parts struct {
 	queue    *jobs.Queue
 	service  *privacy.Service
 	log      *lines
-	closers  []func()
+	posts    bool // mails too
 }
 
-func (p *parts) close() {
-	for _, c := range slices.Backward(p.closers) {
-		c()
+// open opens the room at a place. The name is what PostgreSQL knows the process by.
+func open(ctx context.Context, at privacy.Place, s setup, name string) (p *parts, err error) {
+	p = &parts{log: &lines{}, posts: s.post != nil}
+	p.Parts, err = at.Open(ctx, nil, db.Options{Name: name})
+	if err != nil {
+		return p, err
 	}
-}
-
-// open opens the parts. wrap stands before object storage; nil: nothing.
-func (at place) open(ctx context.Context, wrap func(objects.Store) objects.Store) (p *parts, err error) {
-	p = &parts{clock: clock.Manual(at.Now), log: &lines{}}
+	p.db, p.keys, p.vault, p.store, p.clock = p.DB, p.Keys, p.Vault, p.Store, p.Clock
 	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	open := func(address string) (d *db.DB) {
-		if err == nil {
-			if d, err = db.Open(ctx, address, db.Options{}); err == nil {
-				p.closers = append(p.closers, func() { _ = d.Close() })
-			}
-		}
-		return d
-	}
-	p.db, p.keys = open(at.Database), open(at.Keys)
+	bells, err := bells(at.Redis)
 	if err != nil {
 		return p, err
 	}
-	roots, err := vault.ReadRoots(at.Roots)
-	if err != nil {
-		return p, err
-	}
-	if p.vault, err = vault.Open(ctx, p.keys, roots, p.clock); err != nil {
-		return p, err
-	}
-	if at.Bucket == nil {
-		d, err := objects.OpenDirectory(at.Objects)
-		if err != nil {
-			return p, err
-		}
-		p.closers = append(p.closers, func() { _ = d.Close() })
-		p.store = d
-	} else {
-		p.store, err = objects.OpenS3(ctx, objects.S3Options{Endpoint: at.Bucket.Endpoint, Bucket: at.Bucket.Bucket,
-			AccessKey: at.Bucket.AccessKey, SecretKey: at.Bucket.SecretKey})
-		if err != nil {
-			return p, err
-		}
-	}
-	address, err := redis.ParseURL(at.Redis)
-	if err != nil {
-		return p, err
-	}
-	client := redis.NewClient(address)
 	measured := jobs.NewMetrics(nil)
-	bell := jobs.NewBell(client, measured)
-	p.closers = append(p.closers, func() { _ = client.Close() }, bell.Close)
+	bell := jobs.NewBell(bells, measured)
+	p.OnClose(func() { _ = bells.Close() })
+	p.OnClose(bell.Close)
 	p.queue = jobs.New(p.db, p.clock, bell, measured, log)
 	m, err := privacy.DataMap()
 	if err != nil {
 		return p, err
 	}
 	store := p.store
-	if wrap != nil {
-		store = wrap(store)
+	if s.wrap != nil {
+		store = s.wrap(store)
 	}
 	p.service, err = privacy.New(privacy.Options{
 		DB: p.db, Keys: p.keys, Vault: p.vault, Objects: store, Queue: p.queue, Clock: p.clock, Log: log,
-		Mail:    mail.New(mail.Options{DB: p.db, Vault: p.vault, Queue: p.queue, Clock: p.clock, Log: log, PublicURL: "http://service"}),
+		Mail:    mail.New(mail.Options{DB: p.db, Vault: p.vault, Queue: p.queue, Clock: p.clock, Log: log, Transport: s.post, PublicURL: "http://service"}),
 		Metrics: privacy.NewMetrics(nil), Map: m, Policy: privacy.DefaultPolicy(),
 	})
 	return p, err
@@ -123,9 +79,11 @@ func (at place) open(ctx context.Context, wrap func(objects.Store) objects.Store
 
 // work runs a worker until stop is called.
 func (p *parts) work(fail func(...any)) (stop func()) {
-	w := p.queue.NewWorker([]jobs.Lane{
-		{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, {Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
-	}, 10*time.Millisecond)
+	lanes := []jobs.Lane{{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, {Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}}
+	if p.posts {
+		lanes = append(lanes, jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(1)})
+	}
+	w := p.queue.NewWorker(lanes, 10*time.Millisecond)
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() {
@@ -139,48 +97,37 @@ func (p *parts) work(fail func(...any)) (stop func()) {
 // rig is the room on real parts. Its clock stands still.
 type rig struct {
 	*parts
-	t     testing.TB
-	place place
-	m     *privacy.Map
+	t  testing.TB
+	at privacy.Place
+	m  *privacy.Map
 }
 
 type setup struct {
 	idle bool                              // no worker
+	post mail.Transport                    // nil: no mail goes out
 	wrap func(objects.Store) objects.Store // what stands before object storage
 }
 
-// stacks runs test on SQLite with a directory and on PostgreSQL with S3.
+// stacks runs test on SQLite with a directory and on PostgreSQL with S3, the key store
+// on the same.
 func stacks(t *testing.T, s setup, test func(t *testing.T, r *rig)) {
 	t.Helper()
-	t.Parallel()
-	for _, dialect := range []db.Dialect{db.SQLite, db.Postgres} {
-		t.Run(string(dialect), func(t *testing.T) {
-			t.Parallel()
-			test(t, newRig(t, dialect, s))
-		})
-	}
+	on(t, unversioned, func(t *testing.T, on privacy.Stack) { test(t, newRig(t, on, s)) })
 }
 
-func newRig(t testing.TB, dialect db.Dialect, s setup) *rig {
+// allStacks is privacy.Stacks with a versioned bucket too.
+func allStacks(t *testing.T, s setup, test func(t *testing.T, r *rig)) {
 	t.Helper()
-	r := &rig{t: t, m: dataMap(t)}
-	dir := t.TempDir()
-	_, address := testenv.Database(t, dialect)
-	r.place = place{Database: address, Keys: "sqlite:" + filepath.Join(dir, "keys.db"), Roots: filepath.Join(dir, "roots"),
-		Redis: testenv.Redis(t), Objects: filepath.Join(dir, "objects"), Now: start}
-	if dialect == db.Postgres {
-		b := testenv.S3(t)
-		r.place.Bucket = &b
-	}
-	keys, err := db.Open(t.Context(), r.place.Keys, db.Options{})
-	r.must(err)
-	_, err = keys.Migrate(t.Context(), vault.Migrations())
-	r.must(err)
-	r.must(keys.Close())
-	_, err = vault.CreateRoots(r.place.Roots)
-	r.must(err)
-	r.parts, err = r.place.open(t.Context(), s.wrap)
-	t.Cleanup(func() { r.close() })
+	on(t, every, func(t *testing.T, on privacy.Stack) { test(t, newRig(t, on, s)) })
+}
+
+func newRig(t testing.TB, on privacy.Stack, s setup) *rig {
+	t.Helper()
+	r := &rig{t: t, m: dataMap(t), at: privacy.NewPlace(t, on, t.TempDir(), start)}
+	r.at.Redis = testenv.Redis(t)
+	var err error
+	r.parts, err = open(t.Context(), r.at, s, "")
+	t.Cleanup(func() { r.Close() })
 	r.must(err)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -471,15 +418,10 @@ func listOf(t testing.TB, files map[string][]byte, path string) []map[string]any
 	return records
 }
 
-// archives are the keys of all exports in object storage.
-func (r *rig) archives() (keys []string) {
+// archives are the keys of all exports in object storage, every version of them.
+func (r *rig) archives() []string {
 	r.t.Helper()
-	page, err := r.store.List(context.Background(), "exports/", "", 1000)
-	r.must(err)
-	for _, o := range page {
-		keys = append(keys, o.Key)
-	}
-	return keys
+	return r.at.Stored(r.t, r.store, "exports/")
 }
 
 func (r *rig) count(query string, args ...any) (n int) {

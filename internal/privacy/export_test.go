@@ -11,6 +11,7 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -441,7 +442,7 @@ func refuses(t testing.TB, what string, err error, want problem.Code) {
 
 // One that is being made stops when it is removed, and leaves nothing.
 func TestARemovedExportStops(t *testing.T) {
-	stacks(t, setup{wrap: func(s objects.Store) objects.Store { return &thief{Store: s} }}, func(t *testing.T, r *rig) {
+	allStacks(t, setup{wrap: func(s objects.Store) objects.Store { return &thief{Store: s} }}, func(t *testing.T, r *rig) {
 		ada := r.plant("ada")
 		reached, leave := make(chan struct{}), make(chan struct{})
 		var once sync.Once
@@ -467,7 +468,7 @@ func TestARemovedExportStops(t *testing.T) {
 }
 
 func TestAnExportIsGoneAfterSevenDays(t *testing.T) {
-	stacks(t, setup{}, func(t *testing.T, r *rig) {
+	allStacks(t, setup{}, func(t *testing.T, r *rig) {
 		ada := r.plant("ada")
 		e, _ := r.exported(ada.owner)
 		r.mend(7*24*time.Hour - time.Second)
@@ -549,5 +550,29 @@ func TestPromise_G1_InEveryStateOfTheAccount(t *testing.T) {
 		set(`state = 'closing'`)
 		_, err := r.service.AskExport(t.Context(), ada.owner)
 		refuses(t, "a closed account", err, problem.Unauthorized)
+	})
+}
+
+// What a worker that was taken for dead stores late, nobody needs: it goes with the
+// next sweep. What has no row may be another installation's.
+func TestLateArchivesAreSwept(t *testing.T) {
+	allStacks(t, setup{}, func(t *testing.T, r *rig) {
+		ada := r.plant("ada")
+		e := r.ended(r.ask(ada.owner), ada.owner, privacy.ExportReady)
+		data := pictureOf(ada.owner, 9)
+		_, err := r.store.PutStream(t.Context(), "exports/"+ada.owner+"/"+e.ID+"/7.zip", strings.NewReader(string(data)))
+		r.must(err)
+		rowless := []string{"exports/" + ada.owner + "/exp_unknown/1.zip", "exports/sub_another/exp_unknown/1.zip"}
+		for _, key := range rowless {
+			_, err = r.store.PutStream(t.Context(), key, strings.NewReader(string(data)))
+			r.must(err)
+		}
+		r.swept()
+		want := append(rowless, "exports/"+ada.owner+"/"+e.ID+"/1.zip")
+		slices.Sort(want)
+		if left := r.archives(); !slices.Equal(left, want) {
+			t.Errorf("left %v, want %v", left, want)
+		}
+		unpack(t, r.fetch(e, ada.owner))
 	})
 }

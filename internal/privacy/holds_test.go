@@ -27,6 +27,19 @@ func (h *home) place(owner, table, record string) (privacy.Hold, error) {
 	return h.privacy.PlaceHold(context.Background(), h.machine(), privacy.Hold{Subject: owner, Table: table, Record: record, Case: "case 7", MayBeTold: true})
 }
 
+// frees releases the last hold on an erased person's record, and has done what follows.
+func (h *home) frees(p person, hold privacy.Hold) {
+	h.t.Helper()
+	ctx := context.Background()
+	must(h.t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
+	h.clock.Advance(time.Second)
+	must(h.t, h.privacy.Look(ctx, false))
+	for _, ref := range h.queued() {
+		must(h.t, h.erase(ref))
+	}
+	h.erased(p, "main/erasure_exceptions")
+}
+
 func TestPromise_R8_HoldsArePlacedReviewedAndReleased(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := context.Background()

@@ -73,9 +73,9 @@ func repacked(t testing.TB, archive []byte, change map[string][]byte) []byte {
 // made, but for the person's id.
 func TestPromise_G4_AnImportGivesTheSameRecordsAndBytes(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		dialect := db.Postgres
-		if r.db.Dialect() == db.Postgres {
-			dialect = db.SQLite
+		other := privacy.Stacks["postgres, s3"]
+		if r.at.Stack == other {
+			other = privacy.Stacks["sqlite, directory"]
 		}
 		r.member("sub_ada")
 		var second bytes.Buffer
@@ -104,7 +104,7 @@ func TestPromise_G4_AnImportGivesTheSameRecordsAndBytes(t *testing.T) {
 		_, archive := r.exported("sub_ada")
 		files := unpack(t, archive)
 
-		there := newRig(t, dialect, setup{})
+		there := newRig(t, other, setup{})
 		there.member("sub_other")
 		there.clock.Advance(time.Hour)
 		done, err := there.imports("sub_other", archive)
@@ -185,18 +185,24 @@ func TestPromise_G4_AnImportGivesTheSameRecordsAndBytes(t *testing.T) {
 	})
 }
 
+// moved exports a person with one image, and opens another installation where that person has nothing yet.
+func (r *rig) moved(t *testing.T) (there *rig, archive []byte, image string) {
+	t.Helper()
+	r.member("sub_ada")
+	_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
+	_, archive = r.exported("sub_ada")
+	there = newRig(t, r.at.Stack, setup{})
+	there.member("sub_ada")
+	there.clock.Advance(time.Hour)
+	return there, archive, ids[0]
+}
+
 // What does not fit its manifest or its record, and what could put words of
 // somebody's where they are not sealed, is refused.
 func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		r.member("sub_ada")
-		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
-		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.db.Dialect(), setup{})
-		there.member("sub_ada")
-		there.clock.Advance(time.Hour)
-		files := unpack(t, archive)
-		name := "content/images/" + ids[0] + ".png"
+		there, archive, id := r.moved(t)
+		files, name := unpack(t, archive), "content/images/"+id+".png"
 		// with is the archive with a file changed, and its manifest to fit.
 		with := func(list, from, to string) []byte {
 			t.Helper()
@@ -227,7 +233,7 @@ func TestAnArchiveThatWasChangedIsNotImported(t *testing.T) {
 			"a changed list":      repacked(t, archive, map[string][]byte{"content/generations.json": []byte("[]")}),
 			"a picture unlike it": with(name, "PNG", "PNH"),
 			"words in a model":    with("content/generations.json", `"model":"m"`, `"model":"my name is Ann"`),
-			"words in an id":      with("content/images.json", ids[0], "img_ann"),
+			"words in an id":      with("content/images.json", id, "img_ann"),
 			"a list of nothing":   with("content/images.json", "[", "{"),
 			"a number in words":   with("content/images.json", `"width":8`, `"width":"8"`),
 			"a field too few":     with("content/images.json", `"width":8,`, ``),
@@ -260,7 +266,7 @@ func TestAnImportBringsNothingBack(t *testing.T) {
 		gone, _ := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
 
-		there := newRig(t, r.db.Dialect(), setup{idle: true})
+		there := newRig(t, r.at.Stack, setup{idle: true})
 		there.member("sub_ada")
 		there.clock.Advance(90*24*time.Hour + time.Millisecond) // the end of the old one
 		_, err := there.keys.Exec(t.Context(), `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES ('generation', ?, '', 1)`, gone)
@@ -302,7 +308,7 @@ func (s *interrupted) Put(ctx context.Context, key string, r io.ReadSeeker, size
 // is closed, or erased, ends and leaves nothing.
 func TestPromise_R7_AnImportLeavesNothingToAnErasedAccount(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
-		r := newRig(t, h.stack.dialect, setup{})
+		r := newRig(t, h.at.Stack, setup{})
 		r.member("sub_ada")
 		for i := range 4 {
 			r.generated("sub_ada", fmt.Sprintf(`{"prompt":"canary %d"}`, i), picture())
@@ -484,7 +490,7 @@ func TestAnImportBelievesNoTimesOrPlaces(t *testing.T) {
 		r.member("sub_ada")
 		r.generated("sub_ada", `{"prompt":"canary"}`, picture())
 		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.db.Dialect(), setup{})
+		there := newRig(t, r.at.Stack, setup{})
 		there.member("sub_ada")
 		there.clock.Advance(time.Hour)
 		now := there.clock.Now()
@@ -542,14 +548,8 @@ func TestAnImportBelievesNoTimesOrPlaces(t *testing.T) {
 // stored, and so is one that says two things.
 func TestAnImportIsBounded(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
-		r.member("sub_ada")
-		_, ids := r.generated("sub_ada", `{"prompt":"canary"}`, picture())
-		_, archive := r.exported("sub_ada")
-		there := newRig(t, r.db.Dialect(), setup{})
-		there.member("sub_ada")
-		there.clock.Advance(time.Hour)
-		files := unpack(t, archive)
-		name := "content/images/" + ids[0] + ".png"
+		there, archive, id := r.moved(t)
+		files, name := unpack(t, archive), "content/images/"+id+".png"
 		says := func(n int, packedSize, size uint64) []byte { // files that are there by their names alone
 			return packed(t, archive, func(z *zip.Writer) error {
 				for k := range n {

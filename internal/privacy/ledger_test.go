@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -34,11 +33,11 @@ var start = time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 // book is a ledger on a database and key store of the test's own.
 type book struct {
 	*Ledger
-	t        testing.TB
-	url, dir string
-	db       *db.DB
-	vault    *vault.Vault
-	clock    *clock.Clock
+	t     testing.TB
+	place Place
+	db    *db.DB
+	vault *vault.Vault
+	clock *clock.Clock
 }
 
 func onBoth(t *testing.T, test func(t *testing.T, b *book)) {
@@ -53,43 +52,32 @@ func onBoth(t *testing.T, test func(t *testing.T, b *book)) {
 
 func newBook(t testing.TB, dialect db.Dialect) *book {
 	t.Helper()
-	_, url := testenv.Database(t, dialect)
-	dir := t.TempDir()
-	if _, err := vault.CreateRoots(filepath.Join(dir, "roots.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	return openBook(t, url, dir, clock.Manual(start))
+	return openBook(t, NewPlace(t, Stack{Dialect: dialect}, t.TempDir(), start), nil)
 }
 
 // openBook is one process on it.
-func openBook(t testing.TB, url, dir string, c *clock.Clock) *book {
+func openBook(t testing.TB, at Place, c *clock.Clock) *book {
 	t.Helper()
-	ctx := context.Background()
-	open := func(url string) *db.DB {
-		d, err := db.Open(ctx, url, db.Options{MaxConnections: 8})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = d.Close() })
-		return d
-	}
-	keys := open("sqlite:" + filepath.Join(dir, "keys.db"))
-	if _, err := keys.Migrate(ctx, vault.Migrations()); err != nil {
-		t.Fatal(err)
-	}
-	roots, err := vault.ReadRoots(filepath.Join(dir, "roots.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := vault.Open(ctx, keys, roots, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := open(url)
-	return &book{Ledger: NewLedger(LedgerOptions{DB: d, Vault: v, Clock: c}), t: t, url: url, dir: dir, db: d, vault: v, clock: c}
+	p, err := at.Open(context.Background(), c, db.Options{MaxConnections: 8})
+	t.Cleanup(p.Close)
+	must(t, err)
+	return &book{Ledger: NewLedger(LedgerOptions{DB: p.DB, Vault: p.Vault, Clock: p.Clock}), t: t, place: at, db: p.DB, vault: p.Vault, clock: p.Clock}
 }
 
-func (b *book) process() *book { return openBook(b.t, b.url, b.dir, b.clock) }
+// queue is one with a Redis, that knows how to seal.
+func (b *book) queue() *jobs.Queue {
+	b.t.Helper()
+	o, err := redis.ParseURL(testenv.Redis(b.t))
+	must(b.t, err)
+	client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
+	bell := jobs.NewBell(client, metrics)
+	b.t.Cleanup(func() { bell.Close(); _ = client.Close() })
+	q := jobs.New(b.db, b.clock, bell, metrics, slog.New(slog.DiscardHandler))
+	q.Register(b.Kind())
+	return q
+}
+
+func (b *book) process() *book { return openBook(b.t, b.place, b.clock) }
 
 func (b *book) people(subjects ...string) {
 	b.t.Helper()
@@ -664,15 +652,7 @@ func TestSchedulersSealWithinAMinute(t *testing.T) {
 		var schedulers []*jobs.Scheduler
 		for range 2 {
 			p := b.process()
-			o, err := redis.ParseURL(testenv.Redis(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
-			bell := jobs.NewBell(client, metrics)
-			t.Cleanup(func() { bell.Close(); _ = client.Close() })
-			queue := jobs.New(p.db, p.clock, bell, metrics, slog.New(slog.DiscardHandler))
-			queue.Register(p.Kind())
+			queue := p.queue()
 			schedulers = append(schedulers, queue.NewScheduler(LedgerSchedules()...))
 			worker := queue.NewWorker([]jobs.Lane{{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)}}, time.Second)
 			running.Go(func() {
@@ -709,15 +689,7 @@ func TestSealingDoesNotQueueBehindSweeps(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, b *book) {
 		ctx := context.Background()
-		o, err := redis.ParseURL(testenv.Redis(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		client, metrics := redis.NewClient(o), jobs.NewMetrics(nil)
-		bell := jobs.NewBell(client, metrics)
-		t.Cleanup(func() { bell.Close(); _ = client.Close() })
-		queue := jobs.New(b.db, b.clock, bell, metrics, slog.New(slog.DiscardHandler))
-		queue.Register(b.Kind())
+		queue := b.queue()
 		queue.Register(jobs.Kind{Name: "sweep", Run: func(context.Context, *jobs.Run) error { return nil }})
 		if err := b.db.Tx(ctx, func(tx *db.Tx) error {
 			for range 50 {
@@ -743,11 +715,13 @@ const writeVariable = "ZIMAGE_TEST_LEDGER_WRITER"
 
 // TestLedgerWriter is the process that the next test kills.
 func TestLedgerWriter(t *testing.T) {
-	url, dir, there := strings.Cut(os.Getenv(writeVariable), " ")
-	if !there {
+	text := os.Getenv(writeVariable)
+	if text == "" {
 		return
 	}
-	b := openBook(t, url, dir, clock.New())
+	var at Place
+	must(t, json.Unmarshal([]byte(text), &at))
+	b := openBook(t, at, clock.New())
 	ctx := context.Background()
 	for n := 0; ; n++ {
 		if err := b.db.Tx(ctx, func(tx *db.Tx) error {
@@ -773,8 +747,10 @@ func TestPromise_X3_KilledBetweenEntryAndSeal(t *testing.T) {
 		b.people("sub_ann")
 		b.exec(`CREATE TABLE witnesses (at BIGINT NOT NULL)`)
 		for round := range 4 {
+			at, err := json.Marshal(b.place)
+			must(t, err)
 			writer := exec.Command(os.Args[0], "-test.run=^TestLedgerWriter$") //nolint:gosec // this test
-			writer.Env = append(os.Environ(), writeVariable+"="+b.url+" "+b.dir)
+			writer.Env = append(os.Environ(), writeVariable+"="+string(at))
 			out, err := writer.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)

@@ -57,6 +57,21 @@ func (h *home) asked(email string, kind privacy.RequestKind) (privacy.Request, s
 	return r, data["Code"]
 }
 
+// wrote is asked, and the address has confirmed it.
+func (h *home) wrote(email string, kind privacy.RequestKind) privacy.Request {
+	h.t.Helper()
+	_, code := h.asked(email, kind)
+	r, err := h.privacy.ConfirmRequest(context.Background(), code)
+	must(h.t, err)
+	return r
+}
+
+// guard has sign-in ask for a code too.
+func (h *home) guard(p person) {
+	h.t.Helper()
+	h.exec(`UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
+}
+
 // requests are a person's, as kind, state and outcome, sorted.
 func (h *home) requests(owner string) (list []string) {
 	h.t.Helper()
@@ -402,29 +417,21 @@ func TestPromise_G3_ALetterErasesAGuardedAccountOnlyAfterAWhile(t *testing.T) {
 			must(t, err)
 			return s.State
 		}
-		wrote := func(p person) privacy.Request {
-			t.Helper()
-			_, code := h.asked(p.email, privacy.RequestErasure)
-			r, err := h.privacy.ConfirmRequest(ctx, code)
-			must(t, err)
-			return r
-		}
 		var people []person
 		for _, name := range []string{"ann", "ben", "cleo", "dora", "eve"} {
 			p := h.newcomer(name)
 			if name != "eve" {
-				_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
-				must(t, err)
+				h.guard(p)
 			}
 			people = append(people, p)
 		}
 		lost, robbed, staffed, own, bare := people[0], people[1], people[2], people[3], people[4]
-		if r := wrote(bare); r.Ref == "" || !r.ActsAt.IsZero() || state(bare) != subject.Closing {
+		if r := h.wrote(bare.email, privacy.RequestErasure); r.Ref == "" || !r.ActsAt.IsZero() || state(bare) != subject.Closing {
 			t.Errorf("without a second factor: %+v", r)
 		}
 		requests := map[string]privacy.Request{}
 		for _, p := range []person{lost, robbed, staffed, own} {
-			r := wrote(p)
+			r := h.wrote(p.email, privacy.RequestErasure)
 			to, data := h.letter(mail.ErasureAsked)
 			if want := h.clock.Now().Add(3 * 24 * time.Hour); r.State != privacy.RequestOpen || r.Ref != "" || !r.ActsAt.Equal(want) || state(p) != subject.Active ||
 				to != p.email || data["ID"] != r.ID || !strings.Contains(data["Contact"], "@") || data["When"] != want.Format("2 January 2006, 15:04 UTC") {
@@ -568,11 +575,8 @@ func TestAWaitingErasureThatIsWithdrawnIsNotDone(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
 		p := h.newcomer("ann")
-		_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, p.id)
-		must(t, err)
-		_, code := h.asked(p.email, privacy.RequestErasure)
-		r, err := h.privacy.ConfirmRequest(ctx, code)
-		must(t, err)
+		h.guard(p)
+		r := h.wrote(p.email, privacy.RequestErasure)
 		h.clock.Advance(r.ActsAt.Sub(h.clock.Now()) + time.Second)
 		looked := make(chan error, 1)
 		by := func(ctx context.Context, do func(tx *db.Tx) (events.Event, error)) error {
@@ -587,7 +591,7 @@ func TestAWaitingErasureThatIsWithdrawnIsNotDone(t *testing.T) {
 				return what, err
 			})
 		}
-		_, err = h.privacy.CloseRequest(ctx, by, r.ID, privacy.OutcomeWithdrawn, because)
+		_, err := h.privacy.CloseRequest(ctx, by, r.ID, privacy.OutcomeWithdrawn, because)
 		must(t, err)
 		must(t, <-looked)
 		must(t, h.privacy.Look(ctx, false))
@@ -605,19 +609,14 @@ func TestARequestThatFailsKeepsNoOtherFromItsTime(t *testing.T) {
 		ctx := context.Background()
 		people := map[string]person{}
 		requests := map[string]privacy.Request{}
-		old, code := h.asked("nobody@example.org", privacy.RequestAccess)
-		_, err := h.privacy.ConfirmRequest(ctx, code)
-		must(t, err)
+		old := h.wrote("nobody@example.org", privacy.RequestAccess)
 		h.clock.Advance(31 * 24 * time.Hour)
 		for _, name := range []string{"ann", "ben"} {
 			people[name] = h.newcomer(name)
-			_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, people[name].id)
-			must(t, err)
-			_, code := h.asked(people[name].email, privacy.RequestErasure)
-			requests[name], err = h.privacy.ConfirmRequest(ctx, code)
-			must(t, err)
+			h.guard(people[name])
+			requests[name] = h.wrote(people[name].email, privacy.RequestErasure)
 		}
-		_, err = h.db.Exec(ctx, `UPDATE requests SET subject = 'sub_gone' WHERE id = ?`, requests["ann"].ID)
+		_, err := h.db.Exec(ctx, `UPDATE requests SET subject = 'sub_gone' WHERE id = ?`, requests["ann"].ID)
 		must(t, err)
 		// And so many that they would be all of a round.
 		_, err = h.db.Exec(ctx, `WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600)

@@ -18,6 +18,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 )
 
@@ -36,8 +37,8 @@ func BenchmarkSweep(b *testing.B) {
 				var asked []int
 				sizes := []int{100_000, 1_000_000}
 				for _, stored := range sizes {
-					h := newHome(b, homes[name])
-					h.redis = testenv.Redis(b)
+					h := newHome(b, privacy.Stacks[name])
+					h.at.Redis = testenv.Redis(b)
 					h.rooms()
 					counted := h.countStore()
 					h.stored(stored, 1)
@@ -76,8 +77,8 @@ func BenchmarkSweepMemory(b *testing.B) {
 	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {
-				h := newHome(b, homes[name])
-				h.redis = testenv.Redis(b)
+				h := newHome(b, privacy.Stacks[name])
+				h.at.Redis = testenv.Redis(b)
 				h.rooms()
 				h.rows(stored, fmt.Sprintf(`'sub_' || k.n %% %d`, people), fmt.Sprintf(`CASE WHEN k.n / %d %% %d = 0 THEN %d ELSE %d END`,
 					people, stored/ended, h.clock.Millis(), h.clock.Millis()+day.Milliseconds()))
@@ -146,8 +147,8 @@ func BenchmarkRequestsDuringASweep(b *testing.B) {
 	for _, name := range []string{"sqlite, directory", "postgres, s3"} {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {
-				h := newHome(b, homes[name])
-				h.redis = testenv.Redis(b)
+				h := newHome(b, privacy.Stacks[name])
+				h.at.Redis = testenv.Redis(b)
 				h.rooms()
 				h.generate.QueuedLimit, h.generate.DailyLimit = 1_000_000, 1_000_000
 				h.stored(20_000, expiring/each)
@@ -303,7 +304,7 @@ func (h *home) rows(n int, owner, ends string) {
 func (h *home) atRest() {
 	h.t.Helper()
 	statements := []string{`ANALYZE`, `CHECKPOINT`}
-	if h.stack.dialect == db.SQLite {
+	if h.at.Dialect == db.SQLite {
 		statements[1] = `PRAGMA wal_checkpoint(TRUNCATE)`
 	}
 	for _, s := range statements {

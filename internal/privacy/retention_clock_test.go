@@ -106,14 +106,8 @@ func TestPromise_R3_AClockThatIsWrongDoesNothingToRequests(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
 		ctx := t.Context()
 		ann := h.newcomer("ann")
-		_, err := h.db.Exec(ctx, `UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, ann.id)
-		must(t, err)
-		_, code := h.asked(ann.email, privacy.RequestErasure)
-		waits, err := h.privacy.ConfirmRequest(ctx, code)
-		must(t, err)
-		_, code = h.asked("nobody@example.org", privacy.RequestAccess)
-		closed, err := h.privacy.ConfirmRequest(ctx, code)
-		must(t, err)
+		h.guard(ann)
+		waits, closed := h.wrote(ann.email, privacy.RequestErasure), h.wrote("nobody@example.org", privacy.RequestAccess)
 		unconfirmed, _ := h.asked("else@example.org", privacy.RequestAccess)
 		states := func() string {
 			var list []string

@@ -123,6 +123,33 @@ func TestPromise_R3_EveryHourAroundTheEndOfTheWindow(t *testing.T) {
 	})
 }
 
+// An image that went with its generation, before its own purge came to it, leaves nothing to
+// be swept: nobody would be told of it.
+func TestAnImageThatIsGoneLeavesNothingToSweep(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		image := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, image))
+		unswept := func() int { return h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) }
+		stop := h.work()
+		must(t, h.generate.Delete(ctx, p.id, generation))
+		testenv.Eventually(t, time.Minute, func() bool { return unswept() == 0 })
+		stop()
+		must(t, h.db.Tx(ctx, func(tx *db.Tx) error {
+			n, err := h.generate.RemoveImages(ctx, tx, []string{image}, "expired")
+			if n != 0 {
+				t.Errorf("%d images are removed", n)
+			}
+			return err
+		}))
+		if jobs := h.count(`SELECT count(*) FROM jobs WHERE kind = 'generation:sweep' AND state IN ('queued', 'waiting')`); unswept() != 0 || jobs != 0 {
+			t.Errorf("%d generations are to be swept, and %d sweeps are to come", unswept(), jobs)
+		}
+	})
+}
+
 // A held image keeps itself and its generation, and not its neighbours.
 func TestPromise_R8_AHeldImageKeepsNoOthers(t *testing.T) {
 	bothDatabases(t, func(t *testing.T, h *home) {
@@ -193,7 +220,7 @@ const laterObjects = `
     not_exported: a test
 `
 
-func withLater(t *testing.T, s stack) *home {
+func withLater(t *testing.T, s privacy.Stack) *home {
 	t.Helper()
 	text := strings.Replace(string(privacy.ShippedMap()), "\ntables:\n", "\ntables:"+laterTables, 1)
 	text = strings.Replace(text, "\nobjects:\n", "\nobjects:"+laterObjects, 1)
@@ -226,17 +253,13 @@ func TestPromise_R4_UsageEndsWithItsWindow(t *testing.T) {
 // There is no support yet. A made-up table, which only the map of the test knows, stands for what
 // people will write and attach: it needs no more than an entry in the map.
 func TestPromise_R5_CorrespondenceEndsWithItsWindow(t *testing.T) {
-	t.Parallel()
-	for name, s := range homes {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			h := withLater(t, s)
-			endsWithItsWindow(t, h, 24, func(n int) {
-				h.exec(`INSERT INTO letters (owner, n, at, read_at, words, title) VALUES ('sub_x', ?, ?, NULL, ?, 'a')`, n, h.clock.Millis(), []byte("w"))
-				must(t, h.store.Put(t.Context(), fmt.Sprintf("letters/sub_x/%d.txt", n), bytes.NewReader([]byte("attached")), 8))
-			}, func() int { return h.count(`SELECT count(*) FROM letters`) }, func() int { return len(h.objects("letters/")) })
-		})
-	}
+	on(t, every, func(t *testing.T, s privacy.Stack) {
+		h := withLater(t, s)
+		endsWithItsWindow(t, h, 24, func(n int) {
+			h.exec(`INSERT INTO letters (owner, n, at, read_at, words, title) VALUES ('sub_x', ?, ?, NULL, ?, 'a')`, n, h.clock.Millis(), []byte("w"))
+			must(t, h.store.Put(t.Context(), fmt.Sprintf("letters/sub_x/%d.txt", n), bytes.NewReader([]byte("attached")), 8))
+		}, func() int { return h.count(`SELECT count(*) FROM letters`) }, func() int { return len(h.objects("letters/")) })
+	})
 }
 
 // endsWithItsWindow writes something a day for a month, and looks every hour around the
@@ -279,77 +302,66 @@ func endsWithItsWindow(t *testing.T, h *home, months int, write func(n int), lef
 
 // A rule that empties columns does so once, in a table with a key of several columns.
 func TestColumnsBecomeEmptyByTheMapAlone(t *testing.T) {
-	t.Parallel()
-	for name, s := range homes {
-		if s.versioned {
-			continue
+	on(t, unversioned, func(t *testing.T, s privacy.Stack) {
+		ctx, h := t.Context(), withLater(t, s)
+		for n := range 250 {
+			_, err := h.db.Exec(ctx, `INSERT INTO letters (owner, n, at, read_at, words, title) VALUES ('sub_x', ?, ?, ?, ?, 'a')`, n, h.clock.Millis(), h.clock.Millis(), []byte("w"))
+			must(t, err)
 		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ctx, h := t.Context(), withLater(t, s)
-			for n := range 250 {
-				_, err := h.db.Exec(ctx, `INSERT INTO letters (owner, n, at, read_at, words, title) VALUES ('sub_x', ?, ?, ?, ?, 'a')`, n, h.clock.Millis(), h.clock.Millis(), []byte("w"))
-				must(t, err)
-			}
-			h.clock.Advance(30*day - time.Millisecond)
-			ended, err := h.privacy.Purge(ctx, "letters")
-			if ended != 0 || err != nil {
-				t.Fatalf("%d rows before the time, %v", ended, err)
-			}
-			h.clock.Advance(time.Millisecond)
-			ended, err = h.privacy.Purge(ctx, "letters")
-			if ended != 250 || err != nil {
-				t.Fatalf("%d rows, %v", ended, err)
-			}
-			if n := h.count(`SELECT count(*) FROM letters WHERE words IS NULL AND title = '' AND read_at > 0`); n != 250 {
-				t.Errorf("%d rows are empty", n)
-			}
-			if ended, err = h.privacy.Purge(ctx, "letters"); ended != 0 || err != nil {
-				t.Errorf("%d rows a second time, %v", ended, err)
-			}
-		})
-	}
+		h.clock.Advance(30*day - time.Millisecond)
+		ended, err := h.privacy.Purge(ctx, "letters")
+		if ended != 0 || err != nil {
+			t.Fatalf("%d rows before the time, %v", ended, err)
+		}
+		h.clock.Advance(time.Millisecond)
+		ended, err = h.privacy.Purge(ctx, "letters")
+		if ended != 250 || err != nil {
+			t.Fatalf("%d rows, %v", ended, err)
+		}
+		if n := h.count(`SELECT count(*) FROM letters WHERE words IS NULL AND title = '' AND read_at > 0`); n != 250 {
+			t.Errorf("%d rows are empty", n)
+		}
+		if ended, err = h.privacy.Purge(ctx, "letters"); ended != 0 || err != nil {
+			t.Errorf("%d rows a second time, %v", ended, err)
+		}
+	})
 }
 
 // A sweep that is broken off goes on, and a store that is away lets no row go whose
 // objects are still there.
 func TestPromise_R5_AnObjectStoreThatIsAwayKeepsTheRows(t *testing.T) {
-	t.Parallel()
-	for name, s := range homes {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ctx, h := t.Context(), withLater(t, s)
-			for n := range 230 {
-				_, err := h.db.Exec(ctx, `INSERT INTO letters (owner, n, at, title) VALUES ('sub_x', ?, ?, '')`, n, h.clock.Millis()+int64(n))
-				must(t, err)
-				must(t, h.store.Put(ctx, fmt.Sprintf("letters/sub_x/%d.txt", n), bytes.NewReader([]byte("attached")), 8))
-			}
-			h.clock.Advance(800 * day)
-			h.away.refuse(true)
-			if _, err := h.privacy.Purge(ctx, "letters"); err == nil {
-				t.Error("a sweep without the object store says that it is done")
-			}
-			if n := h.count(`SELECT count(*) FROM letters`); n != 230 || h.count(`SELECT count(*) FROM sweeps WHERE plan = 'letters'`) != 0 {
-				t.Errorf("%d rows are left", n)
-			}
-			h.away.refuse(false)
-			broken, stop := context.WithCancel(ctx)
-			h.away.after(1, stop) // killed behind the first batch's objects
-			if _, err := h.privacy.Purge(broken, "letters"); err == nil {
-				t.Error("a sweep that was broken off says that it is done")
-			}
-			rows, left := h.count(`SELECT count(*) FROM letters`), len(h.objects("letters/"))
-			if rows == 0 || rows < left {
-				t.Errorf("%d rows and %d objects", rows, left)
-			}
-			if _, err := h.privacy.Purge(ctx, "letters"); err != nil {
-				t.Fatal(err)
-			}
-			if n := h.count(`SELECT count(*) FROM letters`) + len(h.objects("letters/")); n != 0 {
-				t.Errorf("%d rows and objects are left", n)
-			}
-		})
-	}
+	on(t, every, func(t *testing.T, s privacy.Stack) {
+		ctx, h := t.Context(), withLater(t, s)
+		for n := range 230 {
+			_, err := h.db.Exec(ctx, `INSERT INTO letters (owner, n, at, title) VALUES ('sub_x', ?, ?, '')`, n, h.clock.Millis()+int64(n))
+			must(t, err)
+			must(t, h.store.Put(ctx, fmt.Sprintf("letters/sub_x/%d.txt", n), bytes.NewReader([]byte("attached")), 8))
+		}
+		h.clock.Advance(800 * day)
+		h.away.refuse(true)
+		if _, err := h.privacy.Purge(ctx, "letters"); err == nil {
+			t.Error("a sweep without the object store says that it is done")
+		}
+		if n := h.count(`SELECT count(*) FROM letters`); n != 230 || h.count(`SELECT count(*) FROM sweeps WHERE plan = 'letters'`) != 0 {
+			t.Errorf("%d rows are left", n)
+		}
+		h.away.refuse(false)
+		broken, stop := context.WithCancel(ctx)
+		h.away.after(1, stop) // killed behind the first batch's objects
+		if _, err := h.privacy.Purge(broken, "letters"); err == nil {
+			t.Error("a sweep that was broken off says that it is done")
+		}
+		rows, left := h.count(`SELECT count(*) FROM letters`), len(h.objects("letters/"))
+		if rows == 0 || rows < left {
+			t.Errorf("%d rows and %d objects", rows, left)
+		}
+		if _, err := h.privacy.Purge(ctx, "letters"); err != nil {
+			t.Fatal(err)
+		}
+		if n := h.count(`SELECT count(*) FROM letters`) + len(h.objects("letters/")); n != 0 {
+			t.Errorf("%d rows and objects are left", n)
+		}
+	})
 }
 
 // An account is kept as long as it is there, whatever the sweeps do.

@@ -10,6 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -28,35 +31,34 @@ import (
 const (
 	simulatedDays   = 800
 	simulatedPeople = 220
+	versionedDays   = 130 // of fewer people, for what a bucket that keeps versions has to do with
 	simulationSeed  = 7
+	actsEvery       = 5 // days
 )
 
 // Hundreds of people live through 800 days: they sign up, generate, with days of their
 // own or without, delete, export, restrict, close, and some are held. What must be in the
 // stores is kept in memory, by what the policy says alone, and compared with them.
 //
-// At 8:00 of a day everybody acts, and workers do what follows of it at once. At 9:55 all
-// that is scheduled comes round once, so that whatever ended since 8:00 has less than two
-// hours; then everything is compared. On every 25th day, on those around the end of
-// the windows of months and on the last of an erasure's 30, the schedules come round every
-// hour, and everything is compared each time.
+// At 8:00 of every fifth day everybody acts, and workers do what follows of it at once. At
+// 9:55 of every day all that is scheduled comes round once, so that whatever ended since
+// 8:00 has less than two hours; then everything is compared. On a day on which anything
+// ends, by what is kept in memory, which is around 8:00 too, that happens every hour from
+// 6:55 on.
 func TestPromise_R1_R3_R4_R5_R6_R8_EightHundredDays(t *testing.T) {
-	t.Parallel()
-	for name, s := range homes {
-		if s.versioned {
-			continue
+	on(t, every, func(t *testing.T, s privacy.Stack) {
+		w := newWorld(t, s)
+		days := simulatedDays
+		if s.Versioned {
+			days = versionedDays
 		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, s)
-			for d := range simulatedDays {
-				if w.day(d); t.Failed() {
-					t.Fatalf("on day %d, seed %d", d, simulationSeed)
-				}
+		for d := range days {
+			if w.day(d); t.Failed() {
+				t.Fatalf("on day %d, seed %d", d, simulationSeed)
 			}
-			w.end()
-		})
-	}
+		}
+		w.end()
+	})
 }
 
 // world is what must be in a home.
@@ -72,6 +74,8 @@ type world struct {
 	people    []*soul
 	exports   []*copied
 	letters   []*letter
+	asks      []*asking
+	passing   map[string]map[string]*passing // by table and id
 	holds     []*keeping
 	sweptAt   time.Time // what was over then is gone
 	did       map[string]int
@@ -83,6 +87,7 @@ type soul struct {
 	n               int
 	closing, erased bool
 	restricted      bool
+	leaves          time.Time // when it is closed for a letter; zero: it is not, or is
 	closedAt        time.Time
 	erasure, secret string
 	works           []*piece
@@ -97,6 +102,8 @@ type piece struct {
 	gone   time.Time // its content; zero: it is there
 	holds  int
 	images []*shot
+
+	shortened bool
 }
 
 type shot struct {
@@ -111,6 +118,7 @@ type shot struct {
 type keeping struct {
 	id    string
 	until time.Time
+	view  time.Time // when it is to be looked at again
 	piece *piece
 	shot  *shot // nil: the whole
 }
@@ -125,6 +133,21 @@ type letter struct {
 	owner *soul
 	n     int
 	ends  time.Time
+}
+
+// asking is a request that staff answer, or one from an address.
+type asking struct {
+	owner   *soul // nil: nobody's
+	id      string
+	expires time.Time // unless it is confirmed; zero: it is
+	answer  time.Time // when the staff does
+	closed  time.Time // zero: it is open
+}
+
+// passing is a row that was seen, whose end follows from what it said.
+type passing struct {
+	owner *soul     // nil: nobody's
+	ends  time.Time // zero: it stays
 }
 
 // kept by a hold, whatever its end.
@@ -149,13 +172,14 @@ func (r *refusing) Delete(ctx context.Context, keys ...string) error {
 	return r.Store.Delete(ctx, keys...)
 }
 
-func newWorld(t *testing.T, s stack) *world {
+func newWorld(t *testing.T, s privacy.Stack) *world {
 	h := withLater(t, s)
+	h.ledger = privacy.NewLedger(privacy.LedgerOptions{DB: h.db, Vault: h.vault, Clock: h.clock})
 	schedules := slices.Concat(privacy.Schedules(), generate.Schedules())
 	h.options.Recurring = schedules
-	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}} //nolint:gosec // it must be the same each time
+	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}, passing: map[string]map[string]*passing{}} //nolint:gosec // it must be the same each time
 	h.away.Store = w.refusing
-	h.redis = testenv.Redis(t)
+	h.at.Redis = testenv.Redis(t)
 	h.rooms()
 	h.engine = func(context.Context, engine.Request) ([]byte, error) { return w.picture, nil }
 	var hourly, daily []jobs.Schedule
@@ -191,14 +215,17 @@ func (w *world) day(d int) {
 		}
 		w.clock.Advance(to.Sub(w.clock.Now()))
 	}
-	hourly := d%25 == 0 || d == refusedTo || slices.Contains([]int{365, 366, 367, 731, 732}, d)
+	ends := w.due(midnight, midnight.Add(day))
+	for what, n := range ends {
+		w.did["hourly around "+what] += n
+	}
 	hour := func(n int) {
 		at(n, 55)
 		w.ends()
 		w.tick()
 		w.compare()
 	}
-	if hourly {
+	if len(ends) > 0 {
 		hour(6)
 		if d == refusedTo {
 			w.refusing.of = ""
@@ -206,22 +233,84 @@ func (w *world) day(d int) {
 		hour(7)
 	}
 	at(8, 0)
-	w.act(d)
-	w.settle()
-	if hourly {
-		w.compare()
+	if d%actsEvery == 0 {
+		w.act(d)
+		w.settle()
+	}
+	if len(ends) > 0 {
+		w.ends()
 		hour(8)
 	}
 	hour(9)
+	w.measure()
 	// The comparison by itself: it may not find what others should have deleted.
 	must(w.t, w.compares.Tick(w.t.Context()))
 	w.settle()
 	if n := w.figure("zimage_orphans_deleted_total"); n != 0 {
 		w.t.Errorf("%v objects had lost their rows", n)
 	}
-	if hourly {
-		hour(10)
+}
+
+// due are the ends between two times, by what it is that ends.
+func (w *world) due(from, to time.Time) map[string]int {
+	ends := map[string]int{}
+	end := func(what string, at time.Time) {
+		if !at.Before(from) && at.Before(to) {
+			ends[what]++
+		}
 	}
+	for _, s := range w.people {
+		for _, p := range s.works {
+			switch {
+			case !s.living():
+			case !p.gone.IsZero():
+				end("what is left of a generation", p.gone.Add(tombstone))
+			case p.shortened:
+				end("a shortened window", p.ends)
+			default:
+				end("a window", p.ends)
+			}
+		}
+		for _, at := range s.uses {
+			if s.living() {
+				end("a use", usageWindow.After(at))
+			}
+		}
+		if s.closing {
+			end("an erasure's deadline", s.closedAt.Add(30*day))
+		}
+		end("an objection's time", s.leaves)
+	}
+	for _, e := range w.exports {
+		if e.owner.living() {
+			end("an export", e.ends)
+		}
+	}
+	for _, l := range w.letters {
+		if l.owner.living() {
+			end("correspondence", l.ends)
+		}
+	}
+	for _, k := range w.holds {
+		end("a hold's review", k.view)
+	}
+	for _, a := range w.asks {
+		switch {
+		case a.owner != nil && !a.owner.living():
+		case !a.closed.IsZero():
+			end("what a request said", a.closed.Add(30*day))
+		case !a.expires.IsZero():
+			end("a confirmation", a.expires)
+		}
+	}
+	for table, rows := range w.passing {
+		for _, p := range rows {
+			if p.owner == nil || p.owner.living() {
+				end(table, p.ends)
+			}
+		}
+	}
+	return ends
 }
 
 // tick has all come round that is scheduled, and everybody at work.
@@ -232,10 +321,18 @@ func (w *world) tick() {
 	must(w.t, w.scheduler.Reconcile(ctx))
 	must(w.t, w.scheduler.Tick(ctx))
 	must(w.t, w.privacy.Look(ctx, false))
+	for _, s := range w.people {
+		if !s.leaves.IsZero() && !s.leaves.After(w.sweptAt) {
+			s.leaves = time.Time{}
+			w.closed(s)
+		}
+	}
 	w.settle()
 	must(w.t, w.scheduler.Prune(ctx))
 	must(w.t, w.accounts.Prune(ctx))
 	_, err := w.folder.Sweep()
+	must(w.t, err)
+	_, err = w.ledger.Seal(ctx)
 	must(w.t, err)
 }
 
@@ -292,10 +389,22 @@ func (w *world) pieces() (all []*piece) {
 	return all
 }
 
+// act has people do what they do in some days.
 func (w *world) act(d int) {
+	for range actsEvery {
+		w.acts(d)
+	}
+	if d == refusedFrom {
+		s := one(w, w.people, func(s *soul) bool { return s.living() && len(w.objects("images/"+s.id+"/")) > 0 })
+		w.refusing.of = s.id
+		w.often("closed, and not deleted for 30 days", 1, func() bool { return w.closes(s) })
+	}
+}
+
+func (w *world) acts(d int) {
 	ctx, t := w.t.Context(), w.t
-	free := func(s *soul) bool { return s.living() && !s.restricted }
-	living := func(s *soul) bool { return s.living() }
+	free := func(s *soul) bool { return s.living() && !s.restricted && s.leaves.IsZero() }
+	living := func(s *soul) bool { return s.living() && s.leaves.IsZero() }
 	signUp := func() bool {
 		if len(w.people) >= simulatedPeople {
 			return false
@@ -309,16 +418,14 @@ func (w *world) act(d int) {
 
 	days := func() int {
 		if w.chance.IntN(4) == 0 {
-			return 1 + w.chance.IntN(89)
+			return actsEvery * (1 + w.chance.IntN(17)) // so that much ends on the same days
 		}
 		return 90
 	}
 	for range 1 + w.chance.IntN(2) {
 		w.often("made", 0.6, func() bool { return w.paints(one(w, w.people, free), days()) })
 	}
-	if d%8 == 0 {
-		w.often("generated", 1, func() bool { return w.generates(one(w, w.people, living), days()) })
-	}
+	w.often("generated", 0.13, func() bool { return w.generates(one(w, w.people, living), days()) })
 	w.often("deleted a generation", 0.12, func() bool {
 		p := one(w, w.pieces(), func(*piece) bool { return true })
 		if p == nil {
@@ -356,7 +463,12 @@ func (w *world) act(d int) {
 		return true
 	})
 	w.often("exported", 0.06, func() bool {
-		s := one(w, w.people, living)
+		s := one(w, w.people, func(s *soul) bool {
+			return living(s) && !slices.ContainsFunc(w.exports, func(e *copied) bool { return e.owner == s && e.ends.IsZero() })
+		})
+		if s == nil {
+			return false
+		}
 		e, err := w.privacy.AskExport(ctx, s.id)
 		must(t, err)
 		w.exports = append(w.exports, &copied{owner: s, id: e.ID})
@@ -369,7 +481,7 @@ func (w *world) act(d int) {
 		return true
 	})
 	w.often("lifted a restriction", 0.04, func() bool {
-		s := one(w, w.people, func(s *soul) bool { return s.living() && s.restricted })
+		s := one(w, w.people, func(s *soul) bool { return living(s) && s.restricted })
 		if s == nil {
 			return false
 		}
@@ -392,7 +504,7 @@ func (w *world) act(d int) {
 		}
 		hold, err := w.place(p.owner.id, table, record)
 		must(t, err)
-		k.id = hold.ID
+		k.id, k.view = hold.ID, hold.ReviewAt
 		w.holds = append(w.holds, k)
 		return true
 	})
@@ -407,7 +519,7 @@ func (w *world) act(d int) {
 	}
 	w.often("wrote", writes, func() bool {
 		s := one(w, w.people, living)
-		l := &letter{owner: s, n: d, ends: privacy.Months(24).After(w.clock.Now())}
+		l := &letter{owner: s, n: len(w.letters), ends: privacy.Months(24).After(w.clock.Now())}
 		w.letters = append(w.letters, l)
 		_, err := w.db.Exec(ctx, `INSERT INTO letters (owner, n, at, read_at, words, title) VALUES (?, ?, ?, NULL, ?, 'a')`, s.id, l.n, w.clock.Millis(), []byte(mark))
 		must(t, err)
@@ -427,24 +539,105 @@ func (w *world) act(d int) {
 	if d > 30 {
 		often = 0.09
 	}
-	closes := func(s *soul) bool {
-		if s == nil {
-			return false
-		}
-		s.closing, s.closedAt = true, w.clock.Now()
-		s.erasure, s.secret = w.close(s.person)
-		return true
-	}
-	w.often("closed", often, func() bool { return closes(one(w, w.people, living)) })
+	w.often("closed", often, func() bool { return w.closes(one(w, w.people, living)) })
 	w.often("closed, and held", often/4, func() bool {
-		k := one(w, w.holds, func(k *keeping) bool { return k.piece.owner.living() })
-		return k != nil && closes(k.piece.owner)
+		k := one(w, w.holds, func(k *keeping) bool { return living(k.piece.owner) })
+		return k != nil && w.closes(k.piece.owner)
 	})
-	if d == refusedFrom {
-		s := one(w, w.people, func(s *soul) bool { return s.living() && len(w.objects("images/"+s.id+"/")) > 0 })
-		w.refusing.of = s.id
-		w.often("closed, and not deleted for 30 days", 1, func() bool { return closes(s) })
+	w.writes(often, living)
+}
+
+func (w *world) closes(s *soul) bool {
+	if s != nil {
+		must(w.t, w.accounts.CloseFor(w.t.Context(), account.AtTheMachine(), s.id, "a letter that asks for it, "+mark))
+		w.closed(s)
 	}
+	return s != nil
+}
+
+// closed is what follows of a closing.
+func (w *world) closed(s *soul) {
+	var err error
+	s.closing, s.closedAt = true, w.clock.Now()
+	s.erasure, s.secret, err = w.claim(s.person)
+	must(w.t, err)
+}
+
+// writes is what people ask for by the staff, and by letters: who has an account, and who
+// has none.
+func (w *world) writes(often float64, living func(*soul) bool) {
+	ctx, t := w.t.Context(), w.t
+	w.often("asked the staff", 0.04, func() bool {
+		s := one(w, w.people, living)
+		r, err := w.privacy.Ask(ctx, s.id, privacy.RequestRectification, "my name, "+mark)
+		must(t, err)
+		w.asks = append(w.asks, &asking{owner: s, id: r.ID, answer: w.clock.Now().Add(time.Duration(actsEvery*(1+w.chance.IntN(5))) * day)})
+		return true
+	})
+	for _, a := range w.asks {
+		if !a.answer.IsZero() && a.closed.IsZero() && a.answer.Before(w.clock.Now()) && a.owner.living() {
+			w.often("was answered", 1, func() bool {
+				_, err := w.privacy.CloseRequest(ctx, w.machine(), a.id, []privacy.RequestOutcome{privacy.OutcomeDone, privacy.OutcomeRefused}[w.chance.IntN(2)], because)
+				must(t, err)
+				a.closed = w.clock.Now()
+				return true
+			})
+		}
+	}
+	w.often("wrote without an account", 0.1, func() bool {
+		kinds, opened := privacy.RequestKinds(), w.clock.Now().Truncate(time.Millisecond)
+		a, code := w.opens(fmt.Sprintf("nobody%d-%s@example.org", len(w.asks), strings.ToLower(mark)), kinds[w.chance.IntN(len(kinds))])
+		if w.chance.IntN(2) == 0 {
+			a.expires = opened.Add(7 * day)
+			return true
+		}
+		r, err := w.privacy.ConfirmRequest(ctx, code)
+		if err != nil || r.Outcome != privacy.OutcomeNothingHeld {
+			t.Errorf("somebody without an account is told %+v, %v", r, err)
+		}
+		a.closed = w.clock.Now()
+		return true
+	})
+	w.often("restricted by a letter", 0.02, func() bool {
+		s := one(w, w.people, func(s *soul) bool { return living(s) && !s.restricted })
+		a, code := w.opens(s.email, privacy.RequestRestriction)
+		_, err := w.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		a.owner, a.closed, s.restricted = s, w.clock.Now(), true
+		return true
+	})
+	w.often("closed by a letter", often/4, func() bool {
+		s := one(w, w.people, living)
+		guarded := w.chance.IntN(2) == 0
+		if guarded {
+			w.exec(`UPDATE users SET totp_confirmed_at = 1 WHERE id = ?`, s.id)
+		}
+		a, code := w.opens(s.email, privacy.RequestErasure)
+		w.asks = slices.DeleteFunc(w.asks, func(other *asking) bool { return other == a }) // the erasure closes it
+		r, err := w.privacy.ConfirmRequest(ctx, code)
+		must(t, err)
+		if guarded {
+			s.leaves = r.ActsAt
+		} else {
+			w.closed(s)
+		}
+		return true
+	})
+}
+
+// opens opens a request for an address, and reads its mail.
+func (w *world) opens(email string, kind privacy.RequestKind) (a *asking, code string) {
+	r, err := w.privacy.OpenRequest(w.t.Context(), w.machine(), email, kind, "please, "+mark, time.Time{})
+	must(w.t, err)
+	w.settle()
+	var id string
+	must(w.t, w.db.Get(w.t.Context(), &id, `SELECT id FROM mails WHERE subject = ?`, r.ID))
+	text, err := os.ReadFile(filepath.Join(w.dir, "mail", id+".eml"))
+	must(w.t, err)
+	code = regexp.MustCompile(`zq_[\w-]+`).FindString(strings.NewReplacer("=\r\n", "", "=\n", "").Replace(string(text)))
+	a = &asking{id: r.ID}
+	w.asks = append(w.asks, a)
+	return a, code
 }
 
 func (l *letter) key() string { return fmt.Sprintf("letters/%s/%d.txt", l.owner.id, l.n) }
@@ -468,7 +661,7 @@ func (w *world) paints(s *soul, days int) bool {
 	p := &piece{owner: s, ends: w.clock.Now().Truncate(time.Millisecond).Add(time.Duration(days) * day)}
 	must(w.t, w.db.Get(w.t.Context(), &p.id, `SELECT generation_id FROM images WHERE id = ?`, image))
 	p.images = []*shot{{of: p, id: image}}
-	if days != 90 {
+	if p.shortened = days != 90; p.shortened {
 		for _, table := range []string{"generations WHERE id", "images WHERE generation_id"} {
 			name, where, _ := strings.Cut(table, " ")
 			_, err := w.db.Exec(w.t.Context(), "UPDATE "+name+" SET expires_at = ? "+where+" = ?", p.ends.UnixMilli(), p.id)
@@ -493,7 +686,7 @@ func (w *world) generates(s *soul, days int) bool {
 		return false
 	}
 	must(w.t, err)
-	p := &piece{owner: s, id: g.ID, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days)}
+	p := &piece{owner: s, id: g.ID, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days), shortened: days != 90}
 	w.settle()
 	var images []struct {
 		ID string `db:"id"`
@@ -551,336 +744,6 @@ func (w *world) gone(s *soul) {
 	w.erased(s.person, keeps...)
 }
 
-// ends looks at what ended in the last two hours, through the room: its owner cannot read
-// it, swept or not. What ends in the next two can be read, unless it was deleted.
-func (w *world) ends() {
-	now := w.clock.Now()
-	for _, s := range w.people {
-		for _, p := range s.works {
-			forgotten := !p.gone.IsZero() && !p.gone.Add(tombstone).After(now)
-			if !s.living() || forgotten || p.ends.Sub(now).Abs() > 2*time.Hour {
-				continue
-			}
-			want, image := 0, p.images[0]
-			if p.gone.IsZero() && p.ends.After(now) {
-				i := slices.IndexFunc(p.images, func(i *shot) bool { return i.gone.IsZero() })
-				if i < 0 {
-					continue
-				}
-				want, image = 5, p.images[i]
-			}
-			if ways := w.readable(s.person, image.id, p.id); len(ways) != want {
-				w.t.Errorf("%v from its end %s can be read by %v", now.Sub(p.ends), p.id, ways)
-			}
-		}
-	}
-}
-
-const tombstone = 30 * day
-
-// compare holds the stores against what must be there.
-func (w *world) compare() {
-	w.t.Helper()
-	ctx, t, now := w.t.Context(), w.t, w.clock.Now()
-
-	// Erasures that ended, whole and in time.
-	var complete []string
-	must(t, w.db.Select(ctx, &complete, `SELECT subject FROM erasures WHERE completed_at > 0 ORDER BY id`))
-	for _, s := range w.people {
-		switch {
-		case !s.closing:
-		case slices.Contains(complete, s.id):
-			s.closing, s.erased = false, true
-			w.gone(s)
-			if r := w.receipt(s.erasure, s.secret); r.State != "complete" || r.CompletedAt.After(s.closedAt.Add(30*day)) {
-				t.Errorf("the receipt of %s is %s at %v", s.id, r.State, r.CompletedAt)
-			}
-		case now.After(s.closedAt.Add(30 * day)):
-			t.Errorf("%s closed at %v and is not erased", s.id, s.closedAt)
-		case s.id != w.refusing.of && now.After(s.closedAt.Add(day+2*time.Hour)):
-			t.Errorf("nothing keeps the erasure of %s, and it is not complete", s.id)
-		}
-	}
-
-	// Accounts, as long as they live.
-	var accounts []string
-	must(t, w.db.Select(ctx, &accounts, `SELECT id FROM users`))
-	w.same("accounts", accounts, func(s *soul) []string { return []string{s.id} })
-
-	w.compareContent(now)
-	w.compareObjects()
-	w.compareRecords()
-
-	w.rotate()
-	st, err := w.privacy.Measure(ctx)
-	must(t, err)
-	for _, b := range st.Broken {
-		t.Errorf("the status says that %s is broken", b.Code)
-	}
-	for _, r := range st.Retention {
-		if r.Broken {
-			t.Errorf("%s %v is kept longer than %s", r.Table, r.Columns, r.Kept)
-		}
-	}
-	if n := w.count(`SELECT count(*) FROM requests WHERE state <> 'closed'`); n > 1 || n == 1 && w.refusing.of == "" && !slices.ContainsFunc(w.people, func(s *soul) bool { return s.closing }) {
-		t.Errorf("%d requests are open", n)
-	}
-}
-
-// same compares names in a store with those of all living people; what is of somebody
-// whose erasure is on its way may be there or not.
-func (w *world) same(what string, found []string, of func(*soul) []string) {
-	w.t.Helper()
-	left := map[string]bool{}
-	for _, name := range found {
-		left[name] = true
-	}
-	for _, s := range w.people {
-		for _, name := range of(s) {
-			if !left[name] && s.living() {
-				w.t.Errorf("%s: %s is missing", what, name)
-			}
-			if s.living() || s.closing {
-				delete(left, name)
-			}
-		}
-	}
-	for name := range left {
-		if !slices.ContainsFunc(w.people, func(s *soul) bool { return s.closing && strings.Contains(name, s.id) }) {
-			w.t.Errorf("%s: %s is left", what, name)
-		}
-	}
-}
-
-// content is a row of generations or images.
-type content struct {
-	ID        string `db:"id"`
-	Owner     string `db:"owner"`
-	RemovedAt int64  `db:"removed_at"`
-	Empty     int    `db:"empty"`
-}
-
-func (w *world) compareContent(now time.Time) {
-	w.t.Helper()
-	ctx, t := w.t.Context(), w.t
-	read := func(table, column string) map[string]content {
-		var all []content
-		must(t, w.db.Select(ctx, &all, "SELECT id, owner, removed_at, CASE WHEN "+column+" IS NULL THEN 1 ELSE 0 END AS empty FROM "+table))
-		rows := map[string]content{}
-		for _, c := range all {
-			rows[c.ID] = c
-		}
-		return rows
-	}
-	// row compares one, and returns when its content went.
-	row := func(rows map[string]content, what string, s *soul, id string, gone, ends time.Time, kept, keptRow bool) time.Time {
-		c, there := rows[id]
-		delete(rows, id)
-		removed := time.UnixMilli(c.RemovedAt)
-		// What ended since the last sweep may be gone by one that a release began.
-		switch over := !kept && !ends.After(now) && (!ends.After(w.sweptAt) || c.RemovedAt > 0); {
-		case s.closing:
-		case s.erased: // by its hold alone
-			if there && !keptRow || gone.IsZero() && keptRow && (!there || c.Empty > 0 || c.RemovedAt > 0) {
-				t.Errorf("%s %s of an erased person: there %v, held %v", what, id, there, keptRow)
-			}
-		case gone.IsZero() && !over:
-			if !there || c.RemovedAt > 0 || c.Empty > 0 {
-				t.Errorf("%s %s ends at %v and is gone: %+v", what, id, ends, c)
-			}
-		case gone.IsZero():
-			if !there || c.RemovedAt == 0 || c.Empty == 0 || removed.Before(ends) || removed.After(now) {
-				t.Errorf("%s %s ended at %v and is %+v", what, id, ends, c)
-				return gone
-			}
-			return removed
-		case there && (c.RemovedAt == 0 || c.Empty == 0):
-			t.Errorf("%s %s is gone since %v and is %+v", what, id, gone, c)
-		case there && !keptRow && !gone.Add(tombstone).After(w.sweptAt):
-			t.Errorf("the row of the %s %s is left, whose content went at %v", what, id, gone)
-		case !there && gone.Add(tombstone).After(now):
-			t.Errorf("the row of the %s %s went with its content", what, id)
-		}
-		return gone
-	}
-	generations, images := read("generations", "request"), read("images", "sha256")
-	for _, s := range w.people {
-		for _, p := range s.works {
-			whole := p.gone
-			p.gone = row(generations, "generation", s, p.id, p.gone, p.ends, p.kept(), p.holds > 0)
-			for _, i := range p.images {
-				ends := p.ends
-				if whole.IsZero() && !p.gone.IsZero() {
-					ends = p.gone // with it
-				}
-				i.gone = row(images, "image", s, i.id, i.gone, ends, i.kept() && p.gone.IsZero(), i.kept())
-			}
-		}
-	}
-	for id := range generations {
-		t.Errorf("nobody made %s", id)
-	}
-	for id := range images {
-		t.Errorf("nobody made %s", id)
-	}
-	if n := w.count(`SELECT count(*) FROM generations WHERE unswept = 1`); n != 0 {
-		t.Errorf("objects of %d generations are to be deleted still", n)
-	}
-	// What somebody sees in their list.
-	for range 2 {
-		s := one(w, w.people, func(s *soul) bool { return s.living() && len(s.works) > 0 })
-		if s == nil {
-			return
-		}
-		var want, got []string
-		for _, p := range s.works {
-			if p.gone.IsZero() && p.ends.After(now) {
-				want = append(want, p.id)
-			}
-		}
-		list, _, err := w.generate.List(ctx, s.id, generate.Page{Limit: 100})
-		must(t, err)
-		for _, g := range list {
-			got = append(got, g.ID)
-		}
-		slices.Sort(want)
-		if slices.Sort(got); !slices.Equal(want, got) {
-			t.Errorf("%s sees %v, want %v", s.id, got, want)
-		}
-	}
-}
-
-// compareObjects holds every object against what is there.
-func (w *world) compareObjects() {
-	w.t.Helper()
-	pictures := func(prefix string, p *piece, i *shot) []string {
-		key := fmt.Sprintf("%s%s/1/%d", prefix, p.id, i.n)
-		return []string{key + ".img", key + ".thumb"}
-	}
-	// Held ones of erased people lie under exceptions, whose ids only the database knows.
-	erasedHeld := map[string]int{}
-	var found []string
-	oldest := "journal/" + w.sweptAt.Add(-59*day).Format(time.DateOnly)
-	for _, key := range w.objects("") {
-		switch part := strings.Split(key, "/"); {
-		case part[0] == "journal":
-			if key < oldest {
-				w.t.Errorf("%s has had its time", key)
-			}
-		case part[0] == "held" && strings.HasPrefix(part[2], "exc_"):
-			erasedHeld[part[1]]++
-		default:
-			found = append(found, key)
-		}
-	}
-	w.same("objects", found, func(s *soul) (keys []string) {
-		if s.erased {
-			return nil
-		}
-		for _, p := range s.works {
-			for _, i := range p.images {
-				if i.gone.IsZero() {
-					keys = append(keys, pictures("images/"+s.id+"/", p, i)...)
-				}
-			}
-		}
-		for _, k := range w.holds {
-			for _, i := range k.piece.images {
-				if k.piece.owner == s && i.gone.IsZero() && (k.shot == nil || k.shot == i) {
-					keys = append(keys, pictures("held/"+s.id+"/"+k.id+"/", k.piece, i)...)
-				}
-			}
-		}
-		for _, e := range w.exports {
-			if e.owner == s && (e.ends.IsZero() || e.ends.After(w.sweptAt)) {
-				keys = append(keys, fmt.Sprintf("exports/%s/%s/1.zip", s.id, e.id))
-			}
-		}
-		for _, l := range w.letters {
-			if l.owner == s && l.ends.After(w.sweptAt) {
-				keys = append(keys, l.key())
-			}
-		}
-		return keys
-	})
-	for _, s := range w.people {
-		if s.closing {
-			delete(erasedHeld, s.id)
-		}
-		if !s.erased {
-			continue
-		}
-		for _, p := range s.works {
-			for _, i := range p.images {
-				if i.gone.IsZero() && i.kept() {
-					erasedHeld[s.id] -= 2
-				}
-			}
-		}
-		if erasedHeld[s.id] != 0 {
-			w.t.Errorf("of the erased %s %d objects too many are held", s.id, erasedHeld[s.id])
-		}
-		delete(erasedHeld, s.id)
-	}
-	for id := range erasedHeld {
-		w.t.Errorf("%s lives, and an exception keeps objects", id)
-	}
-}
-
-// compareRecords looks at exports, letters and what people used.
-func (w *world) compareRecords() {
-	w.t.Helper()
-	ctx, t := w.t.Context(), w.t
-	for _, e := range w.exports {
-		if e.ends.IsZero() && e.owner.living() {
-			now, err := w.privacy.Export(ctx, e.owner.id, e.id)
-			must(t, err)
-			if now.Status != privacy.ExportReady {
-				t.Errorf("the export %s is %s (%s)", e.id, now.Status, now.Code)
-			}
-			e.ends = now.ExpiresAt
-		}
-	}
-	var rows []string
-	must(t, w.db.Select(ctx, &rows, `SELECT owner || ' ' || id FROM exports`))
-	w.same("exports", rows, func(s *soul) (ids []string) {
-		for _, e := range w.exports {
-			if e.owner == s && e.ends.After(w.sweptAt) {
-				ids = append(ids, s.id+" "+e.id)
-			}
-		}
-		return ids
-	})
-	rows = nil
-	must(t, w.db.Select(ctx, &rows, `SELECT owner || ' ' || n FROM letters`))
-	w.same("letters", rows, func(s *soul) (ids []string) {
-		for _, l := range w.letters {
-			if l.owner == s && l.ends.After(w.sweptAt) {
-				ids = append(ids, fmt.Sprint(s.id, " ", l.n))
-			}
-		}
-		return ids
-	})
-	var used []struct {
-		Subject string `db:"subject"`
-		Count   int    `db:"n"`
-		First   int64  `db:"first"`
-	}
-	must(t, w.db.Select(ctx, &used, `SELECT subject, count(*) AS n, min(at) AS first FROM usage_events GROUP BY subject`))
-	rows = nil
-	for _, u := range used {
-		rows = append(rows, fmt.Sprint(u.Subject, " ", u.Count, " since ", u.First))
-	}
-	window := privacy.Months(12)
-	w.same("usage", rows, func(s *soul) []string {
-		s.uses = slices.DeleteFunc(s.uses, func(at time.Time) bool { return !window.After(at).After(w.sweptAt) })
-		if len(s.uses) == 0 {
-			return nil
-		}
-		return []string{fmt.Sprint(s.id, " ", len(s.uses), " since ", s.uses[0].UnixMilli())}
-	})
-}
-
 // end looks once more at everybody, living or erased, and whether there was enough to
 // see.
 func (w *world) end() {
@@ -897,11 +760,22 @@ func (w *world) end() {
 		erased++
 		w.gone(s)
 	}
-	for what, least := range map[string]int{"signs up": simulatedPeople, "made": 500, "generated": 60, "deleted a generation": 50, "deleted an image": 50, "exported": 25,
-		"restricted": 20, "lifted a restriction": 15, "held": 40, "released": 40, "wrote": 25, "closed": 40, "closed, and held": 5, "closed, and not deleted for 30 days": 1} {
+	enough := map[string]int{"signs up": simulatedPeople, "made": 500, "generated": 60, "deleted a generation": 50, "deleted an image": 50, "exported": 25,
+		"restricted": 20, "lifted a restriction": 15, "held": 40, "released": 40, "wrote": 25, "closed": 40, "closed, and held": 5, "closed, and not deleted for 30 days": 1,
+		"closed by a letter": 5, "restricted by a letter": 5, "wrote without an account": 30, "asked the staff": 15, "was answered": 10, "mails have ended": 200, "sessions have ended": 100,
+		"hourly around a window": 200, "hourly around a shortened window": 80, "hourly around what is left of a generation": 200, "hourly around a use": 500, "hourly around an export": 15,
+		"hourly around correspondence": 5, "hourly around an erasure's deadline": 1, "hourly around an objection's time": 2, "hourly around a hold's review": 10,
+		"hourly around a confirmation": 8, "hourly around what a request said": 20, "hourly around mails": 200, "hourly around sessions": 100}
+	if w.at.Versioned {
+		enough = map[string]int{"made": 80, "generated": 8, "exported": 2, "held": 4, "closed": 3, "hourly around a window": 10, "hourly around what is left of a generation": 10}
+	}
+	for what, least := range enough {
 		if w.did[what] < least {
 			t.Errorf("%s: only %d", what, w.did[what])
 		}
+	}
+	if r, err := w.ledger.Verify(ctx, nil, nil); err != nil || r.Entries < 100 {
+		t.Errorf("the ledger: %+v, %v", r, err)
 	}
 	t.Logf("seed %d: %d live, %d are erased; %v", simulationSeed, living, erased, w.did)
 }

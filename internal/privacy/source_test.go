@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"zimage/internal/privacy"
@@ -51,7 +52,7 @@ func sameNames(t testing.TB, what string, inMap, really []string) {
 func TestPromise_U2_LogsCarryIDsOnly(t *testing.T) {
 	t.Parallel()
 	l := newLogs()
-	program(t, l)
+	readProgram(t, l)
 	for _, wrong := range l.wrong {
 		t.Error(wrong)
 	}
@@ -227,24 +228,29 @@ func (l *logs) bad(n ast.Node, text string) {
 // A listed package, as the go command tells it.
 type listed struct{ path, folder, export string }
 
-// packages lists what the program is made of.
+// packages lists what the program is made of, which the go command may have to compile.
 func packages(t testing.TB) []listed {
 	t.Helper()
-	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-export", "-f", "{{.ImportPath}}\t{{.Dir}}\t{{.Export}}", "./cmd/...")
+	all, err := program()
+	must(t, err)
+	return all
+}
+
+var program = sync.OnceValues(func() (all []listed, err error) {
+	list := exec.Command("go", "list", "-deps", "-export", "-f", "{{.ImportPath}}\t{{.Dir}}\t{{.Export}}", "./cmd/...")
 	list.Dir = filepath.Join("..", "..")
 	var failed bytes.Buffer
 	list.Stderr = &failed
 	out, err := list.Output()
 	if err != nil {
-		t.Fatal(err, failed.String())
+		return nil, fmt.Errorf("%w %s", err, failed.String())
 	}
-	var all []listed
 	for line := range strings.Lines(string(out)) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		all = append(all, listed{f[0], f[1], f[2]})
 	}
-	return all
-}
+	return all, nil
+})
 
 // compiled reads the types of what is imported from what the compiler wrote.
 func compiled(fset *token.FileSet, all []listed) types.Importer {
@@ -264,8 +270,8 @@ func check(t testing.TB, l *logs, imports types.Importer, path string, files []*
 	l.read(files, info)
 }
 
-// program reads every package of ours that is part of the program.
-func program(t testing.TB, l *logs) {
+// readProgram reads every package of ours that is part of the program.
+func readProgram(t testing.TB, l *logs) {
 	t.Helper()
 	all := packages(t)
 	imports := compiled(l.fset, all)

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,12 +52,7 @@ func dialects(t *testing.T, test func(*testing.T, db.Dialect)) {
 func Database(t testing.TB, dialect db.Dialect) (*db.DB, string) {
 	t.Helper()
 	ctx := context.Background()
-	var address string
-	if dialect == db.Postgres {
-		address = freshPostgres(t, true)
-	} else {
-		address = DatabaseURL(t, dialect)
-	}
+	address := Migrated(t, dialect, db.Main())
 	d, err := db.Open(ctx, address, db.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -64,33 +62,85 @@ func Database(t testing.TB, dialect db.Dialect) (*db.DB, string) {
 			t.Error(err)
 		}
 	})
-	if dialect == db.SQLite {
-		if _, err := d.Migrate(ctx, db.Main()); err != nil {
-			t.Fatal(err)
-		}
-	}
 	return d, address
+}
+
+// Migrated is the address of one database of the test's own with a schema.
+func Migrated(t testing.TB, dialect db.Dialect, migrations fs.FS) string {
+	t.Helper()
+	if dialect == db.Postgres {
+		return freshPostgres(t, migrations)
+	}
+	address := DatabaseURL(t, dialect)
+	content, err := sqliteTemplate(migrations)
+	if err == nil {
+		err = os.WriteFile(strings.TrimPrefix(address, "sqlite:"), content, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+var sqliteTemplates struct {
+	sync.Mutex
+	files map[string][]byte // by their migrations' hash
+}
+
+// sqliteTemplate is a file with a schema, which each process makes once: with the race
+// detector a migration takes more than a second.
+func sqliteTemplate(migrations fs.FS) ([]byte, error) {
+	sum, err := hashFiles(migrations)
+	if err != nil {
+		return nil, err
+	}
+	sqliteTemplates.Lock()
+	defer sqliteTemplates.Unlock()
+	if content := sqliteTemplates.files[sum]; content != nil {
+		return content, nil
+	}
+	dir, err := os.MkdirTemp("", "zimage-template")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	path := filepath.Join(dir, "template.db")
+	if err := migrate("sqlite:"+path, migrations); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(path + "-wal"); err == nil {
+		return nil, errors.New("SQLite's log is not in its file")
+	}
+	content, err := os.ReadFile(path) //nolint:gosec // made above
+	if err != nil {
+		return nil, err
+	}
+	if sqliteTemplates.files == nil {
+		sqliteTemplates.files = map[string][]byte{}
+	}
+	sqliteTemplates.files[sum] = content
+	return content, nil
 }
 
 // DatabaseURL is the address of one empty database of the test's own.
 func DatabaseURL(t testing.TB, dialect db.Dialect) string {
 	t.Helper()
 	if dialect == db.Postgres {
-		return freshPostgres(t, false)
+		return freshPostgres(t, nil)
 	}
 	return "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 }
 
-// freshPostgres makes a database on the shared server, empty or with the main
-// schema, and drops it when the test ends.
-func freshPostgres(t testing.TB, migrated bool) string {
+// freshPostgres makes a database on the shared server, empty (nil) or with a schema,
+// and drops it when the test ends.
+func freshPostgres(t testing.TB, migrations fs.FS) string {
 	t.Helper()
 	s := postgresServer(variable(t, PostgresVariable))
 	name := uniqueName("zimage_test", "_")
 	ctx := context.Background()
 	create := "CREATE DATABASE " + name
-	if migrated {
-		template, err := s.template(ctx)
+	if migrations != nil {
+		template, err := s.template(ctx, migrations)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,11 +183,11 @@ func (s postgresServer) exec(ctx context.Context, statement string) error {
 	return err
 }
 
-// template names a database with the main schema, from which others are
-// copied: 40 ms instead of a migration. Its name holds the migrations' hash, so
-// processes share it and a changed migration makes another one.
-func (s postgresServer) template(ctx context.Context) (string, error) {
-	sum, err := hashFiles(db.Main())
+// template names a database with a schema, from which others are copied: 40 ms
+// instead of a migration. Its name holds the migrations' hash, so processes share
+// it and changed migrations make another one.
+func (s postgresServer) template(ctx context.Context, migrations fs.FS) (string, error) {
+	sum, err := hashFiles(migrations)
 	if err != nil {
 		return "", err
 	}
@@ -166,7 +216,11 @@ func (s postgresServer) template(ctx context.Context) (string, error) {
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+draft); err != nil {
 		return "", err
 	}
-	if err := s.migrate(ctx, draft); err != nil {
+	address, err := s.database(draft)
+	if err == nil {
+		err = migrate(address, migrations)
+	}
+	if err != nil {
 		return "", errors.Join(err, s.exec(ctx, "DROP DATABASE "+draft+" WITH (FORCE)"))
 	}
 	for _, statement := range []string{
@@ -180,16 +234,13 @@ func (s postgresServer) template(ctx context.Context) (string, error) {
 	return name, nil
 }
 
-func (s postgresServer) migrate(ctx context.Context, name string) error {
-	address, err := s.database(name)
-	if err != nil {
-		return err
-	}
+func migrate(address string, migrations fs.FS) error {
+	ctx := context.Background()
 	d, err := db.Open(ctx, address, db.Options{})
 	if err != nil {
 		return err
 	}
-	_, err = d.Migrate(ctx, db.Main())
+	_, err = d.Migrate(ctx, migrations)
 	return errors.Join(explain(err), d.Close())
 }
 
