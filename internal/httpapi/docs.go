@@ -48,6 +48,7 @@ type good struct {
 const (
 	tagGenerations = "Generations"
 	tagImages      = "Images"
+	tagLinks       = "Links"
 	tagModels      = "Models"
 	tagAccount     = "Account"
 	tagSignIn      = "Sign-in"
@@ -362,6 +363,7 @@ func (a *API) document() *huma.OpenAPI {
 		Tags: []*huma.Tag{
 			{Name: tagGenerations, Description: "A prompt and what becomes of it."},
 			{Name: tagImages, Description: "The finished pictures."},
+			{Name: tagLinks, Description: "By which others see a picture of yours, because you want them to."},
 			{Name: tagModels, Description: "What can be asked for."},
 			{Name: tagAccount, Description: "Who you are here, what you agreed to, and how you leave."},
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
@@ -391,6 +393,7 @@ func (a *API) document() *huma.OpenAPI {
 				"Idempotency-Replayed": header("string", "true when the generation was made by an earlier request with this Idempotency-Key.", "true"),
 				"Set-Cookie":           header("string", "The session, or what is left of it after a sign-out.", sessionCookie+"=zs_…; Path=/; HttpOnly; Secure; SameSite=Lax"),
 				"ETag":                 header("string", "Of the file.", `"9f86d081884c7d65"`),
+				"X-Robots-Tag":         header("string", "What is behind a link is not for search engines.", "noindex"),
 				"Content-Disposition":  header("string", "A file name that is not made of the prompt.", `inline; filename="`+sampleImage+`.png"`),
 			},
 		},

@@ -351,6 +351,7 @@ var knownNames = namesOf(map[string][]any{
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
 		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{}, disclosureBody{},
 		placeHoldBody{}, renewHoldBody{}, askBody{}, openRequestBody{}, closeRequestBody{}, confirmRequestBody{},
+		signLinkBody{},
 	},
 	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},

@@ -26,6 +26,10 @@ func (a *API) routes() {
 	add(a, http.MethodDelete, "/v1/images/{id}", with(account.ScopeGenerate), deleteImageDoc, a.deleteImage)
 	add(a, http.MethodGet, "/v1/images/{id}/content", with(account.ScopeRead), contentDoc, a.imageContent)
 
+	add(a, http.MethodPost, "/v1/images/{id}/links", with(account.ScopeRead), signLinkDoc, a.signLink)
+	add(a, http.MethodDelete, "/v1/links", with(account.ScopeGenerate), revokeLinksDoc, a.revokeLinks)
+	add(a, http.MethodGet, "/v1/links/{token}", public, linkedDoc, a.linked)
+
 	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
 
 	add(a, http.MethodPost, "/v1/account", public, signUpDoc, a.signUp)

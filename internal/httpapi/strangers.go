@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -30,6 +31,12 @@ const (
 	mostFamiliar  = 64
 	mostOfBrowser = 4
 	mostBeside    = 16
+
+	// mostViewers is how many fetch a picture by a link at once, as slowly as they
+	// like, and the others how many of one network and of the part of the net around it.
+	mostViewers          = 256
+	mostViewersOfNetwork = 32
+	mostViewersAround    = mostViewers / 2
 )
 
 // strangers bounds the public requests that are read or worked on. Nobody waits,
@@ -38,12 +45,14 @@ const (
 type strangers struct {
 	anybody  hall
 	familiar hall // for browsers that were signed in here before
+	viewers  hall // for those who are sent a picture, so that they keep nobody else out
 }
 
 func newStrangers() strangers {
 	return strangers{
 		anybody:  hall{most: mostStrangers, ofNear: mostOfNetwork, ofFar: mostAround},
 		familiar: hall{most: mostFamiliar, ofNear: mostOfBrowser, ofFar: mostBeside},
+		viewers:  hall{most: mostViewers, ofNear: mostViewersOfNetwork, ofFar: mostViewersAround},
 	}
 }
 
@@ -194,6 +203,18 @@ func (s *stranger) leave() {
 	if i := slices.Index(s.hall.in, s); i >= 0 {
 		s.hall.remove(i)
 	}
+}
+
+// viewing gives a request that fetches a picture by a link a place among those who
+// do, until release, in place of its own.
+func (a *API) viewing(ctx context.Context) (release func(), err error) {
+	call := callOf(ctx)
+	s := a.strangers.viewers.enter(named(account.Network(call.client.Addr)), named(account.Neighbourhood(call.client.Addr)), nil)
+	if s == nil {
+		return nil, crowded()
+	}
+	call.idle()
+	return s.leave, nil
 }
 
 // seat gives a public request its place. reads says that the route has a body.
