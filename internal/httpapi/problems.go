@@ -351,9 +351,9 @@ var knownNames = namesOf(map[string][]any{
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
 		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{}, disclosureBody{},
 		placeHoldBody{}, renewHoldBody{}, askBody{}, openRequestBody{}, closeRequestBody{}, confirmRequestBody{},
-		signLinkBody{},
+		signLinkBody{}, makeShareBody{},
 	},
-	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}},
+	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}, sharesInput{}},
 	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},
 	"path":   {getInput{}},
 })

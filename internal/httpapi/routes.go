@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
@@ -29,6 +30,11 @@ func (a *API) routes() {
 	add(a, http.MethodPost, "/v1/images/{id}/links", with(account.ScopeRead), signLinkDoc, a.signLink)
 	add(a, http.MethodDelete, "/v1/links", with(account.ScopeGenerate), revokeLinksDoc, a.revokeLinks)
 	add(a, http.MethodGet, "/v1/links/{token}", public, linkedDoc, a.linked)
+	add(a, http.MethodPost, "/v1/images/{id}/shares", inSession, shareDoc, a.share)
+	add(a, http.MethodGet, "/v1/shares", with(account.ScopeRead), sharesDoc, a.listShares)
+	add(a, http.MethodDelete, "/v1/shares", with(account.ScopeGenerate), endSharesDoc, a.endShares)
+	add(a, http.MethodDelete, "/v1/shares/{id}", with(account.ScopeGenerate), endShareDoc, a.endShare)
+	add(a, http.MethodGet, "/v1/shared/{token}", public, sharedDoc, a.shared)
 
 	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
 
@@ -119,7 +125,11 @@ func (a *API) routes() {
 	a.engine.GET("/docs", a.serveDocs)
 	a.engine.GET("/docs.css", a.serveStyle)
 	for path, page := range a.rooms.Pages {
-		a.engine.GET(path, gin.WrapH(page))
+		before := []gin.HandlerFunc{}
+		if strings.Contains(path, ":") { // it is not answered from memory
+			before = append(before, func(c *gin.Context) { a.sit(c, false) })
+		}
+		a.engine.GET(path, append(before, gin.WrapH(page))...)
 	}
 }
 

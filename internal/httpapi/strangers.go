@@ -11,6 +11,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
 
 	"zimage/internal/account"
 )
@@ -220,21 +221,27 @@ func (a *API) viewing(ctx context.Context) (release func(), err error) {
 // seat gives a public request its place. reads says that the route has a body.
 func (a *API) seat(reads bool) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
-		c := humagin.Unwrap(hc)
-		call := callOf(c.Request.Context())
-		var cut func()
-		if reads {
-			// Before it can be cut off: no later deadline gives it more time.
-			rc := http.NewResponseController(c.Writer)
-			_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
-			cut = func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }
+		if a.sit(humagin.Unwrap(hc), reads) {
+			next(hc)
 		}
-		s := a.strangers.enter(call.client, a.rooms.Accounts.Issued(call.client.Device), cut)
-		if s == nil {
-			a.fail(c, crowded())
-			return
-		}
-		call.stranger, call.leave = s, s.leave
-		next(hc)
 	}
+}
+
+// sit answers, and is false, when there is no place.
+func (a *API) sit(c *gin.Context, reads bool) bool {
+	call := callOf(c.Request.Context())
+	var cut func()
+	if reads {
+		// Before it can be cut off: no later deadline gives it more time.
+		rc := http.NewResponseController(c.Writer)
+		_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+		cut = func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }
+	}
+	s := a.strangers.enter(call.client, a.rooms.Accounts.Issued(call.client.Device), cut)
+	if s == nil {
+		a.fail(c, crowded())
+		return false
+	}
+	call.stranger, call.leave = s, s.leave
+	return true
 }
