@@ -6,10 +6,10 @@ PARTS := go run ./internal/testenv/cmd/parts --
 LIMIT := 40m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test e2e lint vuln bench
+.PHONY: help run test e2e lint vuln generate bench
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## start everything in one process, on embedded parts
 	go run ./cmd/zimage up
@@ -22,7 +22,7 @@ e2e: ## the fault matrix: real processes that are killed, stopped and cut off
 	$(PARTS) go test -race -count=1 -timeout 30m ./internal/e2e/...
 
 lint: ## formatting, vet, golangci-lint with the floors, go.mod, known vulnerabilities
-	@unformatted=$$(gofmt -l cmd deploy internal); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	@unformatted=$$(gofmt -l client cmd deploy docs internal); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	$(TOOL) golangci-lint run ./...
 	go mod tidy -diff
@@ -31,6 +31,9 @@ lint: ## formatting, vet, golangci-lint with the floors, go.mod, known vulnerabi
 
 vuln: ## known vulnerabilities in what the program really calls
 	@.ci/vuln
+
+generate: ## the Go client, after a change of the API
+	go generate ./client
 
 # Packages with benchmarks; BENCH=Claim runs those whose name matches.
 BENCH := .

@@ -1,25 +1,21 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"zimage/client"
 	"zimage/internal/config"
 )
 
@@ -40,31 +36,6 @@ type generateCommand struct {
 	Insecure bool     `help:"Send the API key and the prompt in the clear to a --server that is http:// and not on this machine."`
 }
 
-// answer is as much of a generation as this client needs.
-type answer struct {
-	ID     string `json:"id"`
-	Status string `json:"status"`
-	Seed   int64  `json:"seed"`
-	Queue  *struct {
-		Position   int    `json:"position"`
-		ETASeconds *int   `json:"eta_seconds"`
-		Message    string `json:"message"`
-	} `json:"queue"`
-	Progress *struct {
-		Fraction float64 `json:"fraction"`
-	} `json:"progress"`
-	Images []struct {
-		URL    string `json:"url"`
-		Width  int    `json:"width"`
-		Height int    `json:"height"`
-		Seed   int64  `json:"seed"`
-	} `json:"images"`
-	Error *struct {
-		Code    string `json:"code"`
-		Message string `json:"message"`
-	} `json:"error"`
-}
-
 func (g generateCommand) Run(ctx context.Context) error {
 	c, err := newClient(g.Server, g.KeyFile, g.Insecure)
 	if err != nil {
@@ -81,52 +52,55 @@ func (g generateCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body := map[string]any{"prompt": g.Prompt, "n": g.N}
-	for name, value := range map[string]int{"width": g.Width, "height": g.Height, "steps": g.Steps} {
-		if value != 0 {
-			body[name] = value
-		}
-	}
-	for name, value := range map[string]string{"model": g.Model, "negative_prompt": g.Negative} {
-		if value != "" {
-			body[name] = value
-		}
-	}
-	if g.Seed != nil {
-		body["seed"] = *g.Seed
-	}
-	if g.Guidance != nil {
-		body["guidance"] = *g.Guidance
-	}
-	if format := formatOf(g.Output); format != "" {
-		body["format"] = format
-	}
-	var gen answer
-	if err := c.json(ctx, http.MethodPost, "/v1/generations", body, &gen); err != nil {
-		return err
+	gen, err := g.submit(ctx, c)
+	if err != nil {
+		return explain(c, err)
 	}
 	bar := newBar(os.Stderr)
-	err = c.follow(ctx, gen.ID, bar.show)
+	err = c.Follow(ctx, gen.ID, bar.show)
 	bar.end()
 	if err != nil && ctx.Err() != nil {
-		return c.giveUp(gen.ID)
+		return giveUp(c, gen.ID)
 	}
 	if err == nil {
 		err = g.fetch(ctx, c, gen.ID, files, drafts)
 	}
 	if err != nil {
-		return fmt.Errorf("generation %s: %w", gen.ID, err)
+		return fmt.Errorf("generation %s: %w", gen.ID, explain(c, err))
 	}
 	return nil
 }
 
+// submit asks for one generation, also when an answer is lost.
+func (g generateCommand) submit(ctx context.Context, c *client.Client) (*client.Generation, error) {
+	n, once := int64(g.N), rand.Text()
+	body := client.Create{
+		Prompt: g.Prompt, N: &n, Model: given(g.Model), NegativePrompt: given(g.Negative), Seed: g.Seed, Guidance: g.Guidance,
+		Width: given(int64(g.Width)), Height: given(int64(g.Height)), Steps: given(int64(g.Steps)), Format: given(formatOf(g.Output)),
+	}
+	return again(ctx, func() (*client.Generation, error) {
+		return c.CreateGeneration(ctx, body, &client.CreateGenerationParams{IdempotencyKey: &once})
+	})
+}
+
+// given is what was given, or nil.
+func given[T comparable](value T) *T {
+	var zero T
+	if value == zero {
+		return nil
+	}
+	return &value
+}
+
 // fetch brings a generation's pictures into their files.
-func (g generateCommand) fetch(ctx context.Context, c *client, id string, files []string, drafts drafts) error {
-	var gen answer
-	if err := c.json(context.WithoutCancel(ctx), http.MethodGet, "/v1/generations/"+id, nil, &gen); err != nil {
+func (g generateCommand) fetch(ctx context.Context, c *client.Client, id string, files []string, drafts drafts) error {
+	gen, err := again(ctx, func() (*client.Generation, error) {
+		return c.GetGeneration(context.WithoutCancel(ctx), id, nil)
+	})
+	if err != nil {
 		return err
 	}
-	if gen.Status != "succeeded" {
+	if gen.Status != client.GenerationStatusSucceeded {
 		if gen.Error != nil {
 			return fmt.Errorf("%s (%s)", gen.Error.Message, gen.Error.Code)
 		}
@@ -136,7 +110,7 @@ func (g generateCommand) fetch(ctx context.Context, c *client, id string, files 
 		return fmt.Errorf("it has %d pictures, not %d; fetch them from the service", len(gen.Images), len(files))
 	}
 	for i, image := range gen.Images {
-		if err := c.download(ctx, image.URL, drafts[i]); err != nil {
+		if err := download(ctx, c, image.ID, drafts[i]); err != nil {
 			return fmt.Errorf("fetch %s: %w; the service still has it", image.URL, err)
 		}
 		if err := keep(drafts[i].Name(), files[i], g.Force, os.Link); err != nil {
@@ -231,23 +205,15 @@ func keep(draft, name string, force bool, link func(from, to string) error) (err
 	return nil
 }
 
-func formatOf(name string) string {
+func formatOf(name string) client.CreateFormat {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".jpg", ".jpeg":
-		return "jpeg"
+		return client.CreateFormatJpeg
 	}
 	return ""
 }
 
-// client speaks to the API as any program would.
-type client struct {
-	base, key string
-	once      string // the Idempotency-Key: one run asks for one generation
-	http      *http.Client
-	pause     time.Duration // before a stream that broke is opened again; doubled up to ten times
-}
-
-func newClient(server, keyPath string, insecure bool) (*client, error) {
+func newClient(server, keyPath string, insecure bool) (*client.Client, error) {
 	key, source := os.Getenv("ZIMAGE_KEY"), "$ZIMAGE_KEY"
 	if keyPath != "" {
 		key = ""
@@ -282,10 +248,7 @@ func newClient(server, keyPath string, insecure bool) (*client, error) {
 	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, fmt.Errorf("%s must hold one API key and nothing else", source)
 	}
-	return &client{base: base.String(), key: key, once: rand.Text(), pause: 500 * time.Millisecond, http: &http.Client{
-		// The API sends nobody elsewhere, and the key must not go there.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	return client.New(base.String(), key), nil
 }
 
 // installed is where the installation on this machine is and keeps its first
@@ -310,173 +273,43 @@ func isLoopback(host string) bool {
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
-func (c *client) do(ctx context.Context, method, path string, body any, header ...string) (*http.Response, error) {
-	var r io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return nil, err
-		}
-		r = bytes.NewReader(text)
-	}
-	if !strings.HasPrefix(path, "http") {
-		path = c.base + path
-	} else if !strings.HasPrefix(path, c.base+"/") {
-		return nil, errors.New("the service names an address that is not its own")
-	}
-	req, err := http.NewRequestWithContext(ctx, method, path, r)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Authorization", "Bearer "+c.key)
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-		// A lost answer is asked for again, and must not make the picture twice.
-		req.Header.Set("Idempotency-Key", c.once)
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return nil, passing{fmt.Errorf("no service at %s: is `zimage up` running? (%w)", c.base, err)}
-	}
-	if res.StatusCode < 300 {
-		return res, nil
-	}
-	defer func() { _ = res.Body.Close() }()
-	var p struct {
-		Detail    string `json:"detail"`
-		Code      string `json:"code"`
-		RequestID string `json:"request_id"`
-		Errors    []struct {
-			Location string `json:"location"`
-			Message  string `json:"message"`
-		} `json:"errors"`
-	}
-	if json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&p) != nil || p.Code == "" {
-		err = fmt.Errorf("the service answers %s", res.Status)
-	} else {
-		text := p.Detail
-		for _, e := range p.Errors {
-			text += "\n  " + e.Location + " " + e.Message
-		}
-		err = fmt.Errorf("%s (%s, %s)", text, p.Code, p.RequestID)
-	}
-	if res.StatusCode >= http.StatusInternalServerError || res.StatusCode == http.StatusTooManyRequests {
-		err = passing{err}
-	}
-	return nil, err
-}
-
-// passing is an error that may be gone when it is tried again: no connection, or
-// an answer that says nothing of what was asked for.
-type passing struct{ error }
-
-func (p passing) Unwrap() error { return p.error }
-
-func (c *client) json(ctx context.Context, method, path string, body, out any) error {
-	var err error
+// again asks until an answer comes, five times at most.
+func again[T any](ctx context.Context, ask func() (T, error)) (out T, err error) {
 	for try := range 5 {
-		var res *http.Response
-		if res, err = c.do(ctx, method, path, body); err == nil {
-			defer func() { _ = res.Body.Close() }()
-			return json.NewDecoder(res.Body).Decode(out)
-		}
-		var network interface{ Timeout() bool }
-		if !errors.As(err, &network) || try == 4 {
-			return err
+		var lost *url.Error
+		if out, err = ask(); !errors.As(err, &lost) || try == 4 {
+			break
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return out, ctx.Err()
 		case <-time.After(time.Duration(try+1) * 300 * time.Millisecond):
 		}
+	}
+	return out, err
+}
+
+// explain says what can be done when nobody answers.
+func explain(c *client.Client, err error) error {
+	if lost := (*url.Error)(nil); errors.As(err, &lost) {
+		return fmt.Errorf("no service at %s: is `zimage up` running? (%w)", c.Server, err)
 	}
 	return err
 }
 
-// mostBroken is how often in a row a stream may break, or not open, before it is
-// given up: about a minute and a half, in which a service has started again.
-const mostBroken = 20
-
-// follow reads the event stream until the generation has ended. When it breaks
-// it is opened again where it ended, also after the service was away.
-func (c *client) follow(ctx context.Context, id string, show func(answer)) error {
-	last := ""
-	err := errors.New("it breaks again and again")
-	for broken := 0; broken < mostBroken; {
-		if broken > 0 {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(min(c.pause<<(broken-1), 10*c.pause)):
-			}
-		}
-		broken++
-		header := []string{"Accept", "text/event-stream"}
-		if last != "" {
-			header = append(header, "Last-Event-ID", last)
-		}
-		res, failed := c.do(ctx, http.MethodGet, "/v1/generations/"+id+"/events", nil, header...)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if failed != nil {
-			if !errors.As(failed, &passing{}) {
-				return failed
-			}
-			err = failed
-			continue
-		}
-		if res.StatusCode == http.StatusNoContent {
-			return res.Body.Close()
-		}
-		ended := false
-		lines := bufio.NewScanner(res.Body)
-		lines.Buffer(nil, 4<<20)
-		for lines.Scan() {
-			field, value, _ := strings.Cut(lines.Text(), ":")
-			value = strings.TrimPrefix(value, " ")
-			switch field {
-			case "id":
-				last = value
-			case "data":
-				var g answer
-				if json.Unmarshal([]byte(value), &g) != nil {
-					continue
-				}
-				broken = 1 // one pause, should it break here
-				show(g)
-				switch g.Status {
-				case "succeeded", "failed", "canceled":
-					ended = true
-				}
-			}
-		}
-		_ = res.Body.Close()
-		if ended || ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-	return fmt.Errorf("its events cannot be followed, ask for it later: %w", err)
-}
-
 // giveUp cancels what was asked for when the user interrupts.
-func (c *client) giveUp(id string) error {
+func giveUp(c *client.Client, id string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	res, err := c.do(ctx, http.MethodPost, "/v1/generations/"+id+"/cancel", nil)
-	if err != nil {
-		return fmt.Errorf("interrupted; %s could not be canceled: %w", id, err)
+	if _, err := c.CancelGeneration(ctx, id); err != nil {
+		return fmt.Errorf("interrupted; %s could not be canceled: %w", id, explain(c, err))
 	}
-	_ = res.Body.Close()
 	return fmt.Errorf("interrupted; %s is canceled", id)
 }
 
 // download writes an image into f and closes it.
-func (c *client) download(ctx context.Context, url string, f *os.File) error {
-	res, err := c.do(ctx, http.MethodGet, url, nil)
+func download(ctx context.Context, c *client.Client, id string, f *os.File) error {
+	res, err := c.GetImageContent(ctx, id, nil)
 	if err != nil {
 		return err
 	}
@@ -504,18 +337,18 @@ func newBar(w *os.File) *bar {
 	return &bar{w: w, terminal: onTerminal(w)}
 }
 
-func (b *bar) show(g answer) {
-	text := g.Status
+func (b *bar) show(g client.Generation) {
+	text := string(g.Status)
 	switch {
-	case g.Status == "queued" && g.Queue != nil:
-		text = "queued, position " + strconv.Itoa(g.Queue.Position)
+	case g.Status == client.GenerationStatusQueued && g.Queue != nil:
+		text = fmt.Sprintf("queued, position %d", g.Queue.Position)
 		if g.Queue.ETASeconds != nil {
 			text += fmt.Sprintf(", about %d s", *g.Queue.ETASeconds)
 		}
-		if g.Queue.Message != "" {
-			text += ": " + g.Queue.Message
+		if g.Queue.Message != nil {
+			text += ": " + *g.Queue.Message
 		}
-	case g.Status == "running" && g.Progress != nil:
+	case g.Status == client.GenerationStatusRunning:
 		const width = 30
 		done := int(g.Progress.Fraction*width + 0.5)
 		text = fmt.Sprintf("[%s%s] %3.0f %%", strings.Repeat("█", done), strings.Repeat("░", width-done), g.Progress.Fraction*100)

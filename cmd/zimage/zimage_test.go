@@ -475,12 +475,12 @@ func TestNothingIsLostByAFileThatCannotBeWritten(t *testing.T) {
 			_, _ = io.WriteString(w, `{"id":"gen_1","status":"queued"}`)
 		case strings.HasSuffix(r.URL.Path, "/events"):
 			w.WriteHeader(http.StatusNoContent)
-		case strings.HasSuffix(r.URL.Path, ".png"):
+		case r.URL.Path == "/v1/images/img_1/content":
 			// Somebody else's file comes meanwhile.
 			_ = os.WriteFile(file, []byte("theirs"), 0o600)
 			_, _ = io.WriteString(w, "picture")
 		default:
-			_, _ = io.WriteString(w, `{"id":"gen_1","status":"succeeded","images":[{"url":"/v1/images/1.png"}]}`)
+			_, _ = io.WriteString(w, `{"id":"gen_1","status":"succeeded","images":[{"id":"img_1","url":"/v1/images/img_1/content"}]}`)
 		}
 	}))
 	t.Cleanup(server.Close)
@@ -493,7 +493,7 @@ func TestNothingIsLostByAFileThatCannotBeWritten(t *testing.T) {
 	}
 	command.Output = file
 	err := command.Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "gen_1") || !strings.Contains(err.Error(), "/v1/images/1.png") {
+	if err == nil || !strings.Contains(err.Error(), "gen_1") || !strings.Contains(err.Error(), "/v1/images/img_1/content") {
 		t.Errorf("got %v", err)
 	}
 	if text, _ := os.ReadFile(file); string(text) != "theirs" {

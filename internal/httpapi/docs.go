@@ -229,8 +229,9 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 	}
 	codes := slices.Clone(d.codes)
 	if strings.HasPrefix(path, "/v1/") && need.public {
-		codes = append(codes, problem.Forbidden, problem.RateLimited, problem.InvalidRequest, problem.Timeout, problem.Unavailable)
+		codes = append(codes, problem.Forbidden, problem.RateLimited, problem.Timeout, problem.Unavailable)
 	}
+	op.Security = []map[string][]string{} // nobody has to be anybody
 	if !need.public {
 		switch {
 		case need.session:
@@ -244,11 +245,11 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 			op.Security = []map[string][]string{{"key": {need.scope}}, {"session": {}}}
 			op.Description += " A key needs the scope `" + need.scope + "`."
 		}
-		codes = append(codes, problem.Unauthorized, problem.Forbidden, problem.RateLimited, problem.InvalidRequest, problem.Timeout, problem.Unavailable)
+		codes = append(codes, problem.Unauthorized, problem.Forbidden, problem.RateLimited, problem.Timeout, problem.Unavailable)
 	}
-	codes = append(codes, problem.Internal)
+	codes = append(codes, problem.Internal, problem.InvalidRequest)
 	if d.request != nil {
-		codes = append(codes, problem.InvalidRequest, problem.TooLarge, problem.UnsupportedMedia)
+		codes = append(codes, problem.TooLarge, problem.UnsupportedMedia)
 		op.RequestBody = &huma.RequestBody{
 			Description: fmt.Sprintf("At most %d KiB of JSON in UTF-8. Unknown fields are refused.", need.bodyLimit()>>10), Required: true,
 			Content: map[string]*huma.MediaType{"application/json": {Example: plain(d.request)}},
@@ -392,6 +393,7 @@ func (a *API) document() *huma.OpenAPI {
 				"Preference-Applied":   header("string", "The wait that was taken over from Prefer.", "wait=30"),
 				"Idempotency-Replayed": header("string", "true when the generation was made by an earlier request with this Idempotency-Key.", "true"),
 				"Set-Cookie":           header("string", "The session, or what is left of it after a sign-out.", sessionCookie+"=zs_…; Path=/; HttpOnly; Secure; SameSite=Lax"),
+				"Cache-Control":        header("string", "How long the answer may be kept.", "public, max-age=30"),
 				"ETag":                 header("string", "Of the file.", `"9f86d081884c7d65"`),
 				"X-Robots-Tag":         header("string", "What is behind a link is not for search engines.", "noindex"),
 				"Content-Disposition":  header("string", "A file name that is not made of the prompt.", `inline; filename="`+sampleImage+`.png"`),

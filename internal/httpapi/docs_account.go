@@ -206,7 +206,7 @@ var (
 	recoveryCodesDoc = doc{
 		id: "new-recovery-codes", tag: tagSignIn, summary: "Make new recovery codes",
 		description: "The old ones are void.",
-		answers:     ok("The codes, once.", recoveryView{RecoveryCodes: sampleRecovery}),
+		answers:     ok("The codes, once.", recoveryView{RecoveryCodes: sampleRecovery}, cookieSet...),
 		codes:       []problem.Code{problem.ReauthNeeded, problem.Conflict},
 	}
 	beginPasskeyDoc = doc{

@@ -96,6 +96,11 @@ func TestOpenAPIIsComplete(t *testing.T) {
 				if r.Headers["X-Request-ID"] == nil {
 					t.Errorf("%s %s has no request id", name, status)
 				}
+				for header, h := range r.Headers {
+					if h.Ref == "" && h.Description == "" {
+						t.Errorf("%s %s: the header %s is not described", name, status, header)
+					}
+				}
 				for kind, m := range r.Content {
 					what := name + " " + status + " " + kind
 					if m.Schema == nil || m.Example == nil && len(m.Examples) == 0 {
@@ -117,7 +122,7 @@ func TestOpenAPIIsComplete(t *testing.T) {
 					t.Errorf("%s %s is an error without problem+json", name, status)
 				}
 			}
-			want := []string{"internal"}
+			want := []string{"internal", "invalid_request"}
 			if !open {
 				want = append(want, "unauthorized")
 			}
@@ -131,7 +136,7 @@ func TestOpenAPIIsComplete(t *testing.T) {
 				want = append(want, "data_removed")
 			}
 			if op.RequestBody != nil {
-				want = append(want, "invalid_request", "too_large", "unsupported_media")
+				want = append(want, "too_large", "unsupported_media")
 			}
 			for _, code := range want {
 				if !codes[code] {

@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -149,6 +151,10 @@ func add[I, O any](a *API, method, path string, need access, d doc, handle func(
 	} else {
 		op.Middlewares = append(op.Middlewares, a.checkQuery, a.refuseBody)
 	}
+	// Where a handler sets a header, huma describes it anew, without our words.
+	described := op.Responses[strconv.Itoa(op.DefaultStatus)].Headers
+	ours := maps.Clone(described)
+	defer func() { maps.Copy(described, ours) }()
 	huma.Register(a.spec, op, func(ctx context.Context, in *I) (*O, error) {
 		if !d.long {
 			var cancel context.CancelFunc

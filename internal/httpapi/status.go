@@ -128,5 +128,5 @@ var statusDoc = doc{
 		Sweeps:     []recurringView{{Kind: "generation:sweep", Every: 3600, LastSuccess: pointer(sampleAt), Kept: true}},
 		Comparison: &comparisonView{At: sampleAt, Orphans: 12},
 		Checkpoint: ledgerCheckpointID{At: sampleAt, Hash: sampleHash[:]},
-	}),
+	}, "Cache-Control"),
 }

@@ -1,6 +1,7 @@
 // Package testenv gives tests real parts: PostgreSQL, Redis and an S3 server
 // (MinIO), each on a free loopback port, and the helpers that hand every test a
-// database, a Redis or a bucket of its own.
+// database, a Redis or a bucket of its own; and Node.js for the clients in
+// docs/examples.
 //
 // The launcher in cmd/parts starts what a test run shares and names it in the
 // environment; a test that wants to kill a server starts a private one. A

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -182,5 +183,69 @@ func TestMissingPartsFailAndSayWhatToRun(t *testing.T) {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the failure does not name %q:\n%s", want, out)
 		}
+	}
+}
+
+func TestNodeRunsInTheExamples(t *testing.T) {
+	t.Parallel()
+	cmd := testenv.Node(t, "--print", "[process.cwd(), Object.keys(process.env)]")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "docs/examples', [ 'PATH' ]") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestMissingNodeFailsAndSaysWhatToRun(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run", "^TestNodeRunsInTheExamples$")
+	cmd.Env = []string{"PATH=" + t.TempDir()}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "node is not installed: run `make test`") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func TestPackagesInstalled(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ have, want string }{
+		"nothing":         {``, "not installed"},
+		"all":             {`{"packages": {"node_modules/a": {"integrity": "sha512-1"}, "node_modules/b": {"integrity": "sha512-2"}}}`, ""},
+		"another version": {`{"packages": {"node_modules/a": {"integrity": "sha512-1"}, "node_modules/b": {"integrity": "sha512-3"}}}`, "node_modules/b"},
+		"one is missing":  {`{"packages": {"node_modules/b": {"integrity": "sha512-2"}}}`, "node_modules/a"},
+	} {
+		dir := t.TempDir()
+		write := func(text string, path ...string) {
+			if err := os.WriteFile(filepath.Join(append([]string{dir}, path...)...), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(`{"packages": {"": {"name": "x"}, "node_modules/a": {"integrity": "sha512-1"}, "node_modules/b": {"integrity": "sha512-2"}}}`, "package-lock.json")
+		if err := os.Mkdir(filepath.Join(dir, "node_modules"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if tt.have != "" {
+			write(tt.have, "node_modules", ".package-lock.json")
+		}
+		err := testenv.PackagesInstalled(dir)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The lock file says what is installed, and leaves to the environment from where.
+func TestTheLockFileNamesNoRegistry(t *testing.T) {
+	t.Parallel()
+	dir, err := testenv.ExamplesDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "package-lock.json"))
+	if err != nil || !strings.Contains(string(text), "integrity") || strings.Contains(string(text), "://") {
+		t.Errorf("%v\n%s", err, text)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -121,10 +122,14 @@ type step struct {
 func (s step) String() string { return strings.Join(s.line, " ") }
 
 // missing lists what has to be run before the parts are there.
-func missing() []step {
+func missing() ([]step, error) {
 	var packages []string
-	if _, err := testenv.Binary("redis-server"); err != nil {
-		packages = append(packages, "redis-server")
+	for program, name := range map[string]string{
+		"redis-server": "redis-server", "node": "nodejs", "npm": "npm", "curl": "curl", "jq": "jq", // the tour in docs/api.md
+	} {
+		if _, err := testenv.Binary(program); err != nil {
+			packages = append(packages, name)
+		}
 	}
 	_, noServer := testenv.Binary("postgres")
 	_, noInit := testenv.Binary("initdb")
@@ -133,6 +138,7 @@ func missing() []step {
 	}
 	var steps []step
 	if len(packages) > 0 {
+		slices.Sort(packages)
 		steps = append(steps,
 			step{"the list of Debian packages", []string{"apt-get", "-o", "DPkg::Lock::Timeout=300", "update"}},
 			step{strings.Join(packages, " and "), append([]string{"apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y"}, packages...)})
@@ -140,15 +146,22 @@ func missing() []step {
 	if _, err := testenv.Binary("minio"); err != nil {
 		steps = append(steps, step{"MinIO, an S3 server: about 5 minutes, once", []string{"go", "install", minioModule}})
 	}
-	return steps
+	examples, err := testenv.ExamplesDir()
+	if err != nil {
+		return nil, err
+	}
+	if testenv.PackagesInstalled(examples) != nil {
+		steps = append(steps, step{"the JavaScript clients that the tests use", []string{"npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", examples}})
+	}
+	return steps, nil
 }
 
 // install runs what is missing as root on Debian, and elsewhere says what to
 // run.
 func install(signals <-chan os.Signal) error {
-	steps := missing()
-	if len(steps) == 0 {
-		return nil
+	steps, err := missing()
+	if err != nil || len(steps) == 0 {
+		return err
 	}
 	if _, err := os.Stat("/etc/debian_version"); err != nil || os.Getuid() != 0 {
 		var text strings.Builder
@@ -156,7 +169,7 @@ func install(signals <-chan os.Signal) error {
 		for _, s := range steps {
 			fmt.Fprintf(&text, "  %s\n", s)
 		}
-		text.WriteString("(apt-get as root; without Debian, install redis-server and PostgreSQL your system's way)")
+		text.WriteString("(apt-get as root; without Debian, install redis-server, PostgreSQL, Node.js, npm, curl and jq your system's way)")
 		return errors.New(text.String())
 	}
 	for _, s := range steps {

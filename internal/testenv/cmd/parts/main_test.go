@@ -113,6 +113,37 @@ func TestLauncher(t *testing.T) {
 	})
 }
 
+// On a machine with nothing, and outside of the project.
+func TestMissing(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	t.Chdir(dir)
+	if _, err := missing(); err == nil || !strings.Contains(err.Error(), "in the folder of the project") {
+		t.Errorf("outside of the project: %v", err)
+	}
+	examples := filepath.Join(dir, "docs", "examples")
+	if err := os.MkdirAll(examples, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(examples, "package-lock.json"), []byte(`{"packages": {}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	steps, err := missing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := steps[len(steps)-1].String()
+	if !strings.HasPrefix(last, "npm ci ") || !strings.HasSuffix(last, " "+examples) {
+		t.Errorf("the last step is %s", last)
+	}
+	packages := " " + strings.Join(steps[1].line, " ") + " "
+	for _, name := range []string{"nodejs", "npm", "redis-server"} {
+		if !strings.Contains(packages, " "+name+" ") {
+			t.Errorf("%s is not installed by %s", name, packages)
+		}
+	}
+}
+
 // openTemp is a temporary folder that PostgreSQL's user may pass through, as it
 // may not through the test's own.
 func openTemp(t *testing.T) string {

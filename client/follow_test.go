@@ -1,4 +1,4 @@
-package main
+package client
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 )
 
 // follower is a client whose pauses are short.
-func follower(address string) *client {
-	return &client{base: "http://" + address, key: "zi_abc", pause: 5 * time.Millisecond, http: &http.Client{Transport: &http.Transport{}}}
+func follower(address string) *Client {
+	return &Client{Server: "http://" + address, Key: "zi_abc", Pause: 5 * time.Millisecond, HTTP: &http.Client{Transport: &http.Transport{}}}
 }
 
 // The service goes away in the middle of a stream, for a while nobody answers at its
@@ -39,14 +39,14 @@ func TestFollowingSurvivesARestart(t *testing.T) {
 	go func() { _ = before.Serve(l) }()
 
 	var mu sync.Mutex
-	var statuses []string
+	var statuses []GenerationStatus
 	running := make(chan struct{})
 	ended := make(chan error, 1)
 	go func() {
-		ended <- follower(address).follow(t.Context(), "gen_1", func(a answer) {
+		ended <- follower(address).Follow(t.Context(), "gen_1", func(g Generation) {
 			mu.Lock()
 			defer mu.Unlock()
-			if statuses = append(statuses, a.Status); len(statuses) == 1 {
+			if statuses = append(statuses, g.Status); len(statuses) == 1 {
 				close(running)
 			}
 		})
@@ -87,7 +87,7 @@ func TestFollowingSurvivesARestart(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("not followed to the end")
 	}
-	if !slices.Equal(statuses, []string{"running", "succeeded"}) || last != "2" || asked != 2 {
+	if !slices.Equal(statuses, []GenerationStatus{GenerationStatusRunning, GenerationStatusSucceeded}) || last != "2" || asked != 2 {
 		t.Errorf("saw %v, asked %d times, at last after event %q", statuses, asked, last)
 	}
 }
@@ -102,20 +102,20 @@ func TestFollowingGivesUp(t *testing.T) {
 	}))
 	t.Cleanup(removed.Close)
 	for _, tt := range []struct{ name, url, want string }{
-		{"nobody answers, ever", gone.URL, "no service at"},
+		{"nobody answers, ever", gone.URL, "its events cannot be followed, ask for it later"},
 		{"the generation is gone", removed.URL, "data_removed"},
 	} {
-		err := follower(strings.TrimPrefix(tt.url, "http://")).follow(t.Context(), "gen_1", func(answer) {})
+		err := follower(strings.TrimPrefix(tt.url, "http://")).Follow(t.Context(), "gen_1", func(Generation) {})
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 	// Who leaves does not wait for the end of a pause.
 	c := follower(strings.TrimPrefix(gone.URL, "http://"))
-	c.pause = time.Hour
+	c.Pause = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := c.follow(ctx, "gen_1", func(answer) {}); err == nil || ctx.Err() == nil {
+	if err := c.Follow(ctx, "gen_1", func(Generation) {}); err == nil || ctx.Err() == nil {
 		t.Errorf("%v", err)
 	}
 }
