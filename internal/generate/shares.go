@@ -15,6 +15,7 @@ import (
 	"zimage/internal/subject"
 )
 
+// How long a picture is shared.
 const (
 	ShareLife    = 7 * 24 * time.Hour // when nobody says for how long
 	LongestShare = 365 * 24 * time.Hour

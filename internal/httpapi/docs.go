@@ -397,6 +397,10 @@ func (a *API) document() *huma.OpenAPI {
 				"ETag":                 header("string", "Of the file.", `"9f86d081884c7d65"`),
 				"X-Robots-Tag":         header("string", "What is behind a link is not for search engines.", "noindex"),
 				"Content-Disposition":  header("string", "A file name that is not made of the prompt.", `inline; filename="`+sampleImage+`.png"`),
+
+				"X-RateLimit-Limit-Requests":     header("integer", "RateLimit-Limit, for OpenAI's clients.", 600),
+				"X-RateLimit-Remaining-Requests": header("integer", "RateLimit-Remaining, for OpenAI's clients.", 599),
+				"X-RateLimit-Reset-Requests":     header("string", "RateLimit-Reset, for OpenAI's clients.", "1s"),
 			},
 		},
 	}

@@ -38,6 +38,7 @@ func (a *API) routes() {
 	add(a, http.MethodDelete, "/v1/shares/{id}", with(account.ScopeGenerate), endShareDoc, a.endShare)
 	add(a, http.MethodGet, "/v1/shared/{token}", public, sharedDoc, a.shared)
 
+	add(a, http.MethodPost, "/v1/images/generations", with(account.ScopeGenerate), imagesDoc, a.createImages)
 	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
 
 	add(a, http.MethodPost, "/v1/account", public, signUpDoc, a.signUp)
