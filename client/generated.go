@@ -51,6 +51,48 @@ const (
 	ImageFormatPng  ImageFormat = "png"
 )
 
+// Defines values for ImagesBackground.
+const (
+	ImagesBackgroundAuto        ImagesBackground = "auto"
+	ImagesBackgroundOpaque      ImagesBackground = "opaque"
+	ImagesBackgroundTransparent ImagesBackground = "transparent"
+)
+
+// Defines values for ImagesModeration.
+const (
+	ImagesModerationAuto ImagesModeration = "auto"
+	ImagesModerationLow  ImagesModeration = "low"
+)
+
+// Defines values for ImagesOutputFormat.
+const (
+	ImagesOutputFormatJpeg ImagesOutputFormat = "jpeg"
+	ImagesOutputFormatPng  ImagesOutputFormat = "png"
+	ImagesOutputFormatWebp ImagesOutputFormat = "webp"
+)
+
+// Defines values for ImagesQuality.
+const (
+	ImagesQualityAuto     ImagesQuality = "auto"
+	ImagesQualityHd       ImagesQuality = "hd"
+	ImagesQualityHigh     ImagesQuality = "high"
+	ImagesQualityLow      ImagesQuality = "low"
+	ImagesQualityMedium   ImagesQuality = "medium"
+	ImagesQualityStandard ImagesQuality = "standard"
+)
+
+// Defines values for ImagesResponseFormat.
+const (
+	ImagesResponseFormatB64Json ImagesResponseFormat = "b64_json"
+	ImagesResponseFormatURL     ImagesResponseFormat = "url"
+)
+
+// Defines values for ImagesStyle.
+const (
+	ImagesStyleNatural ImagesStyle = "natural"
+	ImagesStyleVivid   ImagesStyle = "vivid"
+)
+
 // Defines values for ModelObject.
 const (
 	ModelObjectModel ModelObject = "model"
@@ -66,6 +108,24 @@ const (
 	ObjectionPurposeStatistics ObjectionPurpose = "statistics"
 )
 
+// Defines values for OpenAIImagesBackground.
+const (
+	OpenAIImagesBackgroundOpaque OpenAIImagesBackground = "opaque"
+)
+
+// Defines values for OpenAIImagesOutputFormat.
+const (
+	OpenAIImagesOutputFormatJpeg OpenAIImagesOutputFormat = "jpeg"
+	OpenAIImagesOutputFormatPng  OpenAIImagesOutputFormat = "png"
+)
+
+// Defines values for OpenAIImagesQuality.
+const (
+	OpenAIImagesQualityHigh   OpenAIImagesQuality = "high"
+	OpenAIImagesQualityLow    OpenAIImagesQuality = "low"
+	OpenAIImagesQualityMedium OpenAIImagesQuality = "medium"
+)
+
 // Defines values for PreferencesFormat.
 const (
 	PreferencesFormatJpeg PreferencesFormat = "jpeg"
@@ -78,6 +138,7 @@ const (
 	ProblemCodeDailyLimit               ProblemCode = "daily_limit"
 	ProblemCodeDataRemoved              ProblemCode = "data_removed"
 	ProblemCodeForbidden                ProblemCode = "forbidden"
+	ProblemCodeGenerationFailed         ProblemCode = "generation_failed"
 	ProblemCodeIdempotencyMismatch      ProblemCode = "idempotency_mismatch"
 	ProblemCodeInternal                 ProblemCode = "internal"
 	ProblemCodeInvalidRequest           ProblemCode = "invalid_request"
@@ -442,6 +503,81 @@ type Image struct {
 // ImageFormat Of the file.
 type ImageFormat string
 
+// Images defines model for Images.
+type Images struct {
+	// Background Accepted; pictures are opaque.
+	Background *ImagesBackground `json:"background,omitempty"`
+
+	// GuidanceScale How closely the model follows the prompt.
+	GuidanceScale *float64 `json:"guidance_scale,omitempty"`
+
+	// Model One of GET /v1/models. Left out, or auto: your own default, else the operator's first.
+	Model *string `json:"model,omitempty"`
+
+	// Moderation Accepted; the operator's rules hold.
+	Moderation *ImagesModeration `json:"moderation,omitempty"`
+
+	// N How many images. Left out: your own default, else 1.
+	N *int64 `json:"n,omitempty"`
+
+	// NegativePrompt What not to show, for models that take it.
+	NegativePrompt *string `json:"negative_prompt,omitempty"`
+
+	// NumInferenceSteps Steps of each image, before quality.
+	NumInferenceSteps *int64 `json:"num_inference_steps,omitempty"`
+
+	// OutputCompression Quality of a JPEG.
+	OutputCompression *int64 `json:"output_compression,omitempty"`
+
+	// OutputFormat png or jpeg; webp is refused. Left out: your own default, else png.
+	OutputFormat *ImagesOutputFormat `json:"output_format,omitempty"`
+
+	// PartialImages Accepted; no engine here gives partial images.
+	PartialImages *int64 `json:"partial_images,omitempty"`
+
+	// Prompt What to show. The model's own limit may be lower.
+	Prompt string `json:"prompt"`
+
+	// Quality How many steps: low is half of the model's usual ones, high and hd are twice as many.
+	Quality *ImagesQuality `json:"quality,omitempty"`
+
+	// ResponseFormat url: a short-lived link. Left out: b64_json.
+	ResponseFormat *ImagesResponseFormat `json:"response_format,omitempty"`
+
+	// Seed Image k uses seed + k. Left out: chosen here.
+	Seed *int64 `json:"seed,omitempty"`
+
+	// Size WIDTHxHEIGHT, brought within what the model makes, or auto.
+	Size *string `json:"size,omitempty"`
+
+	// Stream Answer with events.
+	Stream *bool `json:"stream,omitempty"`
+
+	// Style Accepted, without effect.
+	Style *ImagesStyle `json:"style,omitempty"`
+
+	// User Accepted, and kept nowhere.
+	User *string `json:"user,omitempty"`
+}
+
+// ImagesBackground Accepted; pictures are opaque.
+type ImagesBackground string
+
+// ImagesModeration Accepted; the operator's rules hold.
+type ImagesModeration string
+
+// ImagesOutputFormat png or jpeg; webp is refused. Left out: your own default, else png.
+type ImagesOutputFormat string
+
+// ImagesQuality How many steps: low is half of the model's usual ones, high and hd are twice as many.
+type ImagesQuality string
+
+// ImagesResponseFormat url: a short-lived link. Left out: b64_json.
+type ImagesResponseFormat string
+
+// ImagesStyle Accepted, without effect.
+type ImagesStyle string
+
 // Key defines model for Key.
 type Key struct {
 	// CreatedAt When it was made.
@@ -527,6 +663,15 @@ type LedgerEntry struct {
 
 	// State Of a request.
 	State *string `json:"state,omitempty"`
+}
+
+// Link defines model for Link.
+type Link struct {
+	// ExpiresAt When it ends.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// URL The picture, without a key, for whoever has it. It is shown once.
+	URL string `json:"url"`
 }
 
 // Model defines model for Model.
@@ -647,6 +792,74 @@ type ObjectionPurpose string
 type Objections struct {
 	// Data One for each purpose that rests on a legitimate interest.
 	Data []Objection `json:"data"`
+}
+
+// OpenAIImage defines model for OpenAIImage.
+type OpenAIImage struct {
+	// B64Json The file, in base64.
+	B64Json *string `json:"b64_json,omitempty"`
+
+	// URL A link to the file that needs no key, for an hour.
+	URL *string `json:"url,omitempty"`
+}
+
+// OpenAIImages defines model for OpenAIImages.
+type OpenAIImages struct {
+	// Background Always opaque.
+	Background OpenAIImagesBackground `json:"background"`
+
+	// Created When they were finished, in seconds since 1970.
+	Created int64 `json:"created"`
+
+	// Data The images.
+	Data []OpenAIImage `json:"data"`
+
+	// OutputFormat Of the files.
+	OutputFormat OpenAIImagesOutputFormat `json:"output_format"`
+
+	// Quality As it was asked for.
+	Quality OpenAIImagesQuality `json:"quality"`
+
+	// Size The true one, WIDTHxHEIGHT.
+	//
+	// Examples: 1024x1024
+	Size string `json:"size"`
+
+	// Usage Nothing is counted in tokens here: zeros.
+	Usage OpenAIUsage `json:"usage"`
+}
+
+// OpenAIImagesBackground Always opaque.
+type OpenAIImagesBackground string
+
+// OpenAIImagesOutputFormat Of the files.
+type OpenAIImagesOutputFormat string
+
+// OpenAIImagesQuality As it was asked for.
+type OpenAIImagesQuality string
+
+// OpenAIUsage defines model for OpenAIUsage.
+type OpenAIUsage struct {
+	// InputTokens Always 0.
+	InputTokens int64 `json:"input_tokens"`
+
+	// InputTokensDetails Zeros.
+	InputTokensDetails OpenAIUsageDetails `json:"input_tokens_details"`
+
+	// OutputTokens Always 0.
+	OutputTokens int64 `json:"output_tokens"`
+
+	// TotalTokens Always 0.
+	TotalTokens int64 `json:"total_tokens"`
+}
+
+// OpenAIUsageDetails defines model for OpenAIUsageDetails.
+type OpenAIUsageDetails struct {
+	// ImageTokens Always 0.
+	ImageTokens int64 `json:"image_tokens"`
+
+	// TextTokens Always 0.
+	TextTokens int64 `json:"text_tokens"`
 }
 
 // Preferences defines model for Preferences.
@@ -820,6 +1033,42 @@ type SecondFactor struct {
 	Totp bool `json:"totp"`
 }
 
+// Share defines model for Share.
+type Share struct {
+	// CreatedAt Since when.
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt When it ends.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// ID Of the share; it opens nothing.
+	ID string `json:"id"`
+
+	// ImageID What is shown.
+	ImageID string `json:"image_id"`
+
+	// URL The page, for whoever has its address. It is shown once: to have one again, share again.
+	URL *string `json:"url,omitempty"`
+}
+
+// Shares defines model for Shares.
+type Shares struct {
+	// Data Newest first.
+	Data []Share `json:"data"`
+
+	// NextCursor For the next page; left out on the last.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// SignLink defines model for SignLink.
+type SignLink struct {
+	// ExpiresIn Seconds that it lives, and never longer than the picture. Left out: 3600.
+	ExpiresIn *int64 `json:"expires_in,omitempty"`
+
+	// Thumbnail To the small JPEG instead of the picture. Left out: no.
+	Thumbnail *bool `json:"thumbnail,omitempty"`
+}
+
 // UpdateAccount defines model for UpdateAccount.
 type UpdateAccount struct {
 	// Name What you like to be called; empty clears it. Left out: it stays.
@@ -898,6 +1147,15 @@ type StreamGenerationParams struct {
 	LastEventID *string `json:"Last-Event-ID,omitempty"`
 }
 
+// CreateOpenaiImagesParams defines parameters for CreateOpenaiImages.
+type CreateOpenaiImagesParams struct {
+	// IdempotencyKey 1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images.
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+
+	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body is waited for, and none made.
+	XStainlessRetryCount *string `json:"X-Stainless-Retry-Count,omitempty"`
+}
+
 // GetImageContentParams defines parameters for GetImageContent.
 type GetImageContentParams struct {
 	// Thumbnail The small JPEG instead of the picture. The name alone says true.
@@ -905,6 +1163,15 @@ type GetImageContentParams struct {
 
 	// IfNoneMatch The ETag you have: 304 when it is the same.
 	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+}
+
+// ListSharesParams defines parameters for ListShares.
+type ListSharesParams struct {
+	// Cursor next_cursor of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // GetAccount: Look at your account.
@@ -1047,6 +1314,19 @@ func (c *Client) DeleteImages(ctx context.Context, body Delete) (*Accepted, erro
 	return answer[Accepted](ctx, c, r)
 }
 
+// CreateOpenaiImages: Make images as OpenAI's clients do.
+//
+// What the official SDKs call `images.generate`: set their base URL to `/v1` here and their API key to yours. It waits until the images are there. With `stream` it answers with server-sent events: `image_generation.progress`, an `image_generation.completed` for each image, or an `error`. A client that goes away and repeats the request gets the same images. Errors have a member `error` in OpenAI's shape. A key needs the scope `generate`.
+func (c *Client) CreateOpenaiImages(ctx context.Context, body Images, params *CreateOpenaiImagesParams) (*OpenAIImages, error) {
+	r := newRequest(http.MethodPost, "/v1/images/generations")
+	r.body = body
+	if params != nil {
+		set(r.header, "Idempotency-Key", params.IdempotencyKey)
+		set(r.header, "X-Stainless-Retry-Count", params.XStainlessRetryCount)
+	}
+	return answer[OpenAIImages](ctx, c, r)
+}
+
 // DeleteImage: Delete an image.
 //
 // With its thumbnail. The generation stays. A key needs the scope `generate`.
@@ -1076,6 +1356,15 @@ func (c *Client) GetImageContent(ctx context.Context, id string, params *GetImag
 	return c.do(ctx, r)
 }
 
+// SignLink: Make a short-lived link.
+//
+// To one picture or its thumbnail, for whoever has the link: no key stands in it. It lives for an hour, or as you say, for a day at most, and is kept nowhere. It ends with the picture, with `DELETE /v1/links`, and while the account is restricted or suspended. A key needs the scope `read`.
+func (c *Client) SignLink(ctx context.Context, id string, body SignLink) (*Link, error) {
+	r := newRequest(http.MethodPost, "/v1/images/%s/links", id)
+	r.body = body
+	return answer[Link](ctx, c, r)
+}
+
 // ListKeys: List your keys.
 //
 // By their first letters, with scopes and last use. Those that were revoked or expired are listed for 30 days, the newest 100 of them. A key needs the scope `account`.
@@ -1092,10 +1381,46 @@ func (c *Client) RevokeKey(ctx context.Context, id string) error {
 	return c.call(ctx, r, nil)
 }
 
+// RevokeLinks: Revoke all short-lived links.
+//
+// All that were made until now open nothing any more, at once. What you share by `/v1/shares` stays. A key needs the scope `generate`.
+func (c *Client) RevokeLinks(ctx context.Context) error {
+	r := newRequest(http.MethodDelete, "/v1/links")
+	return c.call(ctx, r, nil)
+}
+
 // ListModels: List models.
 //
 // What a request can name, with each model's limits and defaults. The shape is OpenAI's, with more in it. A key needs the scope `read`.
 func (c *Client) ListModels(ctx context.Context) (*Models, error) {
 	r := newRequest(http.MethodGet, "/v1/models")
 	return answer[Models](ctx, c, r)
+}
+
+// EndShares: End all shares.
+//
+// Nothing of yours is shown any more, at once. A key needs the scope `generate`.
+func (c *Client) EndShares(ctx context.Context) error {
+	r := newRequest(http.MethodDelete, "/v1/shares")
+	return c.call(ctx, r, nil)
+}
+
+// ListShares: List what you share.
+//
+// What is shown now, newest first. Addresses are not kept, so that they do not stand here. A key needs the scope `read`.
+func (c *Client) ListShares(ctx context.Context, params *ListSharesParams) (*Shares, error) {
+	r := newRequest(http.MethodGet, "/v1/shares")
+	if params != nil {
+		set(r.query, "cursor", params.Cursor)
+		set(r.query, "limit", params.Limit)
+	}
+	return answer[Shares](ctx, c, r)
+}
+
+// EndShare: End a share.
+//
+// Its page shows nothing any more, at once. The picture stays yours. A key needs the scope `generate`.
+func (c *Client) EndShare(ctx context.Context, id string) error {
+	r := newRequest(http.MethodDelete, "/v1/shares/%s", id)
+	return c.call(ctx, r, nil)
 }

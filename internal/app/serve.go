@@ -22,7 +22,7 @@ import (
 func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Listener) error {
 	watchers := a.Generate.NewWatchers()
 	policy := a.statement()
-	pages, err := web.New(web.Options{Policy: policy, Clock: a.clock})
+	pages, err := web.New(web.Options{Policy: policy, Clock: a.clock, Shares: a.Generate})
 	if err != nil {
 		return err
 	}

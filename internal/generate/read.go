@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"zimage/internal/db"
+	"zimage/internal/engine"
 	"zimage/internal/jobs"
 	"zimage/internal/objects"
 	"zimage/internal/problem"
@@ -340,13 +341,40 @@ func (s *Service) Models(ctx context.Context) ([]Model, error) {
 	}
 	list := make([]Model, 0, len(s.Engines.Models))
 	for _, m := range s.Engines.Models {
-		list = append(list, Model{
-			ID: m.ID, Name: m.Name, OwnedBy: m.OwnedBy, License: m.License, SourceType: m.SourceType,
-			Served: lanes[m.Lane].Slots > 0, DefaultWidth: m.DefaultWidth, DefaultHeight: m.DefaultHeight,
-			MinSide: m.MinSide, MaxSide: m.MaxSide, SideMultiple: m.SideMultiple, MaxPixels: m.MaxPixels,
-			DefaultSteps: m.DefaultSteps, MaxSteps: m.MaxSteps, Guidance: m.DefaultGuidance, MaxGuidance: m.MaxGuidance,
-			NegativePrompt: m.NegativePrompt, MaxImages: m.MaxImages, MaxPromptChars: m.MaxPromptChars,
-		})
+		shown := describe(m)
+		shown.Served = lanes[m.Lane].Slots > 0
+		list = append(list, shown)
 	}
 	return list, nil
+}
+
+// Choose is the model that a request without or with a name gets, whether or not
+// it is served; false: there is none of that name.
+func (s *Service) Choose(name string, d Defaults) (Model, bool) {
+	if name == "" {
+		name = s.usual(d)
+	}
+	m, known := s.models[name]
+	return describe(m), known
+}
+
+// usual is the model of a request that names none.
+func (s *Service) usual(d Defaults) string {
+	if _, known := s.models[d.Model]; known {
+		return d.Model
+	}
+	if len(s.Engines.Models) > 0 {
+		return s.Engines.Models[0].ID
+	}
+	return ""
+}
+
+func describe(m engine.Model) Model {
+	return Model{
+		ID: m.ID, Name: m.Name, OwnedBy: m.OwnedBy, License: m.License, SourceType: m.SourceType,
+		DefaultWidth: m.DefaultWidth, DefaultHeight: m.DefaultHeight,
+		MinSide: m.MinSide, MaxSide: m.MaxSide, SideMultiple: m.SideMultiple, MaxPixels: m.MaxPixels,
+		DefaultSteps: m.DefaultSteps, MaxSteps: m.MaxSteps, Guidance: m.DefaultGuidance, MaxGuidance: m.MaxGuidance,
+		NegativePrompt: m.NegativePrompt, MaxImages: m.MaxImages, MaxPromptChars: m.MaxPromptChars,
+	}
 }

@@ -231,7 +231,7 @@ func (a *attempt) finishOne(ctx context.Context, slot *engine.Slot, k int, raw [
 // same ciphertext each time, so that a PUT whose answer was lost is recognised.
 func (a *attempt) store(ctx context.Context, k int, raw []byte) error {
 	s, g, q := a.service, a.generation, a.request
-	options := picture.Options{Format: q.Format, MaxPixels: 4 * max(a.model.MaxPixels, q.Width*q.Height), SourceType: a.model.SourceType}
+	options := picture.Options{Format: q.Format, MaxPixels: 4 * max(a.model.MaxPixels, q.Width*q.Height), SourceType: a.model.SourceType, Quality: q.Quality}
 	if q.EmbedPrompt {
 		options.Prompt = q.Prompt
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -120,7 +121,7 @@ func (s *Service) checkRules(r Request) error {
 
 // replay finds what an idempotency key has made of the same body.
 func (s *Service) replay(ctx context.Context, owner string, i *Idempotency) (Generation, bool) {
-	if i == nil {
+	if i == nil || i.Fresh {
 		return Generation{}, false
 	}
 	key, body := s.lookups(owner, i)
@@ -144,10 +145,14 @@ func (s *Service) remember(ctx context.Context, tx *db.Tx, owner, id string, i *
 	key, body := s.lookups(owner, i)
 	now := s.Clock.Millis()
 	// A key that has outlived its day is free again; the upsert takes it over.
+	free := now - idempotentFor.Milliseconds()
+	if i.Fresh {
+		free = math.MaxInt64
+	}
 	n, err := tx.Exec(ctx, `INSERT INTO idempotency_keys (owner, key_lookup, body_lookup, generation_id, created_at) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (owner, key_lookup) DO UPDATE SET body_lookup = excluded.body_lookup, generation_id = excluded.generation_id,
 			created_at = excluded.created_at WHERE idempotency_keys.created_at < ?`,
-		owner, key, body, id, now, now-idempotentFor.Milliseconds())
+		owner, key, body, id, now, free)
 	if err != nil || n == 1 {
 		return "", err
 	}
@@ -199,11 +204,8 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 	bad := func(field, format string, args ...any) {
 		wrong = append(wrong, problem.Field{Location: "body." + field, Message: fmt.Sprintf(format, args...)})
 	}
-	if _, known := s.models[r.Defaults.Model]; r.Model == "" && known {
-		r.Model = r.Defaults.Model
-	}
-	if r.Model == "" && len(s.Engines.Models) > 0 {
-		r.Model = s.Engines.Models[0].ID
+	if r.Model == "" {
+		r.Model = s.usual(r.Defaults)
 	}
 	m, known := s.models[r.Model]
 	if known {
@@ -260,6 +262,9 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 	}
 	if r.Format != "png" && r.Format != "jpeg" {
 		bad("format", "must be png or jpeg")
+	}
+	if r.Quality < 0 || r.Quality > 100 {
+		bad("quality", "must be from 1 to 100")
 	}
 	within("retention_days", &r.RetentionDays, s.RetentionDays, 1, s.RetentionDays)
 	if len(r.Metadata) > 16 {

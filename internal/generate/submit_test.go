@@ -299,7 +299,7 @@ func TestIdempotency(t *testing.T) {
 		var work sync.WaitGroup
 		for range 50 {
 			work.Go(func() {
-				g, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{"key-1", body})
+				g, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{Key: "key-1", Body: body})
 				if err != nil {
 					t.Error(err)
 					return
@@ -317,36 +317,36 @@ func TestIdempotency(t *testing.T) {
 		if n := len(slices.Compact(ids)); n != 1 || fresh != 1 || r.count(`SELECT count(*) FROM jobs`) != 1 {
 			t.Fatalf("%d generations, %d fresh, %d jobs; want one of each", n, fresh, r.count(`SELECT count(*) FROM jobs`))
 		}
-		_, _, err := r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{"key-1", []byte(`{"prompt":"other"}`)})
+		_, _, err := r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{Key: "key-1", Body: []byte(`{"prompt":"other"}`)})
 		wantCode(t, err, problem.IdempotencyMismatch)
-		if g, replayed, err := r.service.Submit(ctx, r.ben, q, &Idempotency{"key-1", body}); err != nil || replayed || g.ID == ids[0] {
+		if g, replayed, err := r.service.Submit(ctx, r.ben, q, &Idempotency{Key: "key-1", Body: body}); err != nil || replayed || g.ID == ids[0] {
 			t.Errorf("the key is shared with somebody else: %v, %v", replayed, err)
 		}
 		// A refused submit does not use its key up.
 		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = 1 WHERE id = ?`, r.ada); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = r.service.Submit(ctx, r.ada, q, &Idempotency{"key-2", body})
+		_, _, err = r.service.Submit(ctx, r.ada, q, &Idempotency{Key: "key-2", Body: body})
 		wantCode(t, err, problem.Forbidden)
 		if _, err := r.db.Exec(ctx, `UPDATE subjects SET restricted_at = NULL WHERE id = ?`, r.ada); err != nil {
 			t.Fatal(err)
 		}
-		if _, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{"key-2", body}); err != nil || replayed {
+		if _, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{Key: "key-2", Body: body}); err != nil || replayed {
 			t.Errorf("the key of a refused submit: replayed %v, %v", replayed, err)
 		}
 		r.clock.Advance(24 * time.Hour)
-		if g, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{"key-1", body}); err != nil || !replayed || g.ID != ids[0] {
+		if g, replayed, err := r.service.Submit(ctx, r.ada, q, &Idempotency{Key: "key-1", Body: body}); err != nil || !replayed || g.ID != ids[0] {
 			t.Errorf("after 24 h: replayed %v, %v", replayed, err)
 		}
 		r.clock.Advance(time.Millisecond)
-		g, replayed, err := r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{"key-1", []byte(`{"prompt":"other"}`)})
+		g, replayed, err := r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{Key: "key-1", Body: []byte(`{"prompt":"other"}`)})
 		if err != nil || replayed || g.ID == ids[0] {
 			t.Errorf("the day after: replayed %v, %v", replayed, err)
 		}
 		if err := r.service.Delete(ctx, r.ada, g.ID); err != nil {
 			t.Fatal(err)
 		}
-		_, replayed, err = r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{"key-1", []byte(`{"prompt":"other"}`)})
+		_, replayed, err = r.service.Submit(ctx, r.ada, Request{Prompt: "other"}, &Idempotency{Key: "key-1", Body: []byte(`{"prompt":"other"}`)})
 		wantCode(t, err, problem.DataRemoved)
 		if !replayed {
 			t.Error("a deleted generation was made again")

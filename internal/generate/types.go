@@ -25,16 +25,17 @@ type Request struct {
 	Prompt         string            `json:"prompt"`
 	NegativePrompt string            `json:"negative_prompt,omitempty"`
 	Model          string            `json:"model"`
-	N              int               `json:"n"`              // images, one seed each
-	Width          int               `json:"width"`          // pixels
-	Height         int               `json:"height"`         // pixels
-	Seed           *int64            `json:"seed,omitempty"` // 0 to 2^32-1; image k uses seed+k; nil: chosen here
-	Steps          int               `json:"steps"`          // of denoising
-	Guidance       *float64          `json:"guidance"`       // scale; nil: the model's
-	Format         string            `json:"format"`         // png or jpeg
-	RetentionDays  int               `json:"retention_days"` // at most the policy's
-	EmbedPrompt    bool              `json:"embed_prompt"`   // write the prompt into the file
-	Metadata       map[string]string `json:"metadata"`       // the caller's own
+	N              int               `json:"n"`                 // images, one seed each
+	Width          int               `json:"width"`             // pixels
+	Height         int               `json:"height"`            // pixels
+	Seed           *int64            `json:"seed,omitempty"`    // 0 to 2^32-1; image k uses seed+k; nil: chosen here
+	Steps          int               `json:"steps"`             // of denoising
+	Guidance       *float64          `json:"guidance"`          // scale; nil: the model's
+	Format         string            `json:"format"`            // png or jpeg
+	Quality        int               `json:"quality,omitempty"` // of a JPEG, 1 to 100; 0: the usual one
+	RetentionDays  int               `json:"retention_days"`    // at most the policy's
+	EmbedPrompt    bool              `json:"embed_prompt"`      // write the prompt into the file
+	Metadata       map[string]string `json:"metadata"`          // the caller's own
 
 	// Defaults fill in what is left out, before the model's own; they are not kept.
 	Defaults Defaults `json:"-"`
@@ -150,6 +151,9 @@ type Page struct {
 type Idempotency struct {
 	Key  string // as the client sent it, at most 255 characters
 	Body []byte // what must be equal: the canonical body
+
+	// Fresh makes a new one all the same, which those that repeat it find from now on.
+	Fresh bool
 }
 
 // An Update is a change of state or a step of progress of a watched generation.

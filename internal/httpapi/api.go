@@ -55,7 +55,8 @@ type Options struct {
 	RequestsPerMinute int
 	// Policy is what GET /v1/privacy/policy tells.
 	Policy privacy.Statement
-	// Pages are answered beside the API, by path and for GET alone: web's.
+	// Pages are answered beside the API, by path and for GET alone: web's. One whose
+	// path has a parameter takes a place as every public route does.
 	Pages map[string]http.Handler
 	// Ready says whether this process can serve. Nil: always.
 	Ready func(context.Context) Readiness

@@ -92,6 +92,9 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 
 	left := a.keys.take(ctx, cmp.Or(who.KeyID, who.SessionID))
 	left.show(c.Writer.Header())
+	if openAIRoutes[call.route] {
+		left.showOpenAI(c.Writer.Header())
+	}
 	if !left.ok {
 		return problem.New(problem.RateLimited, "Too many requests with this key or session.").After(left.retry)
 	}

@@ -48,6 +48,7 @@ type good struct {
 const (
 	tagGenerations = "Generations"
 	tagImages      = "Images"
+	tagLinks       = "Links"
 	tagModels      = "Models"
 	tagAccount     = "Account"
 	tagSignIn      = "Sign-in"
@@ -363,6 +364,7 @@ func (a *API) document() *huma.OpenAPI {
 		Tags: []*huma.Tag{
 			{Name: tagGenerations, Description: "A prompt and what becomes of it."},
 			{Name: tagImages, Description: "The finished pictures."},
+			{Name: tagLinks, Description: "By which others see a picture of yours, because you want them to."},
 			{Name: tagModels, Description: "What can be asked for."},
 			{Name: tagAccount, Description: "Who you are here, what you agreed to, and how you leave."},
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
@@ -393,7 +395,12 @@ func (a *API) document() *huma.OpenAPI {
 				"Set-Cookie":           header("string", "The session, or what is left of it after a sign-out.", sessionCookie+"=zs_…; Path=/; HttpOnly; Secure; SameSite=Lax"),
 				"Cache-Control":        header("string", "How long the answer may be kept.", "public, max-age=30"),
 				"ETag":                 header("string", "Of the file.", `"9f86d081884c7d65"`),
+				"X-Robots-Tag":         header("string", "What is behind a link is not for search engines.", "noindex"),
 				"Content-Disposition":  header("string", "A file name that is not made of the prompt.", `inline; filename="`+sampleImage+`.png"`),
+
+				"X-RateLimit-Limit-Requests":     header("integer", "RateLimit-Limit, for OpenAI's clients.", 600),
+				"X-RateLimit-Remaining-Requests": header("integer", "RateLimit-Remaining, for OpenAI's clients.", 599),
+				"X-RateLimit-Reset-Requests":     header("string", "RateLimit-Reset, for OpenAI's clients.", "1s"),
 			},
 		},
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+
+	"zimage/internal/generate"
 )
 
 type imageInput struct {
@@ -67,9 +69,6 @@ type streamOutput struct {
 	Body func(huma.Context)
 }
 
-// imageContent decrypts as it sends. What fails before the first byte is an
-// answer; after it, the connection is cut, so that half a picture never looks
-// whole.
 func (a *API) imageContent(ctx context.Context, in *contentInput) (*streamOutput, error) {
 	if err := known("img", in.ID); err != nil {
 		return nil, err
@@ -91,6 +90,13 @@ func (a *API) imageContent(ctx context.Context, in *contentInput) (*streamOutput
 			hc.SetStatus(http.StatusNotModified)
 		}}, nil
 	}
+	return a.send(ctx, content, func(h http.Header) { h.Set("ETag", tag) })
+}
+
+// send decrypts as it sends, and closes the content. What fails before the first
+// byte is an answer; after it, the connection is cut, so that half a picture never
+// looks whole.
+func (a *API) send(ctx context.Context, content generate.Content, add func(http.Header)) (*streamOutput, error) {
 	head := callOf(ctx).head
 	r := bufio.NewReaderSize(content, 32<<10)
 	if !head {
@@ -108,7 +114,7 @@ func (a *API) imageContent(ctx context.Context, in *contentInput) (*streamOutput
 		h.Set("Content-Length", strconv.FormatInt(content.Bytes, 10))
 		h.Set("Content-Disposition", `inline; filename="`+content.Name+`"`)
 		h.Set("Accept-Ranges", "none")
-		h.Set("ETag", tag)
+		add(h)
 		hc.SetStatus(http.StatusOK)
 		if head {
 			return

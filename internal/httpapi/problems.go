@@ -49,6 +49,7 @@ var answers = []answer{
 	{problem.UnsupportedMedia, http.StatusUnsupportedMediaType, "Unsupported media type", "Bodies are application/json, in UTF-8 and not compressed."},
 	{problem.IdempotencyMismatch, http.StatusUnprocessableEntity, "Idempotency key was used before", "The same Idempotency-Key came with another body."},
 	{problem.PromptRefused, http.StatusUnprocessableEntity, "Prompt refused", "The operator's rules refuse the prompt."},
+	{problem.GenerationFailed, http.StatusBadGateway, "Generation failed", "The generation has ended without a picture: its engine failed, or it was canceled. Trying again makes a new one."},
 	{problem.RateLimited, http.StatusTooManyRequests, "Too many requests", "`Retry-After` says when to try again."},
 	{problem.QueueFull, http.StatusTooManyRequests, "Queue full", "Too many generations of this account are waiting."},
 	{problem.DailyLimit, http.StatusTooManyRequests, "Daily limit reached", "Too many generations of this account today."},
@@ -83,10 +84,13 @@ type problemView struct {
 	Errors    []fieldView `json:"errors,omitempty" nullable:"false" doc:"Each part of the request that is wrong."`
 	Complaint string      `json:"complaint,omitempty" doc:"When a right of yours is refused: how to complain to an authority."`
 
+	OpenAI *openAIErrorView `json:"error,omitempty" doc:"On the routes that OpenAI's clients use: the same in the shape that they read."`
+
 	SecondFactor *secondFactorView `json:"second_factor,omitempty" doc:"With second_factor_required: what can be sent beside the password."`
 
 	retryAfter time.Duration
 	right      bool
+	final      bool // OpenAI's clients must not try again by themselves
 }
 
 func (p *problemView) Error() string  { return p.Code }
@@ -100,6 +104,9 @@ func (p *problemView) GetHeaders() http.Header {
 	h := http.Header{}
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", seconds(p.retryAfter))
+	}
+	if p.final {
+		h.Set("X-Should-Retry", "false")
 	}
 	if p.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="zimage"`)
@@ -146,6 +153,9 @@ func view(ctx context.Context, err error) *problemView {
 	}
 	if p.retryAfter == 0 && a.Status == http.StatusServiceUnavailable {
 		p.retryAfter = 2 * time.Second
+	}
+	if openAIRoutes[callOf(ctx).route] {
+		p.forOpenAI()
 	}
 	return p
 }
@@ -351,9 +361,10 @@ var knownNames = namesOf(map[string][]any{
 		createBody{}, deleteBody{}, signUpBody{}, codePasswordBody{}, updateAccountBody{}, credentialsBody{}, emailBody{}, codeBody{},
 		passwordBody{}, setConsentBody{}, addPasskeyBody{}, signInBody{}, passkeySignInBody{}, createKeyBody{}, findBody{}, reasonBody{}, disclosureBody{},
 		placeHoldBody{}, renewHoldBody{}, askBody{}, openRequestBody{}, closeRequestBody{}, confirmRequestBody{},
+		signLinkBody{}, makeShareBody{}, imagesBody{},
 	},
-	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}},
-	"header": {createInput{}, getInput{}, eventsInput{}, contentInput{}},
+	"query":  {listInput{}, contentInput{}, ledgerInput{}, requestsInput{}, holdsInput{}, staffRequestsInput{}, sharesInput{}},
+	"header": {createInput{}, imagesInput{}, getInput{}, eventsInput{}, contentInput{}},
 	"path":   {getInput{}},
 })
 

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
@@ -28,6 +29,16 @@ func (a *API) routes() {
 	add(a, http.MethodDelete, "/v1/images/{id}", with(account.ScopeGenerate), deleteImageDoc, a.deleteImage)
 	add(a, http.MethodGet, "/v1/images/{id}/content", with(account.ScopeRead), contentDoc, a.imageContent)
 
+	add(a, http.MethodPost, "/v1/images/{id}/links", with(account.ScopeRead), signLinkDoc, a.signLink)
+	add(a, http.MethodDelete, "/v1/links", with(account.ScopeGenerate), revokeLinksDoc, a.revokeLinks)
+	add(a, http.MethodGet, "/v1/links/{token}", public, linkedDoc, a.linked)
+	add(a, http.MethodPost, "/v1/images/{id}/shares", inSession, shareDoc, a.share)
+	add(a, http.MethodGet, "/v1/shares", with(account.ScopeRead), sharesDoc, a.listShares)
+	add(a, http.MethodDelete, "/v1/shares", with(account.ScopeGenerate), endSharesDoc, a.endShares)
+	add(a, http.MethodDelete, "/v1/shares/{id}", with(account.ScopeGenerate), endShareDoc, a.endShare)
+	add(a, http.MethodGet, "/v1/shared/{token}", public, sharedDoc, a.shared)
+
+	add(a, http.MethodPost, "/v1/images/generations", with(account.ScopeGenerate), imagesDoc, a.createImages)
 	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
 
 	add(a, http.MethodPost, "/v1/account", public, signUpDoc, a.signUp)
@@ -117,7 +128,11 @@ func (a *API) routes() {
 	a.engine.GET("/docs", a.serveDocs)
 	a.engine.GET("/docs.css", a.serveStyle)
 	for path, page := range a.rooms.Pages {
-		a.engine.GET(path, gin.WrapH(page))
+		before := []gin.HandlerFunc{}
+		if strings.Contains(path, ":") { // it is not answered from memory
+			before = append(before, func(c *gin.Context) { a.sit(c, false) })
+		}
+		a.engine.GET(path, append(before, gin.WrapH(page))...)
 	}
 }
 

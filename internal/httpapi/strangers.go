@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
 
 	"zimage/internal/account"
 )
@@ -30,6 +32,12 @@ const (
 	mostFamiliar  = 64
 	mostOfBrowser = 4
 	mostBeside    = 16
+
+	// mostViewers is how many fetch a picture by a link at once, as slowly as they
+	// like, and the others how many of one network and of the part of the net around it.
+	mostViewers          = 256
+	mostViewersOfNetwork = 32
+	mostViewersAround    = mostViewers / 2
 )
 
 // strangers bounds the public requests that are read or worked on. Nobody waits,
@@ -38,12 +46,14 @@ const (
 type strangers struct {
 	anybody  hall
 	familiar hall // for browsers that were signed in here before
+	viewers  hall // for those who are sent a picture, so that they keep nobody else out
 }
 
 func newStrangers() strangers {
 	return strangers{
 		anybody:  hall{most: mostStrangers, ofNear: mostOfNetwork, ofFar: mostAround},
 		familiar: hall{most: mostFamiliar, ofNear: mostOfBrowser, ofFar: mostBeside},
+		viewers:  hall{most: mostViewers, ofNear: mostViewersOfNetwork, ofFar: mostViewersAround},
 	}
 }
 
@@ -196,24 +206,42 @@ func (s *stranger) leave() {
 	}
 }
 
+// viewing gives a request that fetches a picture by a link a place among those who
+// do, until release, in place of its own.
+func (a *API) viewing(ctx context.Context) (release func(), err error) {
+	call := callOf(ctx)
+	s := a.strangers.viewers.enter(named(account.Network(call.client.Addr)), named(account.Neighbourhood(call.client.Addr)), nil)
+	if s == nil {
+		return nil, crowded()
+	}
+	call.idle()
+	return s.leave, nil
+}
+
 // seat gives a public request its place. reads says that the route has a body.
 func (a *API) seat(reads bool) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
-		c := humagin.Unwrap(hc)
-		call := callOf(c.Request.Context())
-		var cut func()
-		if reads {
-			// Before it can be cut off: no later deadline gives it more time.
-			rc := http.NewResponseController(c.Writer)
-			_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
-			cut = func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }
+		if a.sit(humagin.Unwrap(hc), reads) {
+			next(hc)
 		}
-		s := a.strangers.enter(call.client, a.rooms.Accounts.Issued(call.client.Device), cut)
-		if s == nil {
-			a.fail(c, crowded())
-			return
-		}
-		call.stranger, call.leave = s, s.leave
-		next(hc)
 	}
+}
+
+// sit answers, and is false, when there is no place.
+func (a *API) sit(c *gin.Context, reads bool) bool {
+	call := callOf(c.Request.Context())
+	var cut func()
+	if reads {
+		// Before it can be cut off: no later deadline gives it more time.
+		rc := http.NewResponseController(c.Writer)
+		_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+		cut = func() { _ = rc.SetReadDeadline(time.Unix(1, 0)) }
+	}
+	s := a.strangers.enter(call.client, a.rooms.Accounts.Issued(call.client.Device), cut)
+	if s == nil {
+		a.fail(c, crowded())
+		return false
+	}
+	call.stranger, call.leave = s, s.leave
+	return true
 }

@@ -11,6 +11,7 @@ package picture
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"image"
 	"image/jpeg"
@@ -53,6 +54,7 @@ type Options struct {
 	MaxPixels  int    // width × height at most; 0: 4096 × 4096
 	SourceType string // TrainedAlgorithmicMedia (also when empty) or AlgorithmicMedia
 	Prompt     string // written into the file as its description; empty: not at all
+	Quality    int    // of a JPEG, 1 to 100, encoded anew; 0: the usual one, where it is encoded at all
 }
 
 // A Picture is ready to be stored.
@@ -100,8 +102,8 @@ func Finish(raw []byte, o Options) (Picture, error) {
 		img = turned(img, turn)
 	}
 	data := clean
-	if s.format != o.Format || turn != upright || !passable(img, o.Format) {
-		if data, err = encode(img, o.Format); err != nil {
+	if s.format != o.Format || turn != upright || !passable(img, o.Format) || o.Format == JPEG && o.Quality > 0 {
+		if data, err = encode(img, o); err != nil {
 			return Picture{}, err
 		}
 	}
@@ -194,15 +196,15 @@ func passable(img image.Image, format string) bool {
 	return format == PNG
 }
 
-func encode(img image.Image, format string) ([]byte, error) {
+func encode(img image.Image, o Options) ([]byte, error) {
 	var b bytes.Buffer
 	var err error
-	if format == PNG {
+	if o.Format == PNG {
 		// Best speed: a third of the default's time for a quarter more bytes.
 		e := png.Encoder{CompressionLevel: png.BestSpeed}
 		err = e.Encode(&b, img)
 	} else {
-		err = jpeg.Encode(&b, flat(img), &jpeg.Options{Quality: quality})
+		err = jpeg.Encode(&b, flat(img), &jpeg.Options{Quality: cmp.Or(o.Quality, quality)})
 	}
 	return b.Bytes(), err
 }

@@ -619,3 +619,21 @@ func webpTiny(t testing.TB) []byte {
 	body = append(append(body, secret...), make([]byte, len(secret)&1)...)
 	return append(binary.LittleEndian.AppendUint32([]byte("RIFF"), uint32(len(body))), body...)
 }
+
+func TestAJPEGHasTheQualityThatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	for name, raw := range map[string][]byte{"of a PNG": encodePNG(t, scene(300, 200)), "of a JPEG": encodeJPEG(t, scene(300, 200))} {
+		size := map[int]int{}
+		for _, quality := range []int{1, 50, 100} {
+			p, err := picture.Finish(raw, picture.Options{Format: picture.JPEG, Quality: quality})
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, p)
+			size[quality] = len(p.Data)
+		}
+		if size[1] >= size[50] || size[50] >= size[100] {
+			t.Errorf("%s: bytes by quality %v", name, size)
+		}
+	}
+}

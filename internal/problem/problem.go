@@ -32,6 +32,7 @@ const (
 	PromptRefused       Code = "prompt_refused"            // the operator's prompt rules refuse it
 	TooLarge            Code = "too_large"                 // the body is larger than the limit
 	UnsupportedMedia    Code = "unsupported_media"         // not a content type this route reads
+	GenerationFailed    Code = "generation_failed"         // what was waited for has ended, and there is no picture
 	RateLimited         Code = "rate_limited"              // too many requests of this key
 	QueueFull           Code = "queue_full"                // too many queued generations of this owner
 	DailyLimit          Code = "daily_limit"               // too many generations of this owner today

@@ -33,12 +33,17 @@ var pageCSS []byte
 type Options struct {
 	Policy privacy.Statement
 	Clock  *clock.Clock
+	Shares Shares
 }
 
-// New renders the pages, once: what they tell stands still while a process runs.
-// The handlers are by path.
+// New makes the pages. All but that of a share are rendered once: what they tell
+// stands still while a process runs. The handlers are by path.
 func New(o Options) (map[string]http.Handler, error) {
 	page, err := privacyPage(o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	shares, err := sharePages(o.Shares)
 	if err != nil {
 		return nil, err
 	}
@@ -47,6 +52,7 @@ func New(o Options) (map[string]http.Handler, error) {
 	}
 	return map[string]http.Handler{
 		"/privacy":              fixed("text/html; charset=utf-8", page),
+		sharePath + ":token":    shares,
 		"/page.css":             fixed("text/css; charset=utf-8", pageCSS),
 		"/.well-known/gpc.json": fixed("application/json", o.Policy.GPC()),
 		"/.well-known/security.txt": answer("text/plain; charset=utf-8", func() []byte {
@@ -69,7 +75,7 @@ func answer(kind string, content func() []byte) http.Handler {
 type kept struct {
 	Device, Key, SignUp, Tombstone, Idempotency, Mail, Job                    time.Duration
 	Export, RemovedExport, Request, RequestWords, RequestUnconfirmed, Receipt time.Duration
-	Objection                                                                 time.Duration
+	Objection, Share, Link                                                    time.Duration
 }
 
 func privacyPage(s privacy.Statement) ([]byte, error) {
@@ -90,7 +96,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		Tombstone: generate.TombstoneKept, Idempotency: generate.IdempotentKept, Mail: mail.RowKept, Job: jobs.EndedKept,
 		Export: privacy.ExportKept, RemovedExport: privacy.RemovedExportKept, Receipt: privacy.ReceiptKept,
 		Request: privacy.RequestKept, RequestWords: privacy.RequestWordsKept, RequestUnconfirmed: privacy.UnconfirmedKept,
-		Objection: privacy.ObjectionTime,
+		Objection: privacy.ObjectionTime, Share: generate.ShareLife, Link: generate.LongestLink,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("render the page of the policy: %w", err)

@@ -89,7 +89,24 @@ func forPrograms() ([]byte, error) {
 		}
 	}
 	document["paths"] = paths.Paths
+	if err := withoutOpenAIsError(document); err != nil {
+		return nil, err
+	}
 	return json.Marshal(document)
+}
+
+// withoutOpenAIsError leaves out what only OpenAI's clients read of an error: its
+// name is that of a method of Go's errors.
+func withoutOpenAIsError(document map[string]any) error {
+	var at any = document
+	for _, name := range []string{"components", "schemas", "Problem", "properties"} {
+		in, _ := at.(map[string]any)
+		if at = in[name]; at == nil {
+			return fmt.Errorf("the document has no %s", name)
+		}
+	}
+	delete(at.(map[string]any), "error")
+	return nil
 }
 
 func takesKey(security any) bool {
