@@ -311,7 +311,7 @@ func (h *home) atRest() {
 		_, err := h.db.Exec(context.Background(), s)
 		must(h.t, err)
 	}
-	if path, file := strings.CutPrefix(h.address, "sqlite:"); file {
+	if path, file := strings.CutPrefix(h.at.Database, "sqlite:"); file {
 		f, err := os.Open(path) //nolint:gosec // the test's own
 		must(h.t, err)
 		must(h.t, errors.Join(f.Sync(), f.Close()))
