@@ -69,6 +69,10 @@ type Config struct {
 	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places, in the MaxMind DB format, such as GeoLite2 City. Without one no place is known."`
 
+	OutboundPorts    []string `env:"OUTBOUND_PORTS" without:"none" doc:"Ports beside 80 and 443 at which webhooks may be delivered. Comma list."`
+	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development: webhooks may lead to this machine, at any port and without TLS."`
+	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"the well-known ones" doc:"Prefixes of your network that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
+
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`
 	RequestsPerMinute int `env:"REQUESTS_PER_MINUTE" envDefault:"600" min:"1" max:"10000000" doc:"Requests each key or session may make in a minute."`
@@ -285,7 +289,7 @@ func (c *Config) fillDefaults() {
 	if c.MailFrom == "" {
 		c.MailFrom = "zimage@localhost"
 	}
-	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes} {
+	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes, &c.OutboundPorts, &c.NAT64Prefix} {
 		*list = trimmed(*list)
 	}
 }
