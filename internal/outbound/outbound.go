@@ -198,7 +198,7 @@ func (c *Client) parse(raw string) (u *url.URL, why string) {
 	}
 	local := c.o.Loopback && (host == "localhost" || literal && addr.Unmap().IsLoopback())
 	switch {
-	case u.Scheme != "https" && !(u.Scheme == "http" && local):
+	case u.Scheme != "https" && (u.Scheme != "http" || !local):
 		return nil, "must begin with https://"
 	case u.Opaque != "" || host == "":
 		return nil, "must name a host"
