@@ -38,7 +38,13 @@ func TestALaneBoundsTheSlotsOfAParty(t *testing.T) {
 		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: jobs.NewFixed(4), CheckInterval: 10 * time.Millisecond, PerParty: 2}}, time.Second)
 		stopped := make(chan error, 1)
 		go func() { stopped <- w.Run(ctx, nil) }()
-		t.Cleanup(func() { let(); cancel(); <-stopped })
+		t.Cleanup(func() {
+			let()
+			cancel()
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
 		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == 2 })
 		var living []string
 		for i := range 40 {

@@ -21,11 +21,10 @@ const (
 	Account  Purpose = "account"  // sign in, change the account, use one's rights
 	Notice   Purpose = "notice"   // mail that the service must send: links, security, rights
 	Generate Purpose = "generate" // make images, also those already asked for
+	Deliver  Purpose = "deliver"  // webhooks and links that the person has set up
 
-	// What follows has no use in this version. The gate stands before there is one,
-	// and people's words are kept for it.
-
-	Deliver Purpose = "deliver" // webhooks and links that the person has set up
+	// Some of what follows has no use in this version. The gate stands before there is
+	// one, and people's words are kept for it.
 
 	Marketing Purpose = "marketing" // consent: mail about features
 	Training  Purpose = "training"  // consent: train, evaluate or optimise models
