@@ -61,7 +61,7 @@ type Config struct {
 	S3CA        string `env:"S3_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the object store, instead of the system's."`
 
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
-	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail and exports go with housekeeping."`
+	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail, exports and webhooks go with housekeeping."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
 	Policy      string   `env:"POLICY" without:"the shipped one" doc:"YAML file of the privacy policy: windows, contacts, processors; the same for every process."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
