@@ -347,6 +347,11 @@ func (s *Service) change(ctx context.Context, p Principal, f func(*db.Tx) error)
 	}))
 }
 
+// Tell is tell for other rooms.
+func (s *Service) Tell(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error {
+	return s.tell(ctx, tx, owner, template, data)
+}
+
 // tell mails a person at the address of their account.
 func (s *Service) tell(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error {
 	var sealed []byte

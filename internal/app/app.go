@@ -35,6 +35,7 @@ import (
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // App is one process with its parts open. Close it.
@@ -63,6 +64,7 @@ type App struct {
 	Ledger   *privacy.Ledger
 	Privacy  *privacy.Service
 	Usage    *privacy.Usage
+	Webhooks *webhook.Service
 
 	restored atomic.Bool   // the main database lacks what was erased or deleted: nothing may be served from it
 	unread   atomic.Bool   // the object store has not told yet what that is: nothing may be served either
@@ -136,6 +138,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		a.Ledger.Happened,
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Generate.Happened(ctx, tx, e) },
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Privacy.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return a.Webhooks.Happened(ctx, tx, e) },
 	)
 	transport, err := mailTransport(c, a.clock)
 	if err != nil {
@@ -165,6 +168,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
 		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy, Events: happened, Accounts: a.Accounts,
 		Removes:   map[string]privacy.Remove{"generations": a.Generate.RemoveGenerations, "images": a.Generate.RemoveImages},
+		Notices:   []string{webhook.KindFarewell},
 		Recurring: schedules(),
 	})
 	if err != nil {
@@ -174,6 +178,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Vault: v, Clock: a.clock, Log: a.log, Registry: a.registry, Place: places, Window: a.policy.Windows.Usage,
 	})
 	a.vault = v
+	a.openWebhooks()
 	a.queue.Register(jobs.Kind{Name: kindKeySweep, Run: a.sweepKeys})
 	for store, d := range map[string]*db.DB{"database": a.db, "keys": a.keys} {
 		a.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -308,7 +313,7 @@ func readEngines(c config.Config) (engine.Config, error) {
 	if err != nil {
 		return engine.Config{}, fmt.Errorf("%sENGINES: %w", config.Prefix, err)
 	}
-	for _, own := range []string{jobs.Housekeeping, mail.Lane, privacy.ExportLane} {
+	for _, own := range []string{jobs.Housekeeping, mail.Lane, privacy.ExportLane, webhook.Lane} {
 		if slices.Contains(e.Lanes(), own) {
 			return engine.Config{}, fmt.Errorf("%sENGINES: the lane %s is the service's own; name the engines' lane otherwise", config.Prefix, own)
 		}

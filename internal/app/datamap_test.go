@@ -197,6 +197,10 @@ var planted = map[string]string{
 	"note":     "please erase canary",
 	"prompt":   "a lighthouse for canary",
 	"metadata": "order of canary",
+
+	"webhook":        "https://hooks.canary.invalid/ann",
+	"single webhook": "https://single.canary.invalid/ann",
+	"description":    "shop of canary",
 }
 
 // found finds anything of it in what must not hold it.
@@ -361,8 +365,15 @@ func (w *witness) person() {
 	w.must(err)
 	program := []string{"Authorization", "Bearer " + made.Token, "Prefer", "wait=60", "Idempotency-Key", "once-canary"}
 	var generation struct{ ID, Status string }
+	// Nobody answers there, and deliveries wait as mails do.
+	var hook struct {
+		Webhook struct{ ID string }
+	}
+	w.send(200, "POST", "/v1/webhooks", object{"url": planted["webhook"], "description": planted["description"]}, &hook)
+	w.send(200, "POST", "/v1/webhooks/"+hook.Webhook.ID+"/rotate", nil, nil)
+	w.send(202, "POST", "/v1/webhooks/"+hook.Webhook.ID+"/test", nil, nil)
 	w.send(200, "POST", "/v1/generations", object{"prompt": planted["prompt"], "width": 64, "height": 64, "steps": 1, "model": "illustrator",
-		"metadata": object{"order": planted["metadata"]}}, &generation, program...)
+		"webhook_url": planted["single webhook"], "metadata": object{"order": planted["metadata"]}}, &generation, program...)
 	if generation.Status != "succeeded" {
 		w.t.Fatalf("the generation is %s", generation.Status)
 	}

@@ -27,7 +27,7 @@ func (a *App) runAPI(ctx context.Context, abort <-chan struct{}, listener net.Li
 		return err
 	}
 	api, err := httpapi.New(httpapi.Options{
-		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Usage: a.Usage, Redis: a.redis, Log: a.log, Clock: a.clock,
+		Generate: a.Generate, Watchers: watchers, Accounts: a.Accounts, Ledger: a.Ledger, Privacy: a.Privacy, Usage: a.Usage, Webhooks: a.Webhooks, Redis: a.redis, Log: a.log, Clock: a.clock,
 		Registry: a.registry, TrustedProxies: a.config.TrustedProxies, PublicURL: a.config.PublicURL, Version: a.version,
 		RequestsPerMinute: a.config.RequestsPerMinute, Policy: policy, Pages: pages, Ready: a.Ready, Closed: a.closed,
 	})

@@ -13,6 +13,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
+	"zimage/internal/webhook"
 )
 
 // housekeepingSlots is how many jobs of the housekeeping lane a worker runs at
@@ -42,7 +43,8 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 		if name == jobs.Housekeeping {
 			lanes = append(lanes, jobs.Lane{Name: name, Slots: jobs.NewFixed(housekeepingSlots)},
 				jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(mailSlots)},
-				jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(exportSlots)})
+				jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(exportSlots)},
+				jobs.Lane{Name: webhook.Lane, Slots: jobs.NewFixed(webhook.Slots), PerParty: webhook.SlotsPerEndpoint})
 			continue
 		}
 		lane := jobs.Lane{Name: name, Slots: generate.LaneSlots{Fleet: fleet, Lane: name}, CheckInterval: 10 * time.Millisecond}

@@ -62,6 +62,16 @@ func (c Config) checkValues() Problems {
 			problems.add("TRUSTED_PROXIES", "must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24, split by commas")
 		}
 	}
+	for _, port := range c.OutboundPorts {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			problems.add("OUTBOUND_PORTS", "must be ports from 1 to 65535, split by commas")
+		}
+	}
+	for _, prefix := range c.NAT64Prefix {
+		if p, err := netip.ParsePrefix(prefix); err != nil || !p.Addr().Is6() || p.Bits() == 0 || p.Bits() > 96 {
+			problems.add("NAT64_PREFIX", "must be networks of IPv6 of at most 96 bits, such as 2001:db8:64::/96, split by commas")
+		}
+	}
 	for _, name := range c.TLSExceptions {
 		if !slices.Contains(hops, Hop(name)) {
 			problems.add("TLS_EXCEPTIONS", "knows only "+hopNames())

@@ -61,13 +61,17 @@ type Config struct {
 	S3CA        string `env:"S3_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the object store, instead of the system's."`
 
 	Engines     string   `env:"ENGINES" without:"the built-in illustrator" doc:"YAML file of engines, models and lanes; the same for every process."`
-	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail and exports go with housekeeping."`
+	Lanes       []string `env:"LANES" without:"all" doc:"The lanes this worker takes. Comma list. Mail, exports and webhooks go with housekeeping."`
 	PromptRules string   `env:"PROMPT_RULES" without:"none" doc:"File of rules that refuse prompts before they are accepted; the same for every process."`
 	Policy      string   `env:"POLICY" without:"the shipped one" doc:"YAML file of the privacy policy: windows, contacts, processors; the same for every process."`
 	SMTPURL     string   `env:"SMTP_URL" secret:"url" without:"a folder in DATA" doc:"Mail server: smtp://user:password@host:587 (STARTTLS required off loopback) or smtps://…@host:465. Without one, mails are files in DATA/mail for a day."`
 	SMTPCA      string   `env:"SMTP_CA" without:"the system's" doc:"PEM file of the authorities that may vouch for the mail server, instead of the system's."`
 	MailFrom    string   `env:"MAIL_FROM" without:"zimage@localhost" doc:"Sender of mails: an address, perhaps with a name before it. Required with SMTP_URL."`
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places, in the MaxMind DB format, such as GeoLite2 City. Without one no place is known."`
+
+	OutboundPorts    []string `env:"OUTBOUND_PORTS" without:"none" doc:"Ports beside 80 and 443 at which webhooks may be delivered. Comma list."`
+	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development: webhooks may lead to this machine, at any port and without TLS."`
+	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"the well-known ones" doc:"Prefixes of your network that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`
@@ -285,7 +289,7 @@ func (c *Config) fillDefaults() {
 	if c.MailFrom == "" {
 		c.MailFrom = "zimage@localhost"
 	}
-	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes} {
+	for _, list := range []*[]string{&c.TLSExceptions, &c.TrustedProxies, &c.Lanes, &c.OutboundPorts, &c.NAT64Prefix} {
 		*list = trimmed(*list)
 	}
 }

@@ -136,6 +136,11 @@ func TestRefusals(t *testing.T) {
 		{name: "every proxy", set: m("ZIMAGE_TRUSTED_PROXIES", "0.0.0.0/0"), at: "ZIMAGE_TRUSTED_PROXIES", says: "claim any address"},
 		{name: "proxy by name", set: m("ZIMAGE_TRUSTED_PROXIES", "10.0.0.0/8,proxy"), at: "ZIMAGE_TRUSTED_PROXIES", says: "10.0.0.0/24"},
 		{name: "proxies", set: m("ZIMAGE_TRUSTED_PROXIES", "10.0.0.0/8, ::1")},
+		{name: "outbound port", set: m("ZIMAGE_OUTBOUND_PORTS", "8443,https"), at: "ZIMAGE_OUTBOUND_PORTS", says: "1 to 65535"},
+		{name: "outbound ports", set: m("ZIMAGE_OUTBOUND_PORTS", "8443, 10443")},
+		{name: "NAT64 of IPv4", set: m("ZIMAGE_NAT64_PREFIX", "10.0.0.0/8"), at: "ZIMAGE_NAT64_PREFIX", says: "networks of IPv6"},
+		{name: "NAT64 of everything", set: m("ZIMAGE_NAT64_PREFIX", "::/0"), at: "ZIMAGE_NAT64_PREFIX", says: "networks of IPv6"},
+		{name: "NAT64", set: m("ZIMAGE_NAT64_PREFIX", "2001:db8:64::/96")},
 
 		{name: "database of another kind", set: m("ZIMAGE_DATABASE_URL", "mysql://"+canary), at: "ZIMAGE_DATABASE_URL", says: "must be sqlite:PATH or postgres://"},
 		{name: "database that does not parse", set: m("ZIMAGE_DATABASE_URL", "postgres://u:"+canary+"@h:port/n"), at: "ZIMAGE_DATABASE_URL", says: "does not parse"},

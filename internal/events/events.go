@@ -19,11 +19,14 @@ type Type string
 // The events.
 const (
 	GenerationQueued    Type = "generation.queued"
+	GenerationStarted   Type = "generation.started" // an attempt of it; may be missing, and come again
 	GenerationSucceeded Type = "generation.succeeded"
 	GenerationFailed    Type = "generation.failed"
 	GenerationCanceled  Type = "generation.canceled"
 	GenerationDeleted   Type = "generation.deleted"
 	ImageDeleted        Type = "image.deleted"
+
+	ExportReady Type = "export.ready"
 
 	AccountClosing      Type = "account.closing"      // access has ended; its work is to stop
 	AccountRestricted   Type = "account.restricted"   // as its owner asked; its work is to stop
@@ -83,6 +86,9 @@ const (
 	Scope     Fact = "scope"     // what was disclosed; table of what is held; kind of a request
 	State     Fact = "state"     // of a request, or its outcome
 	Date      Fact = "date"      // since when a policy is in force
+
+	WebhookURL    Fact = "webhook_url"    // that is to be told of a generation
+	WebhookEvents Fact = "webhook_events" // of which events, separated by spaces
 )
 
 // An Event says what happened to what.
@@ -90,10 +96,13 @@ type Event struct {
 	Type    Type
 	Subject string // whose it is; empty: nobody's
 	Ref     string // the generation, image, record
+	Whole   string // the generation of an image
 	Reason  string // of a deletion: user or expired
 	At      time.Time
-	Facts   map[Fact]string
-	Hidden  bool // the person must not be told
+	// Sequence grows with the events of a generation.
+	Sequence int64
+	Facts    map[Fact]string
+	Hidden   bool // the person must not be told
 }
 
 // A Subscriber writes what follows from an event, in its transaction.

@@ -268,7 +268,7 @@ func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reaso
 	}
 	for _, g := range gone {
 		tx.AfterCommit(func() { s.bulletin.changed(g.ID, removedSequence) })
-		err := s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: g.Owner, Ref: g.ID, Reason: reason, At: now})
+		err := s.Events.Append(ctx, tx, events.Event{Type: events.GenerationDeleted, Subject: g.Owner, Ref: g.ID, Reason: reason, At: now, Sequence: removedSequence})
 		if err != nil {
 			return 0, false, err
 		}
@@ -374,7 +374,8 @@ func (s *Service) removeImage(ctx context.Context, tx *db.Tx, i imageRow, reason
 	if _, err := tx.Exec(ctx, `UPDATE generations SET unswept = 1 WHERE id = ?`, i.GenerationID); err != nil {
 		return err
 	}
-	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Reason: reason, At: now})
+	return s.Events.Append(ctx, tx, events.Event{Type: events.ImageDeleted, Subject: i.Owner, Ref: i.ID, Whole: i.GenerationID, Reason: reason, At: now,
+		Sequence: 2*int64(i.Attempt) + 3 + int64(i.N)})
 }
 
 // RemoveGenerations makes tombstones of some people's generations, for retention and

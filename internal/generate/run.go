@@ -67,6 +67,9 @@ func (s *Service) run(ctx context.Context, r *jobs.Run) error {
 		return jobs.Retry("internal", fmt.Errorf("lane %s has slots without an engine", r.Lane))
 	}
 	s.bulletin.changed(g.ID, 2*int64(r.Attempt))
+	if err := s.started(ctx, r, g); err != nil {
+		return err
+	}
 
 	work := &attempt{service: s, run: r, generation: g, request: q, model: model, images: make([]stored, q.N)}
 	err = work.make(ctx, slot)
@@ -363,7 +366,8 @@ func (a *attempt) finish(ctx context.Context, tx *db.Tx) error {
 			return err
 		}
 	}
-	return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationSucceeded, Subject: g.Owner, Ref: g.ID, At: now})
+	return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationSucceeded, Subject: g.Owner, Ref: g.ID, At: now,
+		Sequence: 2*int64(a.run.Attempt) + 2})
 }
 
 // discard deletes what this attempt stored. What it misses, the sweep finds.
@@ -429,7 +433,7 @@ func (s *Service) ended(ctx context.Context, tx *db.Tx, j jobs.Job, end jobs.Sta
 		return nil // removed while it ran
 	}
 	tx.AfterCommit(func() { s.bulletin.changed(j.Ref, 2*int64(j.Attempt)+2) })
-	return s.Events.Append(ctx, tx, events.Event{Type: event, Subject: j.Party, Ref: j.Ref, At: now})
+	return s.Events.Append(ctx, tx, events.Event{Type: event, Subject: j.Party, Ref: j.Ref, At: now, Sequence: 2*int64(j.Attempt) + 2})
 }
 
 func flag(b bool) int {

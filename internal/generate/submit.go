@@ -92,7 +92,7 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		if err != nil {
 			return err
 		}
-		return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationQueued, Subject: owner, Ref: id, At: now})
+		return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationQueued, Subject: owner, Ref: id, At: now, Sequence: row{}.sequence(), Facts: r.Webhook.facts()})
 	})
 	if err != nil {
 		return Generation{}, false, away(err)
@@ -109,6 +109,14 @@ func (s *Service) Submit(ctx context.Context, owner string, r Request, i *Idempo
 		err = nil // it is accepted
 	}
 	return g, false, err
+}
+
+// facts are for whoever makes the calls, who checks them.
+func (w Webhook) facts() map[events.Fact]string {
+	if w.URL == "" {
+		return nil
+	}
+	return map[events.Fact]string{events.WebhookURL: w.URL, events.WebhookEvents: strings.Join(w.Events, " ")}
 }
 
 func (s *Service) checkRules(r Request) error {

@@ -37,8 +37,16 @@ type Request struct {
 	EmbedPrompt    bool              `json:"embed_prompt"`      // write the prompt into the file
 	Metadata       map[string]string `json:"metadata"`          // the caller's own
 
+	// Webhook is told of this generation; it is not kept with it.
+	Webhook Webhook `json:"-"`
 	// Defaults fill in what is left out, before the model's own; they are not kept.
 	Defaults Defaults `json:"-"`
+}
+
+// A Webhook is an address to call about one generation.
+type Webhook struct {
+	URL    string   // empty: none
+	Events []string // empty: all
 }
 
 // Defaults are a person's preferences. One that the model cannot do is passed

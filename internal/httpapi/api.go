@@ -26,6 +26,7 @@ import (
 	"zimage/internal/clock"
 	"zimage/internal/generate"
 	"zimage/internal/privacy"
+	"zimage/internal/webhook"
 )
 
 // Options for New. What does not say otherwise is required.
@@ -37,6 +38,8 @@ type Options struct {
 	Privacy  *privacy.Service
 	// Usage is told which features are used. Nil: nobody is.
 	Usage *privacy.Usage
+	// Webhooks tells people's programs what happened.
+	Webhooks *webhook.Service
 	// Closed says that nothing may be served yet, but the probes. Nil: never.
 	Closed func() bool
 	// Redis shares the rate limits between processes. Nil, or away: each process

@@ -21,6 +21,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // rig is the API on real rooms, with two people and an engine that waits to be
@@ -42,6 +43,7 @@ type rig struct {
 	accounts       *account.Service
 	otherProcess   func() *account.Service // of the same installation
 	accountOptions account.Options
+	hooks          *webhook.Service
 	vault          *vault.Vault
 	ledger         *privacy.Ledger
 	usage          *privacy.Usage
@@ -322,7 +324,9 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 		adas.want(200, "POST", "/v1/session", `{"email":"ada@example.org","password":"some long words for anybody"}`)
 		bens := &browser{rig: r}
 		bens.want(200, "POST", "/v1/session", `{"email":"ben@example.org","password":"some long words for anybody"}`)
+		hook, delivery := r.webhookOf(owner)
 		things := map[string]string{
+			"/v1/webhooks": hook, "/v1/deliveries": delivery,
 			"/v1/images": image, "/v1/sessions": adas.want(200, "GET", "/v1/session", "").text(t, "id"),
 			"/v1/keys": r.keyOf(r.ada), "/v1/account/passkeys": "pk_00000000000000000000000000", "/v1/admin": owner,
 			"/v1/shares": adas.want(201, "POST", "/v1/images/"+image+"/shares", `{}`).text(t, "id"),
@@ -377,8 +381,8 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 				}
 			}
 		}
-		if made != 27 {
-			t.Errorf("%d routes with an id were tried, want 27", made)
+		if made != 33 {
+			t.Errorf("%d routes with an id were tried, want 33", made)
 		}
 		adas.want(200, "GET", "/v1/session", "")
 		if a := r.do("GET", "/v1/generations", r.ben, ""); a.status != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {

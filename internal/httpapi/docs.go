@@ -53,6 +53,7 @@ const (
 	tagAccount     = "Account"
 	tagSignIn      = "Sign-in"
 	tagKeys        = "Keys"
+	tagWebhooks    = "Webhooks"
 	tagStaff       = "Staff"
 	tagPrivacy     = "Privacy"
 	tagOperations  = "Operations"
@@ -369,6 +370,7 @@ func (a *API) document() *huma.OpenAPI {
 			{Name: tagAccount, Description: "Who you are here, what you agreed to, and how you leave."},
 			{Name: tagSignIn, Description: "Sessions, second factors and passkeys. A session is a cookie that the answer sets."},
 			{Name: tagKeys, Description: "By which programs act for you."},
+			{Name: tagWebhooks, Description: "How your programs are told what happens, without asking."},
 			{Name: tagStaff, Description: "For those who run the service: with a role, two factors and a reason that is kept."},
 			{Name: tagPrivacy, Description: "What the operator promises about personal data, what becomes of yours, and how everybody can see that it is kept."},
 			{Name: tagOperations, Description: "For whoever runs it."},

@@ -29,6 +29,8 @@ type createBody struct {
 	RetentionDays  int               `json:"retention_days,omitempty" minimum:"1" maximum:"3650" doc:"Days to keep it, at most what the policy allows. Left out: the policy's."`
 	EmbedPrompt    bool              `json:"embed_prompt,omitempty" doc:"Write the prompt into the files. Left out: no."`
 	Metadata       map[string]string `json:"metadata,omitempty" maxProperties:"16" doc:"Your own words, given back with the generation: names to 64 and values to 512 characters."`
+	WebhookURL     string            `json:"webhook_url,omitempty" maxLength:"2048" doc:"An address to call about this generation alone, by the rules of webhooks. GET /v1/webhooks/secret tells what signs it."`
+	WebhookEvents  []string          `json:"webhook_events,omitempty" nullable:"false" maxItems:"4" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled" doc:"Of which it is told. Left out: all four."`
 }
 
 type createInput struct {
@@ -63,6 +65,11 @@ type getOutput struct {
 
 func (a *API) createGeneration(ctx context.Context, in *createInput) (*createOutput, error) {
 	owner := callOf(ctx).owner
+	if in.Body.WebhookURL != "" || len(in.Body.WebhookEvents) > 0 {
+		if err := a.rooms.Webhooks.CheckOnce(in.Body.WebhookURL, in.Body.WebhookEvents); err != nil {
+			return nil, inBody(err)
+		}
+	}
 	submit, cancel := context.WithTimeout(ctx, ordinaryTime)
 	defer cancel()
 	preferences, err := a.rooms.Accounts.Preferences(submit, owner)
@@ -115,6 +122,7 @@ func (in *createInput) request(p account.Preferences) (submission, error) {
 		Prompt: b.Prompt, NegativePrompt: b.NegativePrompt, Model: b.Model, N: b.N, Width: b.Width, Height: b.Height,
 		Seed: b.Seed, Steps: b.Steps, Guidance: b.Guidance, Format: b.Format, RetentionDays: b.RetentionDays,
 		EmbedPrompt: b.EmbedPrompt, Metadata: b.Metadata, Defaults: generate.Defaults(p),
+		Webhook: generate.Webhook{URL: b.WebhookURL, Events: b.WebhookEvents},
 	}}
 	if in.IdempotencyKey != "" {
 		// Marshalled again, so that spaces and the order of fields make no difference.

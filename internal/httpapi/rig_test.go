@@ -24,9 +24,11 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/outbound"
 	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // secondModel is one that nobody gets who does not ask for it.
@@ -89,10 +91,10 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	store, err := objects.OpenDirectory(filepath.Join(dir, "objects"))
 	must(err)
 	t.Cleanup(func() { _ = store.Close() })
-	client := redisClient(t, testenv.Redis(t))
+	redisServer := redisClient(t, testenv.Redis(t))
 
 	measured := jobs.NewMetrics(nil)
-	bell := jobs.NewBell(client, measured)
+	bell := jobs.NewBell(redisServer, measured)
 	t.Cleanup(bell.Close)
 	queue := jobs.New(d, c, bell, measured, log)
 	cfg := engine.DefaultConfig()
@@ -101,15 +103,17 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	cfg.Models = append(cfg.Models, second)
 	var rooms *generate.Service
 	var rights *privacy.Service
+	var hooks *webhook.Service
 	ledger := privacy.NewLedger(privacy.LedgerOptions{DB: d, Vault: v, Clock: c})
 	happened := events.New(
 		ledger.Happened,
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rights.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return hooks.Happened(ctx, tx, e) },
 	)
 	letters := mail.New(mail.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log})
 	rooms = generate.New(generate.Options{
-		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: client,
+		DB: d, Vault: v, Objects: store, Queue: queue, Events: happened, Clock: c, Log: log, Redis: redisServer,
 		Metrics: generate.NewMetrics(nil), Engines: cfg, RetentionDays: 30, QueuedLimit: 50, DailyLimit: 500,
 	})
 	t.Cleanup(rooms.Close)
@@ -129,6 +133,14 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	})
 	must(err)
 	r.usage = privacy.NewUsage(privacy.UsageOptions{DB: d, Vault: v, Clock: c, Log: log, Window: privacy.DefaultPolicy().Windows.Usage})
+	client := outbound.New(outbound.Options{Loopback: true})
+	t.Cleanup(client.Close)
+	hooks = webhook.New(webhook.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log, Client: client, Tell: accounts.Tell,
+		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
+			g, err := rooms.Get(ctx, owner, id)
+			return webhook.Generation{ID: g.ID, Status: string(g.Status), Prompt: g.Request.Prompt}, err
+		}})
+	r.hooks = hooks
 	watchers := rooms.NewWatchers()
 
 	gate := make(chan struct{})
@@ -139,6 +151,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 		{Name: "generation", Slots: generate.LaneSlots{Fleet: fleet, Lane: "generation"}, CheckInterval: 10 * time.Millisecond},
 		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(2)},
 		{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)},
+		{Name: webhook.Lane, Slots: jobs.NewFixed(4), CheckInterval: 10 * time.Millisecond, PerParty: 2},
 	}, time.Second)
 	running, stop := context.WithCancel(ctx)
 	var work sync.WaitGroup
@@ -186,6 +199,6 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.db, r.objects = d, store
 	r.revoke = func(token string) { must(accounts.RevokeKey(ctx, owners[token][0], owners[token][1])) }
 	r.accounts, r.vault, r.ledger = accounts, v, ledger
-	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Privacy: rights, Usage: r.usage, Redis: client, Log: log, Clock: c})
+	r.serve(Options{Generate: rooms, Watchers: watchers, Accounts: accounts, Ledger: ledger, Privacy: rights, Usage: r.usage, Webhooks: hooks, Redis: redisServer, Log: log, Clock: c})
 	return r
 }

@@ -366,10 +366,10 @@ func Find(ctx context.Context, q db.Querier, id string) (Job, error) {
 }
 
 // claim takes the fairest queued jobs of a lane, n at most, in the order of their
-// turns. Kinds that are not registered here are left to newer workers. That costs
+// turns, and none of the parties without. Kinds that are not registered here are left to newer workers. That costs
 // no index: the claim reads the row that it takes anyway, and on PostgreSQL 0.3 ms
 // more for every 1,000 rows of such a kind before it.
-func (q *Queue) claim(ctx context.Context, lane, worker string, n int) (list []Job, err error) {
+func (q *Queue) claim(ctx context.Context, lane, worker string, n int, without []any) (list []Job, err error) {
 	if len(q.kinds) == 0 {
 		return nil, nil
 	}
@@ -378,8 +378,13 @@ func (q *Queue) claim(ctx context.Context, lane, worker string, n int) (list []J
 	for _, kind := range slices.Sorted(maps.Keys(q.kinds)) {
 		args = append(args, kind)
 	}
+	passed := ""
+	if len(without) > 0 {
+		passed = ` AND party NOT IN (` + db.Marks(len(without)) + `)`
+		args = append(args, without...)
+	}
 	// n is written out: PostgreSQL plans an unknown limit as a tenth of the table.
-	fairest := `SELECT id FROM jobs WHERE lane = ? AND state = 'queued' AND kind IN (` + db.Marks(len(q.kinds)) + `)
+	fairest := `SELECT id FROM jobs WHERE lane = ? AND state = 'queued' AND kind IN (` + db.Marks(len(q.kinds)) + `)` + passed + `
 		ORDER BY vstart, id LIMIT ` + strconv.Itoa(n) + db.SkipLocked(q.db)
 	started := time.Now()
 	err = q.db.SelectWrite(ctx, &list, `UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = ?, worker = ?,

@@ -225,6 +225,9 @@ type Lane struct {
 	// CheckInterval is how often asynq looks for a ring; default 250 ms. 10 ms
 	// picks up in 5 to 7 ms and costs about 1 % of a core.
 	CheckInterval time.Duration
+	// PerParty is how many slots one party may have at once in this worker; 0: all.
+	// What hangs for one of them then leaves the others to everybody else.
+	PerParty int
 }
 
 // Worker runs the jobs of its lanes.
@@ -261,7 +264,7 @@ func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
 			l.CheckInterval = 250 * time.Millisecond
 		}
 		served := &lane{
-			Lane: l, worker: w, wake: make(chan struct{}, 1),
+			Lane: l, worker: w, wake: make(chan struct{}, 1), parties: map[string]int{},
 			// A result that cannot be stored yet waits in memory: this bounds how many.
 			inflight: make(chan struct{}, 3*l.Slots.Size()+2),
 		}
@@ -364,7 +367,8 @@ type lane struct {
 	inflight chan struct{}
 	loops    sync.WaitGroup
 	mu       sync.Mutex
-	closed   bool // nobody enters any more
+	closed   bool           // nobody enters any more
+	parties  map[string]int // slots that each has, where that is bounded
 	active   atomic.Int64
 	claims   shared[context.Context, *Job]
 	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
@@ -470,16 +474,61 @@ func (l *lane) claimAll(slots []*wish[context.Context, *Job]) error {
 			w.mu.Unlock()
 		}
 	}()
-	list, err := w.queue.claim(ctx, l.Name, name, len(slots))
+	list, err := w.queue.claim(ctx, l.Name, name, len(slots), l.full())
 	if err != nil {
 		w.log.Warn("claim failed", "lane", l.Name, "error", err)
 		return err
 	}
-	for i := range list {
-		slots[i].out = &list[i]
-	}
 	answered = true
+	for i := range list {
+		if l.admit(list[i].Party) {
+			slots[i].out = &list[i]
+		} else if err := w.queue.release(ctx, list[i]); err != nil {
+			w.log.Warn("could not give back a job; its lease will run out", "job", list[i].ID, "error", err)
+		}
+	}
 	return nil
+}
+
+// full are the parties that have all the slots they may have.
+func (l *lane) full() (parties []any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for party, n := range l.parties {
+		if n >= l.PerParty {
+			parties = append(parties, party)
+		}
+	}
+	return parties
+}
+
+// admit counts a slot of a party's, unless it has all it may have: those that were
+// claimed together may be more.
+func (l *lane) admit(party string) bool {
+	if l.PerParty == 0 {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.parties[party] >= l.PerParty {
+		return false
+	}
+	l.parties[party]++
+	return true
+}
+
+// leave takes back what admit counted. What the claims have passed over is looked
+// for again.
+func (l *lane) leave(party string) {
+	if l.PerParty == 0 {
+		return
+	}
+	l.mu.Lock()
+	if l.parties[party]--; l.parties[party] == 0 {
+		delete(l.parties, party)
+	}
+	l.mu.Unlock()
+	l.kick()
 }
 
 // keepUnanswered is how long a claim without an answer may still turn out to have
@@ -555,6 +604,7 @@ func (l *lane) start(j Job, slot Slot) {
 				slot.Release()
 			}
 			<-l.inflight
+			l.leave(j.Party)
 		}()
 		if ctx.Err() != nil {
 			w.settle(ctx, r, context.Cause(ctx))

@@ -10,7 +10,7 @@ import (
 )
 
 var all = []Template{ConfirmSignUp, SignUpAttempt, ConfirmEmail, EmailChangeAsked, EmailChanged, ResetPassword, PasswordChanged, NewDevice, AccountMade,
-	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed, ExportAsked, ExportReady,
+	SecondFactorChanged, KeyCreated, KeyRevoked, RestrictionLifted, AccountSuspended, AccountUnsuspended, AccountClosed, ExportAsked, ExportReady, WebhookDisabled,
 	ErasureAsked, RequestConfirm, RequestNothingHeld, RequestClosed}
 
 func filled(l *letter, value string) map[string]string {

@@ -367,13 +367,18 @@ func (s *Service) closeAccess(ctx context.Context, e *erasure) error {
 	return nil
 }
 
-// stopWork cancels the person's jobs and waits until none runs. The mail that
-// tells of the closing may go out before; the room that made the rest stops it by
+// stopWork cancels the person's jobs and waits until none runs. What tells of the
+// closing, a mail and other notices, may go out before; the room that made the rest stops it by
 // itself meanwhile.
 func (s *Service) stopWork(ctx context.Context, e *erasure) error {
+	notices := []any{mail.KindSend}
+	for _, kind := range s.Notices {
+		notices = append(notices, kind)
+	}
 	if s.Clock.Now().Before(time.UnixMilli(e.RequestedAt).Add(noticeTime)) {
 		var n int
-		err := s.DB.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE party = ? AND kind = ? AND state IN ('queued', 'waiting', 'running')`, e.Subject, mail.KindSend)
+		err := s.DB.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE party = ? AND kind IN (`+db.Marks(len(notices))+`) AND state IN ('queued', 'waiting', 'running')`,
+			append([]any{e.Subject}, notices...)...)
 		if err != nil {
 			return err
 		}
@@ -386,9 +391,9 @@ func (s *Service) stopWork(ctx context.Context, e *erasure) error {
 	}
 	var last int64
 	// A worker that lost its attempt may store what it made after all; one that
-	// succeeded at the first had nobody beside it. Mails store nothing.
-	err := s.DB.Get(ctx, &last, `SELECT coalesce(max(finished_at), 0) FROM jobs WHERE party = ? AND kind <> ? AND attempt > 0
-		AND NOT (state = 'succeeded' AND attempt = 1)`, e.Subject, mail.KindSend)
+	// succeeded at the first had nobody beside it. Notices store nothing.
+	err := s.DB.Get(ctx, &last, `SELECT coalesce(max(finished_at), 0) FROM jobs WHERE party = ? AND kind NOT IN (`+db.Marks(len(notices))+`) AND attempt > 0
+		AND NOT (state = 'succeeded' AND attempt = 1)`, append([]any{e.Subject}, notices...)...)
 	if err != nil || last == 0 {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"zimage/internal/db"
+	"zimage/internal/events"
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
@@ -411,6 +412,9 @@ func (s *Service) runExport(ctx context.Context, run *jobs.Run) error {
 		// Those that wait for an earlier one, which failed, have it too.
 		_, err = s.closeRequests(ctx, tx, OutcomeDone, `subject = ? AND kind IN (?, ?) AND ref LIKE 'exp_%'`, r.Owner, RequestExport, RequestAccess)
 		if err != nil {
+			return err
+		}
+		if err := s.happened(ctx, tx, events.Event{Type: events.ExportReady, Subject: r.Owner, Ref: r.ID}); err != nil {
 			return err
 		}
 		return s.tell(ctx, tx, r.Owner, mail.ExportReady, nil)

@@ -45,6 +45,9 @@ type Options struct {
 	// that goes with it.
 	Removes map[string]Remove
 
+	// Notices are kinds of job that tell of a closing and store nothing: an erasure lets
+	// them go out, as it does mails.
+	Notices []string
 	// Recurring is all recurring work of the installation, whose last success the
 	// status tells. None: it tells of none.
 	Recurring []jobs.Schedule

@@ -1,0 +1,58 @@
+package app
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+
+	"zimage/internal/config"
+	"zimage/internal/generate"
+	"zimage/internal/outbound"
+	"zimage/internal/webhook"
+)
+
+// outboundOptions are where users' addresses may lead. The settings have been
+// checked.
+func outboundOptions(c config.Config) outbound.Options {
+	o := outbound.Options{Loopback: c.OutboundLoopback}
+	for _, port := range c.OutboundPorts {
+		n, _ := strconv.ParseUint(port, 10, 16)
+		o.Ports = append(o.Ports, uint16(n))
+	}
+	for _, prefix := range c.NAT64Prefix {
+		if p, err := netip.ParsePrefix(prefix); err == nil {
+			o.NAT64 = append(o.NAT64, p)
+		}
+	}
+	return o
+}
+
+// openWebhooks makes the room that tells people's programs. It is told of events as
+// the others are.
+func (a *App) openWebhooks() {
+	client := outbound.New(outboundOptions(a.config))
+	a.closing(func() error { client.Close(); return nil })
+	a.Webhooks = webhook.New(webhook.Options{
+		DB: a.db, Vault: a.vault, Queue: a.queue, Clock: a.clock, Log: a.log, Client: client, PublicURL: a.config.PublicURL,
+		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell,
+	})
+}
+
+// toldGeneration is what a webhook may tell of a generation.
+func toldGeneration(rooms *generate.Service) func(ctx context.Context, owner, id string) (webhook.Generation, error) {
+	return func(ctx context.Context, owner, id string) (webhook.Generation, error) {
+		g, err := rooms.Get(ctx, owner, id)
+		if err != nil {
+			return webhook.Generation{}, err
+		}
+		told := webhook.Generation{ID: g.ID, Status: string(g.Status), CreatedAt: g.CreatedAt, StartedAt: g.StartedAt, FinishedAt: g.FinishedAt,
+			ExpiresAt: g.ExpiresAt, Prompt: g.Request.Prompt, NegativePrompt: g.Request.NegativePrompt, Metadata: g.Request.Metadata}
+		if g.Failure != nil {
+			told.Code = g.Failure.Code
+		}
+		for _, i := range g.Images {
+			told.Images = append(told.Images, i.ID)
+		}
+		return told, nil
+	}
+}

@@ -1,0 +1,40 @@
+package generate
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+)
+
+// startedTime bounds how long a generation waits for its start to be told.
+const startedTime = 5 * time.Second
+
+// started tells that an attempt has begun. The claim itself is one statement for
+// several jobs and tells nobody, so this is a transaction of its own, in which the
+// attempt still counts. That a start is not told, because the database is away at this
+// moment, costs nobody the generation.
+func (s *Service) started(ctx context.Context, r *jobs.Run, g row) error {
+	ctx, cancel := context.WithTimeout(ctx, startedTime)
+	defer cancel()
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		var id string
+		err := tx.Get(ctx, &id, `SELECT id FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'`+db.ForUpdate(tx), r.ID, r.Attempt)
+		if errors.Is(err, sql.ErrNoRows) {
+			return jobs.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationStarted, Subject: g.Owner, Ref: g.ID, At: s.Clock.Now(), Sequence: 2 * int64(r.Attempt)})
+	})
+	if err != nil && !errors.Is(err, jobs.ErrFenced) {
+		s.Log.WarnContext(ctx, "could not tell that a generation has started", "job", r.ID, "attempt", r.Attempt, "error", err)
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,173 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"zimage/internal/account"
+	"zimage/internal/testenv"
+	"zimage/internal/webhook"
+)
+
+// webhookOf gives an owner a webhook to which nothing leads, and a delivery to it.
+func (r *rig) webhookOf(owner string) (id, delivery string) {
+	r.t.Helper()
+	url := "https://hooks.example.org/x"
+	e, _, err := r.hooks.Create(context.Background(), owner, webhook.Change{URL: &url})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	d, err := r.hooks.SendTest(context.Background(), owner, e.ID)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return e.ID, d.ID
+}
+
+// receiver keeps what it is told.
+func receiver(t *testing.T) (url string, told chan string) {
+	t.Helper()
+	told = make(chan string, 100)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		told <- string(body)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, told
+}
+
+func heard(t *testing.T, told chan string) string {
+	t.Helper()
+	select {
+	case body := <-told:
+		return body
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing was told")
+		return ""
+	}
+}
+
+// keyWith makes a key of an owner's with some scopes.
+func (r *rig) keyWith(owner string, scopes ...string) string {
+	r.t.Helper()
+	token, _, err := r.accounts.CreateKey(context.Background(), owner, "hooks", scopes, time.Time{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return token
+}
+
+func TestWebhooksOverTheAPI(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		key := r.keyWith(r.ownerOf("ada@example.org"), account.ScopeWebhooks)
+		url, told := receiver(t)
+		if a := r.do("GET", "/v1/webhooks", r.ada, ""); a.status != 403 {
+			t.Errorf("without the scope: %d", a.status)
+		}
+		a := r.do("POST", "/v1/webhooks", key, fmt.Sprintf(`{"url":%q,"description":"shop","events":["generation.succeeded","export.ready"]}`, url+"/secret-path"))
+		id := a.text(t, "webhook.id")
+		if a.status != 200 || !strings.HasPrefix(a.text(t, "secret"), "whsec_") || a.field(t, "webhook.status") != "enabled" || !strings.HasSuffix(a.Header.Get("Location"), "/v1/webhooks/"+id) {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		secret := a.field(t, "secret")
+		if a := r.do("GET", "/v1/webhooks/"+id, key, ""); a.status != 200 || strings.Contains(a.body, "whsec") || a.field(t, "description") != "shop" {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("PATCH", "/v1/webhooks/"+id, key, `{"events":[]}`); a.status != 200 || !strings.Contains(a.body, `"events":[]`) {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("POST", "/v1/webhooks/"+id+"/rotate", key, ""); a.status != 200 || a.field(t, "secret") == secret || !strings.Contains(a.body, "old_secret_until") {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		a = r.do("POST", "/v1/webhooks/"+id+"/test", key, "")
+		if a.status != 202 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		delivery := a.text(t, "id")
+		if body := heard(t, told); !strings.Contains(body, `"type":"webhook.test"`) || !strings.Contains(body, a.text(t, "event_id")) {
+			t.Error(body)
+		}
+		testenv.Eventually(t, 20*time.Second, func() bool {
+			a = r.do("GET", "/v1/webhooks/"+id+"/deliveries?state=delivered", key, "")
+			return a.status == 200 && strings.Contains(a.body, `"status":200`)
+		})
+		if a := r.do("POST", "/v1/deliveries/"+delivery+"/replay", key, ""); a.status != 202 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		heard(t, told)
+		if a := r.do("POST", "/v1/webhooks/"+id+"/replay?since=2026-01-15T09:30:00Z", key, ""); a.status != 202 || !strings.Contains(a.body, `"more":false`) {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/events", key, ""); a.status != 200 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/events?after=gen_06f3k2m9v0q8r5w1x4y7z2a6bc", key, ""); a.status != 400 || a.field(t, "errors.location") != "query.after" {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		for _, bad := range []string{`{}`, `{"url":""}`, `{"url":"http://example.org/"}`, `{"url":"https://10.0.0.1/"}`, `{"url":"https://u:p@example.org/"}`, `{"url":"https://example.org/","events":["all"]}`, `{"url":"https://example.org/","more":1}`} {
+			if a := r.do("POST", "/v1/webhooks", key, bad); a.status != 400 || strings.Contains(a.body, "example.org/") {
+				t.Errorf("%s: %d %s", bad, a.status, a.body)
+			}
+		}
+		if a := r.do("DELETE", "/v1/webhooks/"+id, key, ""); a.status != 204 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/webhooks/"+id, key, ""); a.status != 404 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if log := r.log.String(); strings.Contains(log, "secret-path") || strings.Contains(log, "whsec") {
+			t.Error("the log has an address or a secret")
+		}
+	})
+}
+
+func TestAGenerationCanHaveAWebhookOfItsOwn(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		url, told := receiver(t)
+		for body, at := range map[string]string{
+			`{"prompt":"x","webhook_url":"http://example.org"}`:                                           "body.webhook_url",
+			`{"prompt":"x","webhook_events":["generation.failed"]}`:                                       "body.webhook_events",
+			`{"prompt":"x","webhook_url":"https://example.org/","webhook_events":["generation.deleted"]}`: "body.webhook_events",
+		} {
+			if a := r.do("POST", "/v1/generations", r.ada, body); a.status != 400 || a.field(t, "errors.location") != at {
+				t.Errorf("%s: %d %s", body, a.status, a.body)
+			}
+		}
+		a := r.do("POST", "/v1/generations", r.ada, fmt.Sprintf(`{"prompt":"nobody is told this","webhook_url":%q,"webhook_events":["generation.started","generation.succeeded"]}`, url))
+		if a.status != 202 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		id := a.text(t, "id")
+		if first := heard(t, told); !strings.Contains(first, `"type":"generation.started"`) || !strings.Contains(first, id) {
+			t.Error(first)
+		}
+		r.pass()
+		second := heard(t, told)
+		if !strings.Contains(second, `"type":"generation.succeeded"`) || !strings.Contains(second, `"sequence":4`) || strings.Contains(second, "nobody is told this") {
+			t.Error(second)
+		}
+		key := r.keyWith(r.ownerOf("ada@example.org"), account.ScopeWebhooks)
+		s := r.do("GET", "/v1/webhooks/secret", key, "")
+		if s.status != 200 || r.do("GET", "/v1/webhooks/secret", key, "").field(t, "secret") != s.field(t, "secret") {
+			t.Errorf("%d %s", s.status, s.body)
+		}
+		testenv.Eventually(t, 20*time.Second, func() bool {
+			a := r.do("GET", "/v1/webhooks/"+s.text(t, "id")+"/deliveries", key, "")
+			return a.status == 200 && strings.Count(a.body, `"state":"delivered"`) == 2
+		})
+		if a := r.do("POST", "/v1/webhooks/secret/rotate", key, ""); a.status != 200 || a.field(t, "secret") == s.field(t, "secret") {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/webhooks", key, ""); a.status != 200 || strings.Contains(a.body, s.text(t, "id")) {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	})
+}

@@ -1,0 +1,97 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"zimage/internal/clock"
+	"zimage/internal/db"
+	"zimage/internal/jobs"
+	"zimage/internal/testenv"
+)
+
+// A party whose jobs all hang has the slots it may have and no more; everybody
+// else's go on, and so do its own once it is well again.
+func TestALaneBoundsTheSlotsOfAParty(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		hang := make(chan struct{})
+		let := sync.OnceFunc(func() { close(hang) })
+		var hanging, most, done atomic.Int64
+		b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(_ context.Context, r *jobs.Run) error {
+			if r.Party == "dead" {
+				most.Store(max(most.Load(), hanging.Add(1)))
+				<-hang
+				hanging.Add(-1)
+			}
+			done.Add(1)
+			return nil
+		}})
+		for i := range 60 {
+			b.add(jobs.NewJob{Kind: "test:run", Party: "dead", Ref: fmt.Sprint(i)})
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: jobs.NewFixed(4), CheckInterval: 10 * time.Millisecond, PerParty: 2}}, time.Second)
+		stopped := make(chan error, 1)
+		go func() { stopped <- w.Run(ctx, nil) }()
+		t.Cleanup(func() {
+			let()
+			cancel()
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
+		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == 2 })
+		var living []string
+		for i := range 40 {
+			living = append(living, b.add(jobs.NewJob{Kind: "test:run", Party: "living", Ref: fmt.Sprint(i)}))
+		}
+		for _, id := range living {
+			b.await(id, jobs.Succeeded)
+		}
+		if most.Load() != 2 || done.Load() != 40 {
+			t.Errorf("%d slots hung and %d jobs were done", most.Load(), done.Load())
+		}
+		let()
+		testenv.Eventually(t, 30*time.Second, func() bool { return done.Load() == 100 })
+	})
+}
+
+func TestDeferAndHasten(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		ctx, c := context.Background(), clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
+		b := open(t, d, testenv.Redis(t), c, jobs.Kind{Name: "test:run", Lane: "a", Run: func(context.Context, *jobs.Run) error { return nil }})
+		first, second := b.add(jobs.NewJob{Kind: "test:run", Party: "p"}), b.add(jobs.NewJob{Kind: "test:run", Party: "p"})
+		other := b.add(jobs.NewJob{Kind: "test:run", Party: "q"})
+		until := c.Now().Add(time.Minute)
+		run := func(f func(tx *db.Tx) error) {
+			t.Helper()
+			if err := d.Tx(ctx, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", until) })
+		for _, id := range []string{first, second} {
+			if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != until.UnixMilli() {
+				t.Errorf("%+v", j)
+			}
+		}
+		if j := b.find(other); j.State != jobs.Queued {
+			t.Errorf("another party's is %s", j.State)
+		}
+		run(func(tx *db.Tx) error { return b.queue.Hasten(ctx, tx, first) })
+		run(func(tx *db.Tx) error { return b.queue.Hasten(ctx, tx, other) })
+		s := b.queue.NewScheduler()
+		if err := s.Reconcile(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if one, two := b.find(first), b.find(second); one.State != jobs.Queued || two.State != jobs.Waiting {
+			t.Errorf("hastened it is %s, the other %s", one.State, two.State)
+		}
+	})
+}

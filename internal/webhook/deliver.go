@@ -1,0 +1,325 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/jobs"
+	"zimage/internal/mail"
+	"zimage/internal/outbound"
+	"zimage/internal/subject"
+	"zimage/internal/vault"
+)
+
+// The states of a delivery.
+const (
+	Pending   = "pending"   // it is tried, or waits for its next attempt
+	Paused    = "paused"    // it waits for the end of a restriction or suspension
+	Delivered = "delivered" // the receiver said so
+	Failed    = "failed"    // it is not tried any more
+)
+
+// Why a delivery or an attempt failed, beside outbound's codes.
+const (
+	codeStatus   = "unexpected_status"
+	codeGone     = "endpoint_gone"     // 410
+	codeDisabled = "endpoint_disabled" //
+	codeNoURL    = "address_forgotten" // that was given with one generation
+)
+
+const (
+	// patience is how many failures in a row open an endpoint's circuit.
+	patience = 3
+	// restLeast and restMost bound how long it stays open: half as long as nothing
+	// has succeeded.
+	restLeast, restMost = 10 * time.Second, 10 * time.Minute
+	// askedMost is the most that a receiver can ask us to wait.
+	askedMost = 24 * time.Hour
+)
+
+// delivery is one with its event.
+type delivery struct {
+	ID       string `db:"id"`
+	Owner    string `db:"owner"`
+	Endpoint string `db:"endpoint"`
+	State    string `db:"state"`
+	Tries    int    `db:"tries"`
+	Attempts int    `db:"attempts"`
+
+	Event    string `db:"event"`
+	Type     string `db:"type"`
+	Ref      string `db:"ref"`
+	Whole    string `db:"whole"`
+	Sequence int64  `db:"sequence"`
+	Reason   string `db:"reason"`
+	At       int64  `db:"at"`
+}
+
+const selectDelivery = `SELECT d.id, d.owner, d.endpoint, d.state, d.tries, d.attempts, e.id AS event, e.type, e.ref, e.whole, e.sequence, e.reason, e.at
+	FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event `
+
+// outcome is what came of a call.
+type outcome struct {
+	began  time.Time
+	took   time.Duration
+	status int
+	code   string        // empty: the receiver has it
+	asked  time.Duration // what it asked us to wait; 0: nothing
+}
+
+// slow reports whether the receiver wants less of us.
+func (o outcome) slow() bool { return o.status == 429 || o.status == 502 || o.status == 504 }
+
+// deliver makes one attempt. The call and the record of it are not one: a worker that
+// is lost between them leaves the job to another one, who calls again under the same
+// id.
+func (s *Service) deliver(ctx context.Context, run *jobs.Run) error {
+	var d delivery
+	err := s.DB.Get(ctx, &d, selectDelivery+`WHERE d.id = ?`, run.Ref)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && d.State != Pending {
+		return nil
+	}
+	var r row
+	if err == nil {
+		err = s.DB.Get(ctx, &r, selectRow+`WHERE id = ?`, d.Endpoint)
+	}
+	switch now := s.Clock.Millis(); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil // deleted
+	case err != nil:
+		return jobs.Retry("internal", err)
+	case r.DisabledAt.Valid:
+		return s.giveUp(ctx, run, d, codeDisabled)
+	case r.OpenUntil.Int64 > now:
+		return later("circuit_open", jitter(time.Duration(r.OpenUntil.Int64-now)*time.Millisecond))
+	}
+	if err := subject.May(ctx, s.DB, d.Owner, subject.Deliver); err != nil {
+		return s.refused(ctx, run, d, err)
+	}
+	url, err := s.address(ctx, d, r)
+	switch {
+	case errors.Is(err, vault.ErrDestroyed), errors.Is(err, vault.ErrNoKey):
+		return nil // erased
+	case errors.Is(err, sql.ErrNoRows):
+		return s.giveUp(ctx, run, d, codeNoURL)
+	case err != nil:
+		return jobs.Retry("internal", err)
+	}
+	o, err := s.send(ctx, d, r, url)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return jobs.Retry("internal", err)
+	case o.code == "":
+		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error { return s.succeeded(ctx, tx, d, r, o) })
+	}
+	return s.failed(ctx, run, d, r, o)
+}
+
+// later runs the job again at a time of ours.
+func later(code string, after time.Duration) error { return &jobs.Failure{Code: code, After: after} }
+
+// address is where a delivery goes.
+func (s *Service) address(ctx context.Context, d delivery, r row) (string, error) {
+	if r.Once == 0 {
+		return s.open(ctx, r, "url", r.URL)
+	}
+	var sealed []byte
+	if err := s.DB.Get(ctx, &sealed, `SELECT url FROM webhook_once WHERE id = ?`, d.Ref); err != nil {
+		return "", err
+	}
+	return s.unseal(ctx, d.Owner, "webhook_once", "url", d.Ref, sealed)
+}
+
+// send makes the call. An error is one of ours: nothing was sent.
+func (s *Service) send(ctx context.Context, d delivery, r row, url string) (outcome, error) {
+	body, err := s.body(ctx, d, r.IncludePrompt == 1)
+	if err != nil {
+		return outcome{}, err
+	}
+	now := s.Clock.Now()
+	signature, err := s.signature(ctx, r, d.Event, now, body)
+	if err != nil {
+		return outcome{}, err
+	}
+	o := outcome{began: now}
+	began := time.Now()
+	a, err := s.Client.Post(ctx, outbound.Post{URL: url, Body: body, Header: map[string]string{
+		"Content-Type": "application/json", "User-Agent": "zimage-webhooks",
+		"webhook-id": d.Event, "webhook-timestamp": fmt.Sprint(now.Unix()), "webhook-signature": signature,
+	}})
+	o.took, o.status, o.asked = time.Since(began), a.Status, min(a.RetryAfter, askedMost)
+	var e *outbound.Error
+	switch {
+	case errors.As(err, &e):
+		o.code = string(e.Code)
+	case a.Status == 410:
+		o.code = codeGone
+	case a.Status < 200 || a.Status > 299: // a redirect, too
+		o.code = codeStatus
+	}
+	return o, nil
+}
+
+// write records an attempt with what the delivery came to. It reports false when that
+// is no longer ours to say: the delivery is gone, or somebody else has said it.
+func (s *Service) write(ctx context.Context, tx *db.Tx, d delivery, o outcome, state string) (bool, error) {
+	ended := sql.NullInt64{Int64: s.Clock.Millis(), Valid: state != Pending}
+	final := ""
+	if state == Failed {
+		final = o.code
+	}
+	n, err := tx.Exec(ctx, `UPDATE webhook_deliveries SET state = ?, tries = tries + 1, attempts = attempts + 1, error = ?, ended_at = ?
+		WHERE id = ? AND state = 'pending' AND attempts = ?`, state, final, ended, d.ID, d.Attempts)
+	if err != nil || n == 0 {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO webhook_attempts (delivery, n, owner, at, took, status, error) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		d.ID, d.Attempts+1, d.Owner, o.began.UnixMilli(), o.took.Milliseconds(), o.status, o.code)
+	return true, err
+}
+
+func (s *Service) succeeded(ctx context.Context, tx *db.Tx, d delivery, r row, o outcome) error {
+	ours, err := s.write(ctx, tx, d, o, Delivered)
+	if err != nil || !ours || r.Failures == 0 {
+		return err
+	}
+	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, r.ID)
+	return err
+}
+
+// failed records a failure and says when the next attempt is made, if there is one.
+func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, o outcome) error {
+	gone := o.status == 410
+	if gone || d.Tries+1 >= len(schedule) {
+		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+			ours, err := s.write(ctx, tx, d, o, Failed)
+			if err != nil || !ours {
+				return err
+			}
+			_, err = s.fails(ctx, tx, d, r, o)
+			return err
+		})
+	}
+	var rest time.Duration
+	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		ours, err := s.write(ctx, tx, d, o, Pending)
+		if err == nil && !ours {
+			err = jobs.ErrFenced
+		}
+		if err != nil {
+			return err
+		}
+		rest, err = s.fails(ctx, tx, d, r, o)
+		return err
+	})
+	switch {
+	case errors.Is(err, jobs.ErrFenced):
+		return nil // there is nothing left to do for it, or another job does it
+	case err != nil:
+		return jobs.Retry("internal", err)
+	}
+	return later(o.code, max(jitter(schedule[d.Tries+1]), o.asked, rest))
+}
+
+// fails says what a failure means for the endpoint: it is left alone for a while, or
+// disabled. It returns how long it is left alone. The addresses of single generations
+// share one row and nothing of this: one that is dead says nothing of the others.
+func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o outcome) (time.Duration, error) {
+	if r.Once == 1 {
+		if o.status == 410 {
+			_, err := tx.Exec(ctx, `DELETE FROM webhook_once WHERE id = ?`, d.Ref)
+			return 0, err
+		}
+		return 0, nil
+	}
+	now := s.Clock.Now()
+	var after struct {
+		Failures     int64         `db:"failures"`
+		FailingSince int64         `db:"failing_since"`
+		DisabledAt   sql.NullInt64 `db:"disabled_at"`
+	}
+	err := tx.Get(ctx, &after, `UPDATE webhook_endpoints SET failures = failures + 1, failing_since = coalesce(failing_since, ?) WHERE id = ?
+		RETURNING failures, failing_since, disabled_at`, now.UnixMilli(), r.ID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil // deleted meanwhile
+	}
+	if err != nil {
+		return 0, err
+	}
+	failing := now.Sub(time.UnixMilli(after.FailingSince))
+	switch {
+	case after.DisabledAt.Valid:
+		return 0, nil
+	case o.status == 410:
+		return 0, s.disable(ctx, tx, r, Gone)
+	case failing >= disableAfter:
+		return 0, s.disable(ctx, tx, r, Failing)
+	case after.Failures < patience && !o.slow():
+		return 0, nil
+	}
+	rest := min(max(failing/2, restLeast, o.asked), max(restMost, min(o.asked, time.Hour)))
+	until := now.Add(rest)
+	if _, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET open_until = ? WHERE id = ?`, until.UnixMilli(), r.ID); err != nil {
+		return 0, err
+	}
+	return rest, s.Queue.Defer(ctx, tx, r.ID, until)
+}
+
+// whyDisabled tells the owner, in a sentence.
+var whyDisabled = map[string]string{
+	Gone:    "It answered 410, which says that it is gone.",
+	Failing: "For five days nothing but failure came of calling it.",
+}
+
+// disable ends the calls to an endpoint and tells its owner.
+func (s *Service) disable(ctx context.Context, tx *db.Tx, r row, why string) error {
+	n, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET disabled_at = ?, disabled_why = ? WHERE id = ? AND disabled_at IS NULL`,
+		s.Clock.Millis(), why, r.ID)
+	if err != nil || n == 0 {
+		return err
+	}
+	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Why": whyDisabled[why]})
+}
+
+// giveUp ends a delivery without a call.
+func (s *Service) giveUp(ctx context.Context, run *jobs.Run, d delivery, code string) error {
+	return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE webhook_deliveries SET state = 'failed', error = ?, ended_at = ? WHERE id = ? AND state = 'pending'`,
+			code, s.Clock.Millis(), d.ID)
+		return err
+	})
+}
+
+// refused has a delivery wait for the end of a restriction or suspension, or gives it
+// up when the account is closed. What is committed at this very moment is waited for:
+// a delivery that waits is found by whoever lifts it.
+func (s *Service) refused(ctx context.Context, run *jobs.Run, d delivery, err error) error {
+	why, is := subject.ReasonOf(err)
+	switch {
+	case !is:
+		return jobs.Retry("internal", err)
+	case why == subject.BecauseClosed:
+		return s.giveUp(ctx, run, d, string(why))
+	}
+	err = run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+		err := subject.Enter(ctx, tx, d.Owner, subject.Deliver)
+		if _, refused := subject.ReasonOf(err); !refused {
+			if err == nil {
+				err = errAllowedAgain
+			}
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE webhook_deliveries SET state = 'paused' WHERE id = ? AND state = 'pending'`, d.ID)
+		return err
+	})
+	if errors.Is(err, errAllowedAgain) {
+		return later("internal", time.Second)
+	}
+	return err
+}

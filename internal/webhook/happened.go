@@ -1,0 +1,221 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/events"
+	"zimage/internal/jobs"
+	"zimage/internal/subject"
+)
+
+// Happened is told of every event, in its transaction: it writes the deliveries that
+// follow from it and their jobs, so that both are there or none.
+func (s *Service) Happened(ctx context.Context, tx *db.Tx, e events.Event) error {
+	switch {
+	case e.Type == events.GenerationQueued && e.Facts[events.WebhookURL] != "":
+		return s.keepOnce(ctx, tx, e)
+	case e.Type == events.AccountUnrestricted, e.Type == events.StaffUnsuspended:
+		_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindResume, Party: e.Subject, Ref: e.Subject})
+		return err
+	case e.Type == events.AccountClosing:
+		return s.sayFarewell(ctx, tx, e)
+	case slices.Contains(Told, e.Type):
+		return s.record(ctx, tx, e)
+	}
+	return nil
+}
+
+// keepOnce keeps the address that was given with a generation.
+func (s *Service) keepOnce(ctx context.Context, tx *db.Tx, e events.Event) error {
+	url, told := e.Facts[events.WebhookURL], e.Facts[events.WebhookEvents]
+	if err := s.CheckOnce(url, strings.Fields(told)); err != nil {
+		return err
+	}
+	if err := subject.Enter(ctx, tx, e.Subject, subject.Deliver); err != nil {
+		return err
+	}
+	if _, err := s.once(ctx, tx, e.Subject); err != nil {
+		return fmt.Errorf("keep a webhook: %w", err)
+	}
+	sealed, err := s.seal(ctx, e.Subject, "webhook_once", "url", e.Ref, url)
+	if err != nil {
+		return fmt.Errorf("keep a webhook: %w", err)
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO webhook_once (id, owner, url, events, created_at) VALUES (?, ?, ?, ?, ?)`,
+		e.Ref, e.Subject, sealed, told, e.At.UnixMilli())
+	return err
+}
+
+// listener is an endpoint as an event asks for it.
+type listener struct {
+	ID        string        `db:"id"`
+	Events    string        `db:"events"`
+	Disabled  int           `db:"disabled"`
+	OpenUntil sql.NullInt64 `db:"open_until"`
+}
+
+func (l listener) hears(e events.Type) bool {
+	return l.Disabled == 0 && (l.Events == "" || slices.Contains(strings.Fields(l.Events), string(e)))
+}
+
+// record keeps an event of somebody who has an endpoint, and has it delivered.
+func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
+	var all []listener
+	err := tx.Select(ctx, &all, `SELECT id, events, CASE WHEN disabled_at IS NULL THEN 0 ELSE 1 END AS disabled, open_until
+		FROM webhook_endpoints WHERE owner = ? AND once = 0 ORDER BY id`, e.Subject)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(ToldOnce, e.Type) {
+		var once []listener
+		err := tx.Select(ctx, &once, `SELECT e.id, o.events, 0 AS disabled, e.open_until FROM webhook_once o
+			JOIN webhook_endpoints e ON e.owner = o.owner AND e.once = 1 WHERE o.id = ?`, e.Ref)
+		if err != nil {
+			return err
+		}
+		all = append(all, once...)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	id, err := s.keep(ctx, tx, e)
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if l.hears(e.Type) {
+			s.begin(ctx, tx, e.Subject, l, id)
+		}
+	}
+	return nil
+}
+
+func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id string, err error) {
+	id = db.NewID("evt", s.Clock.Now())
+	_, err = tx.Exec(ctx, `INSERT INTO webhook_events (id, owner, type, ref, whole, sequence, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, e.Subject, e.Type, e.Ref, e.Whole, e.Sequence, e.Reason, e.At.UnixMilli())
+	return id, err
+}
+
+// begin writes a delivery and its job at the end of the transaction, and returns the
+// delivery's id: an endpoint's turn is taken last, in the order in which everybody
+// takes them.
+func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event string) string {
+	now := s.Clock.Now()
+	id := db.NewID("whd", now)
+	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO webhook_deliveries (id, owner, endpoint, event, job_id, state, tries, attempts, error, created_at)
+			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, event, j.ID, now.UnixMilli())
+		return err
+	})
+	return id
+}
+
+// again has a delivery made from the start, at the end of the transaction.
+func (s *Service) again(ctx context.Context, tx *db.Tx, endpoint, delivery string) {
+	tx.AtLast("job_turns "+Lane+" "+endpoint, func() error {
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Ref: delivery})
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE webhook_deliveries SET state = 'pending', tries = 0, error = '', ended_at = NULL, job_id = ? WHERE id = ?`, j.ID, delivery)
+		return err
+	})
+}
+
+// resume goes on with what waited while a person's data was not to be used.
+func (s *Service) resume(ctx context.Context, run *jobs.Run) error {
+	for {
+		var n int
+		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+			var waiting []struct {
+				ID       string `db:"id"`
+				Endpoint string `db:"endpoint"`
+			}
+			err := tx.Select(ctx, &waiting, `SELECT id, endpoint FROM webhook_deliveries WHERE owner = ? AND state = 'paused' ORDER BY id LIMIT ?`+db.ForUpdate(tx),
+				run.Ref, batch)
+			for _, d := range waiting {
+				s.again(ctx, tx, d.Endpoint, d.ID)
+			}
+			n = len(waiting)
+			return err
+		})
+		if err != nil {
+			return jobs.Retry("internal", err)
+		}
+		if n < batch {
+			return nil
+		}
+	}
+}
+
+// batch bounds one transaction.
+const batch = 200
+
+// sayFarewell has an account's endpoints told that it closes.
+func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) error {
+	var n int
+	err := tx.Get(ctx, &n, `SELECT count(*) FROM webhook_endpoints WHERE owner = ?`, e.Subject)
+	if err != nil || n == 0 {
+		return err
+	}
+	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindFarewell, Party: e.Subject,
+		Ref: db.NewID("evt", s.Clock.Now()) + "@" + strconv.FormatInt(e.At.UnixMilli(), 10)})
+	return err
+}
+
+// farewell tells the endpoints of a closing account, each once: the erasure waits for
+// it, and then they are gone. What was still to be told is not told any more.
+func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
+	id, millis, _ := strings.Cut(run.Ref, "@")
+	at, err := strconv.ParseInt(millis, 10, 64)
+	if err != nil {
+		return jobs.Fail("internal", err)
+	}
+	var rows []row
+	if err := s.DB.Select(ctx, &rows, selectRow+`WHERE owner = ? ORDER BY id`, run.Party); err != nil {
+		return jobs.Retry("internal", err)
+	}
+	d := delivery{Owner: run.Party, Event: id, Type: string(events.AccountClosing), At: at}
+	done := make(chan struct{})
+	calls := 0
+	for _, r := range rows {
+		l := listener{Events: r.Events, Disabled: flag(r.DisabledAt.Valid)}
+		if r.Once == 1 || !l.hears(events.AccountClosing) {
+			continue
+		}
+		calls++
+		go func() {
+			defer func() { done <- struct{}{} }()
+			if url, err := s.open(ctx, r, "url", r.URL); err == nil {
+				_, _ = s.send(ctx, d, r, url)
+			}
+		}()
+	}
+	for range calls {
+		<-done
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	for _, r := range rows {
+		if _, err := s.Queue.Stop(ctx, r.ID, string(subject.BecauseClosed)); err != nil {
+			return jobs.Retry("internal", err)
+		}
+	}
+	return nil
+}
+
+var errAllowedAgain = errors.New("webhook: allowed again meanwhile")
