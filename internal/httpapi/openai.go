@@ -335,6 +335,7 @@ func (s imagesAnswer) shape(g generate.Generation) OpenAIShape {
 // whole sends all images in one answer, each as it is decrypted: none is held in
 // memory as a whole.
 func (s imagesAnswer) whole(ctx context.Context, g generate.Generation) (*streamOutput, error) {
+	callOf(ctx).idle() // whoever takes the pictures may be slow
 	v := openAIImagesView{Created: g.FinishedAt.Unix(), OpenAIShape: s.shape(g)}
 	var first *generate.Content
 	if s.links {
