@@ -16,6 +16,18 @@ const (
 	AccountRoleSupport  AccountRole = "support"
 )
 
+// Defines values for AddWebhookEvents.
+const (
+	AddWebhookEventsAccountClosing      AddWebhookEvents = "account.closing"
+	AddWebhookEventsExportReady         AddWebhookEvents = "export.ready"
+	AddWebhookEventsGenerationCanceled  AddWebhookEvents = "generation.canceled"
+	AddWebhookEventsGenerationDeleted   AddWebhookEvents = "generation.deleted"
+	AddWebhookEventsGenerationFailed    AddWebhookEvents = "generation.failed"
+	AddWebhookEventsGenerationStarted   AddWebhookEvents = "generation.started"
+	AddWebhookEventsGenerationSucceeded AddWebhookEvents = "generation.succeeded"
+	AddWebhookEventsImageDeleted        AddWebhookEvents = "image.deleted"
+)
+
 // Defines values for ConsentPurpose.
 const (
 	ConsentPurposeAnalytics ConsentPurpose = "analytics"
@@ -28,6 +40,22 @@ const (
 const (
 	CreateFormatJpeg CreateFormat = "jpeg"
 	CreateFormatPng  CreateFormat = "png"
+)
+
+// Defines values for CreateWebhookEvents.
+const (
+	CreateWebhookEventsGenerationCanceled  CreateWebhookEvents = "generation.canceled"
+	CreateWebhookEventsGenerationFailed    CreateWebhookEvents = "generation.failed"
+	CreateWebhookEventsGenerationStarted   CreateWebhookEvents = "generation.started"
+	CreateWebhookEventsGenerationSucceeded CreateWebhookEvents = "generation.succeeded"
+)
+
+// Defines values for DeliveryState.
+const (
+	DeliveryStateDelivered DeliveryState = "delivered"
+	DeliveryStateFailed    DeliveryState = "failed"
+	DeliveryStatePaused    DeliveryState = "paused"
+	DeliveryStatePending   DeliveryState = "pending"
 )
 
 // Defines values for GenerationFormat.
@@ -193,6 +221,37 @@ const (
 	RequestStateUnconfirmed RequestState = "unconfirmed"
 )
 
+// Defines values for ToldEventReason.
+const (
+	ToldEventReasonExpired ToldEventReason = "expired"
+	ToldEventReasonUser    ToldEventReason = "user"
+)
+
+// Defines values for UpdateWebhookEvents.
+const (
+	UpdateWebhookEventsAccountClosing      UpdateWebhookEvents = "account.closing"
+	UpdateWebhookEventsExportReady         UpdateWebhookEvents = "export.ready"
+	UpdateWebhookEventsGenerationCanceled  UpdateWebhookEvents = "generation.canceled"
+	UpdateWebhookEventsGenerationDeleted   UpdateWebhookEvents = "generation.deleted"
+	UpdateWebhookEventsGenerationFailed    UpdateWebhookEvents = "generation.failed"
+	UpdateWebhookEventsGenerationStarted   UpdateWebhookEvents = "generation.started"
+	UpdateWebhookEventsGenerationSucceeded UpdateWebhookEvents = "generation.succeeded"
+	UpdateWebhookEventsImageDeleted        UpdateWebhookEvents = "image.deleted"
+)
+
+// Defines values for WebhookDisabledReason.
+const (
+	WebhookDisabledReasonFailing WebhookDisabledReason = "failing"
+	WebhookDisabledReasonGone    WebhookDisabledReason = "gone"
+	WebhookDisabledReasonUser    WebhookDisabledReason = "user"
+)
+
+// Defines values for WebhookStatus.
+const (
+	WebhookStatusDisabled WebhookStatus = "disabled"
+	WebhookStatusEnabled  WebhookStatus = "enabled"
+)
+
 // Defines values for ListGenerationsParamsStatus.
 const (
 	ListGenerationsParamsStatusCanceled  ListGenerationsParamsStatus = "canceled"
@@ -200,6 +259,14 @@ const (
 	ListGenerationsParamsStatusQueued    ListGenerationsParamsStatus = "queued"
 	ListGenerationsParamsStatusRunning   ListGenerationsParamsStatus = "running"
 	ListGenerationsParamsStatusSucceeded ListGenerationsParamsStatus = "succeeded"
+)
+
+// Defines values for ListDeliveriesParamsState.
+const (
+	ListDeliveriesParamsStateDelivered ListDeliveriesParamsState = "delivered"
+	ListDeliveriesParamsStateFailed    ListDeliveriesParamsState = "failed"
+	ListDeliveriesParamsStatePaused    ListDeliveriesParamsState = "paused"
+	ListDeliveriesParamsStatePending   ListDeliveriesParamsState = "pending"
 )
 
 // Accepted defines model for Accepted.
@@ -249,6 +316,42 @@ type Account struct {
 
 // AccountRole Only for staff.
 type AccountRole string
+
+// AddWebhook defines model for AddWebhook.
+type AddWebhook struct {
+	// Description For you. Kept sealed.
+	Description *string `json:"description,omitempty"`
+
+	// Events Of which it is told. Left out or empty: all.
+	Events []AddWebhookEvents `json:"events,omitempty"`
+
+	// IncludePrompt Send prompt, negative prompt and metadata along. Left out: no.
+	IncludePrompt *bool `json:"include_prompt,omitempty"`
+
+	// URL The address to call: https, public, without a user or fragment.
+	URL string `json:"url"`
+}
+
+// AddWebhookEvents defines model for AddWebhook.Events.
+type AddWebhookEvents string
+
+// Attempt defines model for Attempt.
+type Attempt struct {
+	// At When it began.
+	At time.Time `json:"at"`
+
+	// Attempt 1 is the first.
+	Attempt int64 `json:"attempt"`
+
+	// Error Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, endpoint_gone.
+	Error *string `json:"error,omitempty"`
+
+	// Status Of the answer. Left out: none came.
+	Status *int64 `json:"status,omitempty"`
+
+	// TookMs Milliseconds.
+	TookMs int64 `json:"took_ms"`
+}
 
 // Challenge defines model for Challenge.
 type Challenge struct {
@@ -321,12 +424,21 @@ type Create struct {
 	// Steps Left out: the model's default.
 	Steps *int64 `json:"steps,omitempty"`
 
+	// WebhookEvents Of which it is told. Left out: all four.
+	WebhookEvents []CreateWebhookEvents `json:"webhook_events,omitempty"`
+
+	// WebhookURL An address to call about this generation alone, by the rules of webhooks. GET /v1/webhooks/secret tells what signs it.
+	WebhookURL *string `json:"webhook_url,omitempty"`
+
 	// Width Pixels. Left out: the model's default.
 	Width *int64 `json:"width,omitempty"`
 }
 
 // CreateFormat Left out: png.
 type CreateFormat string
+
+// CreateWebhookEvents defines model for Create.WebhookEvents.
+type CreateWebhookEvents string
 
 // Delete defines model for Delete.
 type Delete struct {
@@ -336,6 +448,54 @@ type Delete struct {
 	// Ids These.
 	Ids []string `json:"ids,omitempty"`
 }
+
+// Deliveries defines model for Deliveries.
+type Deliveries struct {
+	// Data Newest first.
+	Data []Delivery `json:"data"`
+
+	// NextCursor For the next page; left out on the last.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// Delivery defines model for Delivery.
+type Delivery struct {
+	// Attempts The oldest first. Nothing is kept of what was sent or answered.
+	Attempts []Attempt `json:"attempts"`
+
+	// CreatedAt When it was to be told.
+	CreatedAt time.Time `json:"created_at"`
+
+	// EndedAt When it was told or given up.
+	EndedAt *time.Time `json:"ended_at,omitempty"`
+
+	// Error Why it has failed.
+	Error *string `json:"error,omitempty"`
+
+	// EventID Of what. It is the webhook-id of every attempt.
+	EventID string `json:"event_id"`
+
+	// ID Sorts by the time at which it was to be told.
+	ID string `json:"id"`
+
+	// NextAttemptAt While it waits for an attempt.
+	NextAttemptAt *time.Time `json:"next_attempt_at,omitempty"`
+
+	// Ref What it is about: a generation, image, export or webhook.
+	Ref string `json:"ref"`
+
+	// State paused: it waits for the end of a restriction or suspension.
+	State DeliveryState `json:"state"`
+
+	// Type Of the event.
+	Type string `json:"type"`
+
+	// WebhookID Who is told.
+	WebhookID string `json:"webhook_id"`
+}
+
+// DeliveryState paused: it waits for the end of a restriction or suspension.
+type DeliveryState string
 
 // Factors defines model for Factors.
 type Factors struct {
@@ -773,6 +933,15 @@ type Models struct {
 // ModelsObject Always list.
 type ModelsObject string
 
+// NewWebhook defines model for NewWebhook.
+type NewWebhook struct {
+	// Secret To check signatures with, by the rules of Standard Webhooks. Shown once.
+	Secret string `json:"secret"`
+
+	// Webhook The webhook.
+	Webhook Webhook `json:"webhook"`
+}
+
 // Objection defines model for Objection.
 type Objection struct {
 	// At Since when.
@@ -792,6 +961,18 @@ type ObjectionPurpose string
 type Objections struct {
 	// Data One for each purpose that rests on a legitimate interest.
 	Data []Objection `json:"data"`
+}
+
+// OnceSecret defines model for OnceSecret.
+type OnceSecret struct {
+	// ID Stands for all addresses that were given with a generation: their deliveries are listed by it.
+	ID string `json:"id"`
+
+	// OldSecretUntil Until when the secret before signs too.
+	OldSecretUntil *time.Time `json:"old_secret_until,omitempty"`
+
+	// Secret Signs what goes to them.
+	Secret string `json:"secret"`
 }
 
 // OpenAIImage defines model for OpenAIImage.
@@ -952,6 +1133,15 @@ type Queue struct {
 	Served bool `json:"served"`
 }
 
+// Replayed defines model for Replayed.
+type Replayed struct {
+	// More There are more: ask again.
+	More bool `json:"more"`
+
+	// Replayed How many are sent again.
+	Replayed int64 `json:"replayed"`
+}
+
 // Request defines model for Request.
 type Request struct {
 	// Account Whose it is, to staff alone; left out while no account is known to be the address's.
@@ -1069,6 +1259,42 @@ type SignLink struct {
 	Thumbnail *bool `json:"thumbnail,omitempty"`
 }
 
+// ToldEvent defines model for ToldEvent.
+type ToldEvent struct {
+	// At When.
+	At time.Time `json:"at"`
+
+	// GenerationID Of an image.
+	GenerationID *string `json:"generation_id,omitempty"`
+
+	// ID The webhook-id of its deliveries.
+	ID string `json:"id"`
+
+	// Reason Of a deletion.
+	Reason *ToldEventReason `json:"reason,omitempty"`
+
+	// Ref To what: a generation, image, export or webhook.
+	Ref string `json:"ref"`
+
+	// Sequence Its place among the events of the generation.
+	Sequence *int64 `json:"sequence,omitempty"`
+
+	// Type What happened.
+	Type string `json:"type"`
+}
+
+// ToldEventReason Of a deletion.
+type ToldEventReason string
+
+// ToldEvents defines model for ToldEvents.
+type ToldEvents struct {
+	// Data The oldest first.
+	Data []ToldEvent `json:"data"`
+
+	// More There are more behind the last of these.
+	More bool `json:"more"`
+}
+
 // UpdateAccount defines model for UpdateAccount.
 type UpdateAccount struct {
 	// Name What you like to be called; empty clears it. Left out: it stays.
@@ -1081,6 +1307,27 @@ type UpdateAccount struct {
 	Username *string `json:"username,omitempty"`
 }
 
+// UpdateWebhook defines model for UpdateWebhook.
+type UpdateWebhook struct {
+	// Description For you. Empty: none.
+	Description *string `json:"description,omitempty"`
+
+	// Enabled false: nothing is sent any more. true: begin anew, its failures forgotten.
+	Enabled *bool `json:"enabled,omitempty"`
+
+	// Events Of which it is told. Empty: all.
+	Events []UpdateWebhookEvents `json:"events,omitempty"`
+
+	// IncludePrompt Send prompt, negative prompt and metadata along.
+	IncludePrompt *bool `json:"include_prompt,omitempty"`
+
+	// URL The address to call.
+	URL *string `json:"url,omitempty"`
+}
+
+// UpdateWebhookEvents defines model for UpdateWebhook.Events.
+type UpdateWebhookEvents string
+
 // URLs defines model for Urls.
 type URLs struct {
 	// Cancel POST ends it.
@@ -1091,6 +1338,57 @@ type URLs struct {
 
 	// Get This generation.
 	Get string `json:"get"`
+}
+
+// Webhook defines model for Webhook.
+type Webhook struct {
+	// ChangedAt When it was last changed.
+	ChangedAt time.Time `json:"changed_at"`
+
+	// CreatedAt When it was made.
+	CreatedAt time.Time `json:"created_at"`
+
+	// Description What you call it.
+	Description *string `json:"description,omitempty"`
+
+	// DisabledAt Since when it is not.
+	DisabledAt *time.Time `json:"disabled_at,omitempty"`
+
+	// DisabledReason By you, by its answer 410, or after five days of nothing but failure.
+	DisabledReason *WebhookDisabledReason `json:"disabled_reason,omitempty"`
+
+	// Events Of which it is told. Empty: all.
+	Events []string `json:"events"`
+
+	// FailingSince Left out: its last call succeeded, or there was none.
+	FailingSince *time.Time `json:"failing_since,omitempty"`
+
+	// ID Sorts by the time of creation.
+	ID string `json:"id"`
+
+	// IncludePrompt Whether prompt, negative prompt and metadata are sent along.
+	IncludePrompt bool `json:"include_prompt"`
+
+	// OldSecretUntil Until when the secret before signs too.
+	OldSecretUntil *time.Time `json:"old_secret_until,omitempty"`
+
+	// Status Whether it is called.
+	Status WebhookStatus `json:"status"`
+
+	// URL The address that is called.
+	URL string `json:"url"`
+}
+
+// WebhookDisabledReason By you, by its answer 410, or after five days of nothing but failure.
+type WebhookDisabledReason string
+
+// WebhookStatus Whether it is called.
+type WebhookStatus string
+
+// Webhooks defines model for Webhooks.
+type Webhooks struct {
+	// Data Newest first.
+	Data []Webhook `json:"data"`
 }
 
 // ListLedgerParams defines parameters for ListLedger.
@@ -1108,6 +1406,15 @@ type ListRequestsParams struct {
 	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// Limit How many.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListEventsParams defines parameters for ListEvents.
+type ListEventsParams struct {
+	// After Id of the last event that you know. Left out: from the oldest on that is kept.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit How many at most.
 	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
@@ -1174,6 +1481,27 @@ type ListSharesParams struct {
 	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// ListDeliveriesParams defines parameters for ListDeliveries.
+type ListDeliveriesParams struct {
+	// State Only these. Left out: all.
+	State *ListDeliveriesParamsState `form:"state,omitempty" json:"state,omitempty"`
+
+	// Cursor next_cursor of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many at most.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListDeliveriesParamsState defines parameters for ListDeliveries.
+type ListDeliveriesParamsState string
+
+// ReplayFailedParams defines parameters for ReplayFailed.
+type ReplayFailedParams struct {
+	// Since Those that were to be told since then. Left out: all that are kept.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+}
+
 // GetAccount: Look at your account.
 //
 // All that is kept of it. A key needs the scope `account`.
@@ -1229,6 +1557,26 @@ func (c *Client) ListRequests(ctx context.Context, params *ListRequestsParams) (
 		set(r.query, "limit", params.Limit)
 	}
 	return answer[Requests](ctx, c, r)
+}
+
+// ReplayDelivery: Send one again.
+//
+// Whatever came of it, under the same `webhook-id`. A key needs the scope `webhooks`.
+func (c *Client) ReplayDelivery(ctx context.Context, id string) (*Delivery, error) {
+	r := newRequest(http.MethodPost, "/v1/deliveries/%s/replay", id)
+	return answer[Delivery](ctx, c, r)
+}
+
+// ListEvents: Catch up with events.
+//
+// All that happened behind an event that you know, the oldest first. Events are kept for 30 days while the account has a webhook, also a disabled one, and stand here 15 seconds after they happened. A key needs the scope `webhooks`.
+func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams) (*ToldEvents, error) {
+	r := newRequest(http.MethodGet, "/v1/events")
+	if params != nil {
+		set(r.query, "after", params.After)
+		set(r.query, "limit", params.Limit)
+	}
+	return answer[ToldEvents](ctx, c, r)
 }
 
 // DeleteGenerations: Delete many generations.
@@ -1423,4 +1771,102 @@ func (c *Client) ListShares(ctx context.Context, params *ListSharesParams) (*Sha
 func (c *Client) EndShare(ctx context.Context, id string) error {
 	r := newRequest(http.MethodDelete, "/v1/shares/%s", id)
 	return c.call(ctx, r, nil)
+}
+
+// ListWebhooks: List webhooks.
+//
+// Yours, newest first, 20 at most. A key needs the scope `webhooks`.
+func (c *Client) ListWebhooks(ctx context.Context) (*Webhooks, error) {
+	r := newRequest(http.MethodGet, "/v1/webhooks")
+	return answer[Webhooks](ctx, c, r)
+}
+
+// CreateWebhook: Make a webhook.
+//
+// Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. What is not answered with 2xx within 15 s is sent again, ten times in about three days, always under the same `webhook-id`. The secret is shown this once. A key needs the scope `webhooks`.
+func (c *Client) CreateWebhook(ctx context.Context, body AddWebhook) (*NewWebhook, error) {
+	r := newRequest(http.MethodPost, "/v1/webhooks")
+	r.body = body
+	return answer[NewWebhook](ctx, c, r)
+}
+
+// GetWebhookSecret: Read the secret for single generations.
+//
+// It signs what goes to a `webhook_url` that was given with a generation. A key needs the scope `webhooks`.
+func (c *Client) GetWebhookSecret(ctx context.Context) (*OnceSecret, error) {
+	r := newRequest(http.MethodGet, "/v1/webhooks/secret")
+	return answer[OnceSecret](ctx, c, r)
+}
+
+// RotateSingleSecret: Change the secret for single generations.
+//
+// Old and new one both sign for 24 hours. A key needs the scope `webhooks`.
+func (c *Client) RotateSingleSecret(ctx context.Context) (*OnceSecret, error) {
+	r := newRequest(http.MethodPost, "/v1/webhooks/secret/rotate")
+	return answer[OnceSecret](ctx, c, r)
+}
+
+// DeleteWebhook: Delete a webhook.
+//
+// With the log of its deliveries. What was still to be told is not. A key needs the scope `webhooks`.
+func (c *Client) DeleteWebhook(ctx context.Context, id string) error {
+	r := newRequest(http.MethodDelete, "/v1/webhooks/%s", id)
+	return c.call(ctx, r, nil)
+}
+
+// GetWebhook: Look at a webhook.
+//
+// Without its secret. A key needs the scope `webhooks`.
+func (c *Client) GetWebhook(ctx context.Context, id string) (*Webhook, error) {
+	r := newRequest(http.MethodGet, "/v1/webhooks/%s", id)
+	return answer[Webhook](ctx, c, r)
+}
+
+// UpdateWebhook: Change a webhook.
+//
+// What is left out stays. Enabling one that was disabled begins anew. A key needs the scope `webhooks`.
+func (c *Client) UpdateWebhook(ctx context.Context, id string, body UpdateWebhook) (*Webhook, error) {
+	r := newRequest(http.MethodPatch, "/v1/webhooks/%s", id)
+	r.body = body
+	return answer[Webhook](ctx, c, r)
+}
+
+// ListDeliveries: List deliveries.
+//
+// What was told, or is to be, with each attempt; kept for 30 days. A key needs the scope `webhooks`.
+func (c *Client) ListDeliveries(ctx context.Context, id string, params *ListDeliveriesParams) (*Deliveries, error) {
+	r := newRequest(http.MethodGet, "/v1/webhooks/%s/deliveries", id)
+	if params != nil {
+		set(r.query, "state", params.State)
+		set(r.query, "cursor", params.Cursor)
+		set(r.query, "limit", params.Limit)
+	}
+	return answer[Deliveries](ctx, c, r)
+}
+
+// ReplayFailed: Send again what failed.
+//
+// Everything since a time that failed, or waits for another attempt after a failure; 5,000 at once. A key needs the scope `webhooks`.
+func (c *Client) ReplayFailed(ctx context.Context, id string, params *ReplayFailedParams) (*Replayed, error) {
+	r := newRequest(http.MethodPost, "/v1/webhooks/%s/replay", id)
+	if params != nil {
+		set(r.query, "since", params.Since)
+	}
+	return answer[Replayed](ctx, c, r)
+}
+
+// RotateWebhookSecret: Change a webhook's secret.
+//
+// Old and new one both sign for 24 hours; of several changes within that time the last two. The new one is shown this once. A key needs the scope `webhooks`.
+func (c *Client) RotateWebhookSecret(ctx context.Context, id string) (*NewWebhook, error) {
+	r := newRequest(http.MethodPost, "/v1/webhooks/%s/rotate", id)
+	return answer[NewWebhook](ctx, c, r)
+}
+
+// TestWebhook: Send a test event.
+//
+// An event of type `webhook.test`, delivered as any other. A key needs the scope `webhooks`.
+func (c *Client) TestWebhook(ctx context.Context, id string) (*Delivery, error) {
+	r := newRequest(http.MethodPost, "/v1/webhooks/%s/test", id)
+	return answer[Delivery](ctx, c, r)
 }

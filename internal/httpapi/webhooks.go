@@ -9,7 +9,7 @@ import (
 	"zimage/internal/webhook"
 )
 
-type createWebhookBody struct {
+type addWebhookBody struct {
 	URL           string   `json:"url" minLength:"1" maxLength:"2048" doc:"The address to call: https, public, without a user or fragment."`
 	Description   string   `json:"description,omitempty" maxLength:"200" doc:"For you. Kept sealed."`
 	Events        []string `json:"events,omitempty" nullable:"false" maxItems:"8" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,export.ready,account.closing" doc:"Of which it is told. Left out or empty: all."`
@@ -36,7 +36,7 @@ type newWebhookOutput struct {
 }
 
 func (a *API) createWebhook(ctx context.Context, in *struct {
-	Body createWebhookBody `contentType:"application/json"`
+	Body addWebhookBody `contentType:"application/json"`
 }) (*newWebhookOutput, error) {
 	b := in.Body
 	e, secret, err := a.rooms.Webhooks.Create(ctx, callOf(ctx).owner, webhook.Change{URL: &b.URL, Description: &b.Description, Events: &b.Events, IncludePrompt: &b.IncludePrompt})

