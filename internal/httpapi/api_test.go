@@ -381,8 +381,8 @@ func TestSomebodyElseSeesNothing(t *testing.T) {
 				}
 			}
 		}
-		if made != 33 {
-			t.Errorf("%d routes with an id were tried, want 33", made)
+		if made != 34 {
+			t.Errorf("%d routes with an id were tried, want 34", made)
 		}
 		adas.want(200, "GET", "/v1/session", "")
 		if a := r.do("GET", "/v1/generations", r.ben, ""); a.status != 200 || strings.Contains(a.body, id) || strings.Contains(a.body, secret) {

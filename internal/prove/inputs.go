@@ -21,10 +21,10 @@ import (
 // ours are inputs in which the service takes its own words alone, by the end of their
 // names. They get a canary too, which is refused.
 var ours = []string{
-	"path.id", "query.cursor", "query.account", // ids
+	"path.id", "query.cursor", "query.after", "query.account", // ids
 	"body.ids.[]", "body.account", "body.record", "passkey.challenge_id",
 	"path.token", "body.code", "body.secret", "body.token", "passkey.response", // what opens something
-	"generations body.model",
+	"generations body.model", "header.X-Stainless-Retry-Count",
 }
 
 // unsent are inputs that get none, and why.

@@ -292,7 +292,18 @@ func (p *person) settle(ctx context.Context, o Options) error {
 		}
 	}
 	p.key = made.Token
-	return nil
+	return p.webhook(ctx)
+}
+
+// webhook has the person told at an address that nobody has: what is sent there ends at
+// the look-up of its name.
+func (p *person) webhook(ctx context.Context) error {
+	var made struct{ Webhook struct{ ID string } }
+	err := p.ask(ctx, "POST", "/v1/webhooks", object{"url": "https://hooks.invalid/" + p.word("hook"), "description": p.word("description"), "include_prompt": true}, &made)
+	if err != nil {
+		return err
+	}
+	return p.ask(ctx, "PATCH", "/v1/webhooks/"+made.Webhook.ID, object{"url": "https://hooks.invalid/" + p.word("otherhook"), "description": p.word("redescription")}, nil)
 }
 
 // passkey adds one, where browsers could.
@@ -379,7 +390,7 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 	var made []generation
 	for i, format := range []string{"png", "jpeg", "png"} {
 		body := object{"prompt": "a lighthouse, " + p.word("prompt"), "format": format, "embed_prompt": true,
-			"metadata": object{p.word("metaname"): p.word("metadata")}}
+			"metadata": object{p.word("metaname"): p.word("metadata")}, "webhook_url": "https://hooks.invalid/" + p.word("oncehook")}
 		headers := append(slices.Clone(program), "Idempotency-Key", fmt.Sprintf("%s-%d", p.word("idempotency"), i))
 		negative := slices.Contains(p.sent, "negative")
 		if i == 0 || negative {
@@ -411,14 +422,34 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 		}
 		made, p.pictures = append(made, g), append(p.pictures, g.ID)
 	}
+	if err := p.openAI(ctx); err != nil {
+		return err
+	}
+	shown := "/v1/images/" + made[0].Images[0].ID
+	for _, path := range []string{shown + "/links", shown + "/shares"} {
+		if err := p.ask(ctx, "POST", path, object{}, nil); err != nil {
+			return err
+		}
+	}
 	var file []byte
-	if err := p.ask(ctx, "GET", "/v1/images/"+made[0].Images[0].ID+"/content", nil, &file, append(program, "If-None-Match", `"`+p.word("etag")+`"`)...); err != nil {
+	if err := p.ask(ctx, "GET", shown+"/content", nil, &file, append(program, "If-None-Match", `"`+p.word("etag")+`"`)...); err != nil {
 		return err
 	}
 	if err := p.ask(ctx, "GET", "/v1/generations/"+made[0].ID+"/events", nil, &file, append(program, "Last-Event-ID", p.word("event"))...); err != nil {
 		return err
 	}
 	return p.ask(ctx, "DELETE", "/v1/generations/"+made[2].ID, nil, nil, program...)
+}
+
+// openAI makes a picture as OpenAI's clients do.
+func (p *person) openAI(ctx context.Context) error {
+	body := object{"prompt": "a harbour, " + p.word("openaiprompt"), "user": p.word("user"), "response_format": "url"}
+	if slices.Contains(p.sent, "negative") {
+		body["negative_prompt"] = p.canary.With("negative")
+	} else {
+		p.unable["POST /v1/images/generations body.negative_prompt"] = "the model takes no negative prompt"
+	}
+	return p.ask(ctx, "POST", "/v1/images/generations", body, nil, "Authorization", "Bearer "+p.key, "Idempotency-Key", p.word("openaikey"))
 }
 
 // object ends statistics of what the person does.
@@ -428,7 +459,7 @@ func (p *person) object(ctx context.Context) error {
 
 // exported are the inputs that an export must hold, so that it is known that they
 // were kept at all.
-var exported = []string{"mail", "rename", "newname", "preference", "agent", "key", "prompt", "metadata", "metaname", "note", "reason", "letter"}
+var exported = []string{"mail", "rename", "newname", "preference", "agent", "key", "prompt", "metadata", "metaname", "note", "reason", "letter", "otherhook", "redescription", "openaiprompt"}
 
 // export fetches everything, looks for what was sent, and has it imported again.
 func (p *person) export(ctx context.Context, o Options) error {

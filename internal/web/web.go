@@ -21,6 +21,7 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
+	"zimage/internal/webhook"
 )
 
 //go:embed privacy.html
@@ -75,7 +76,7 @@ func answer(kind string, content func() []byte) http.Handler {
 type kept struct {
 	Device, Key, SignUp, Tombstone, Idempotency, Mail, Job                    time.Duration
 	Export, RemovedExport, Request, RequestWords, RequestUnconfirmed, Receipt time.Duration
-	Objection, Share, Link                                                    time.Duration
+	Objection, Share, Link, Webhook, OldSecret                                time.Duration
 }
 
 func privacyPage(s privacy.Statement) ([]byte, error) {
@@ -97,6 +98,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		Export: privacy.ExportKept, RemovedExport: privacy.RemovedExportKept, Receipt: privacy.ReceiptKept,
 		Request: privacy.RequestKept, RequestWords: privacy.RequestWordsKept, RequestUnconfirmed: privacy.UnconfirmedKept,
 		Objection: privacy.ObjectionTime, Share: generate.ShareLife, Link: generate.LongestLink,
+		Webhook: webhook.Kept, OldSecret: 24 * time.Hour,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("render the page of the policy: %w", err)

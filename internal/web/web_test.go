@@ -208,6 +208,11 @@ var rowsOfRetention = map[string]string{
 	"signups":            "A sign-up that nobody confirms",
 	"throttles":          "How often something was tried",
 	"usage_events":       "Usage data",
+	"webhook_attempts":   "What your webhooks were told",
+	"webhook_deliveries": "What your webhooks were told",
+	"webhook_endpoints":  "The secret of a webhook that you replaced",
+	"webhook_events":     "What your webhooks were told",
+	"webhook_once":       "What your webhooks were told",
 }
 
 // What the map keeps for a time stands on the page, with that time. Of the tables
