@@ -386,7 +386,7 @@ func TestPromise_R2_AnInputWithoutACanaryProvesNothing(t *testing.T) {
 				return nil
 			}
 			text, err := io.ReadAll(r.Body)
-			more := bytes.Replace(text, []byte(`"embed_prompt":{`), []byte(`"webhook_url":{"type":"string"},"embed_prompt":{`), 1)
+			more := bytes.Replace(text, []byte(`"embed_prompt":{`), []byte(`"another":{"type":"string"},"embed_prompt":{`), 1)
 			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(more)), int64(len(more))
 			r.Header.Set("Content-Length", strconv.Itoa(len(more)))
 			return err
@@ -394,7 +394,7 @@ func TestPromise_R2_AnInputWithoutACanaryProvesNothing(t *testing.T) {
 		return proxy
 	})
 	_, err := p.app.Prove(t.Context(), p.o)
-	if err == nil || !strings.Contains(err.Error(), "\n  POST /v1/generations body.webhook_url\n") || !strings.Contains(err.Error(), "internal/prove/inputs.go") {
+	if err == nil || !strings.Contains(err.Error(), "\n  POST /v1/generations body.another\n") || !strings.Contains(err.Error(), "internal/prove/inputs.go") {
 		t.Errorf("with an input more: %v", err)
 	}
 }

@@ -151,8 +151,13 @@ func TestPromise_G10_EveryRefusalOfARightSaysHowToComplain(t *testing.T) {
 		complains("a change that a hold stops", b.want(409, "PATCH", "/v1/account", `{"username":"other"}`), true)
 		complains("an objection that a hold keeps", b.want(409, "DELETE", "/v1/account/objections/statistics", ""), true)
 		complains("a deletion that a hold stops", b.want(409, "DELETE", "/v1/generations/"+g, ""), true)
-		b.want(202, "POST", "/v1/account/exports", "")
-		complains("a second export", b.want(409, "POST", "/v1/account/exports", ""), true)
+		var second answered
+		for range 50 { // the first may be ready already
+			if second = b.do("POST", "/v1/account/exports", ""); second.status == 409 {
+				break
+			}
+		}
+		complains("a second export", second, true)
 		for range 5 {
 			b.want(200, "POST", "/v1/account/requests", `{"kind":"access"}`)
 		}
