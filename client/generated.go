@@ -1783,7 +1783,7 @@ func (c *Client) ListWebhooks(ctx context.Context) (*Webhooks, error) {
 
 // CreateWebhook: Make a webhook.
 //
-// Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. What is not answered with 2xx within 15 s is sent again, ten times in about three days, always under the same `webhook-id`. The secret is shown this once. A key needs the scope `webhooks`.
+// Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once. A key needs the scope `webhooks`.
 func (c *Client) CreateWebhook(ctx context.Context, body AddWebhook) (*NewWebhook, error) {
 	r := newRequest(http.MethodPost, "/v1/webhooks")
 	r.body = body

@@ -27,7 +27,7 @@ var (
 	createWebhookDoc = doc{
 		id: "create-webhook", tag: tagWebhooks, summary: "Make a webhook",
 		description: "Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. " +
-			"What is not answered with 2xx within 15 s is sent again, ten times in about three days, always under the same `webhook-id`. The secret is shown this once.",
+			"What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once.",
 		request: addWebhookBody{URL: sampleHook.URL, Description: sampleHook.Description, Events: sampleHook.Events},
 		answers: ok("Made.", newWebhookView{Secret: sampleSigning, Webhook: sampleHook}, "Location"),
 		codes:   []problem.Code{problem.Conflict},
