@@ -446,24 +446,18 @@ type openAICompleted struct {
 // answer, and after that an event.
 func (a *API) imagesStream(ctx context.Context, g generate.Generation, send imagesAnswer, release func()) (*streamOutput, error) {
 	callOf(ctx).idle()
-	live, cancelLive := a.untilClose(ctx)
-	w, err := a.rooms.Watchers.Watch(live, send.owner, g.ID, 0)
-	if err != nil {
-		cancelLive()
-		release()
-		return nil, err
-	}
-	return &streamOutput{Body: func(hc huma.Context) {
-		defer release()
-		defer cancelLive()
-		defer w.Close()
-		a.meters.streams.Inc()
-		defer a.meters.streams.Dec()
-		out := newEventWriter(humagin.Unwrap(hc))
-		if out.start() != nil {
-			return
+	return a.watched(ctx, send.owner, g.ID, 0, release, func(live context.Context, out *eventWriter, w *generate.Watch) {
+		g := g
+		err := a.follow(live, out, w, func(u generate.Update) (bool, error) {
+			g = u.Generation
+			if g.Status != generate.Running {
+				return g.Status.Terminal(), nil
+			}
+			return false, out.event(progressOfImages, "", openAIProgress{Type: progressOfImages, GenerationID: g.ID, Progress: progressView(g.Progress)})
+		})
+		if err == nil {
+			err = unsuccessful(g)
 		}
-		g, err := a.follow(live, out, w)
 		if err == nil {
 			err = send.events(ctx, out, g)
 		}
@@ -473,46 +467,7 @@ func (a *API) imagesStream(ctx context.Context, g generate.Generation, send imag
 		if err != nil && ctx.Err() == nil {
 			_ = out.event("error", "", map[string]any{"error": a.refuse(ctx, err).OpenAI}) // the client hung up
 		}
-	}}, nil
-}
-
-// follow tells of progress until the generation has succeeded.
-func (a *API) follow(ctx context.Context, out *eventWriter, w *generate.Watch) (generate.Generation, error) {
-	asked := time.Now()
-	for {
-		u, err := next(ctx, w, holdsEvery-time.Since(asked))
-		g := u.Generation
-		known := new(problem.Error)
-		switch {
-		case ctx.Err() != nil:
-			return g, ctx.Err()
-		case ends(err):
-			return g, err
-		case silence(err):
-		case errors.As(err, &known):
-			pause(ctx, blipRest) // a part of ours is away, and the generation is not
-		case err != nil:
-			return g, err
-		case g.Status.Terminal():
-			return g, unsuccessful(g)
-		case g.Status == generate.Running:
-			err := out.event(progressOfImages, "", openAIProgress{Type: progressOfImages, GenerationID: g.ID, Progress: progressView(g.Progress)})
-			if err != nil {
-				return g, err
-			}
-		}
-		if time.Since(asked) >= holdsEvery {
-			if err := a.stillHolds(ctx); err != nil {
-				return g, err
-			}
-			asked = time.Now()
-		}
-		if out.silent() >= beatEvery {
-			if err := out.beat(); err != nil {
-				return g, err
-			}
-		}
-	}
+	})
 }
 
 // events sends the images, an event each.

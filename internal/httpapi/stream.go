@@ -194,8 +194,14 @@ func (a *API) generationEvents(ctx context.Context, in *eventsInput) (*streamOut
 	if err != nil {
 		return nil, err
 	}
+	return a.watched(ctx, owner, in.ID, after, release, a.stream)
+}
+
+// watched is an answer of events about a generation, which body writes. It releases
+// the place that was held for it.
+func (a *API) watched(ctx context.Context, owner, id string, after int64, release func(), body func(context.Context, *eventWriter, *generate.Watch)) (*streamOutput, error) {
 	live, cancelLive := a.untilClose(ctx)
-	w, err := a.rooms.Watchers.Watch(live, owner, in.ID, after)
+	w, err := a.rooms.Watchers.Watch(live, owner, id, after)
 	if err != nil {
 		cancelLive()
 		release()
@@ -207,53 +213,70 @@ func (a *API) generationEvents(ctx context.Context, in *eventsInput) (*streamOut
 		defer w.Close()
 		a.meters.streams.Inc()
 		defer a.meters.streams.Dec()
-		a.stream(live, newEventWriter(humagin.Unwrap(hc)), w)
+		if out := newEventWriter(humagin.Unwrap(hc)); out.start() == nil {
+			body(live, out, w)
+		}
 	}}, nil
 }
 
 // stream writes updates until the generation is final, the client is gone, the
 // key does not hold any more, or the server closes.
 func (a *API) stream(ctx context.Context, out *eventWriter, w *generate.Watch) {
-	if out.start() != nil {
-		return
+	err := a.follow(ctx, out, w, func(u generate.Update) (bool, error) {
+		g := u.Generation
+		if u.State {
+			return g.Status.Terminal(), out.event("state", strconv.FormatInt(g.Sequence, 10), a.generation(g))
+		}
+		return false, out.event("progress", "", progressEvent{ID: g.ID, Status: string(g.Status), Progress: progressView(g.Progress), Queue: queue(g.Queue)})
+	})
+	known := new(problem.Error)
+	switch {
+	case err == nil, ctx.Err() != nil, out.broken:
+	case ends(err):
+		// Deleted or expired while we watched.
+		_ = out.event("problem", "", view(ctx, err))
+	case errors.As(err, &known): // the key does not hold any more
+	default:
+		a.log.LogAttrs(ctx, slog.LevelError, "stream failed", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
+		// The client comes back after retry, with its Last-Event-ID.
 	}
+}
+
+// follow has each update told, until tell says that it was the last one. It is an
+// error when the generation is deleted or expires, the client is gone, the key does
+// not hold any more, or ctx ends.
+func (a *API) follow(ctx context.Context, out *eventWriter, w *generate.Watch, tell func(generate.Update) (last bool, err error)) error {
 	asked := time.Now()
 	for {
 		u, err := next(ctx, w, holdsEvery-time.Since(asked))
 		known := new(problem.Error)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return ctx.Err()
 		case ends(err):
-			// Deleted or expired while we watched.
-			_ = out.event("problem", "", view(ctx, err))
-			return
+			return err
 		case silence(err):
 		case errors.As(err, &known):
 			pause(ctx, blipRest) // a part of ours is away, and the generation is not
 		case err != nil:
-			a.log.LogAttrs(ctx, slog.LevelError, "stream failed", callOf(ctx).attrs(slog.String("error", kindOf(err)))...)
-			return // the client comes back after retry, with its Last-Event-ID
-		case err == nil && u.State:
-			if out.event("state", strconv.FormatInt(u.Generation.Sequence, 10), a.generation(u.Generation)) != nil || u.Generation.Status.Terminal() {
-				return
-			}
-		case err == nil:
-			g := u.Generation
-			if out.event("progress", "", progressEvent{ID: g.ID, Status: string(g.Status), Progress: progressView(g.Progress), Queue: queue(g.Queue)}) != nil {
-				return
+			return err
+		default:
+			if last, err := tell(u); last || err != nil {
+				return err
 			}
 		}
 		// Looked at by time, not only in silence: steady progress must not keep a
 		// revoked key's stream open.
 		if time.Since(asked) >= holdsEvery {
-			if a.stillHolds(ctx) != nil {
-				return
+			if err := a.stillHolds(ctx); err != nil {
+				return err
 			}
 			asked = time.Now()
 		}
-		if out.silent() >= beatEvery && out.beat() != nil {
-			return
+		if out.silent() >= beatEvery {
+			if err := out.beat(); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -263,6 +286,8 @@ type eventWriter struct {
 	w    gin.ResponseWriter
 	rc   *http.ResponseController
 	last time.Time
+
+	broken bool // a write has failed: the client is gone
 }
 
 func newEventWriter(c *gin.Context) *eventWriter {
@@ -294,7 +319,8 @@ func (e *eventWriter) beat() error { return e.write(": still here\n\n") }
 
 func (e *eventWriter) silent() time.Duration { return time.Since(e.last) }
 
-func (e *eventWriter) write(s string) error {
+func (e *eventWriter) write(s string) (err error) {
+	defer func() { e.broken = e.broken || err != nil }()
 	_ = e.rc.SetWriteDeadline(time.Now().Add(writeTime))
 	e.last = time.Now()
 	if _, err := e.w.WriteString(s); err != nil {
