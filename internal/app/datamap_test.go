@@ -239,7 +239,7 @@ type witness struct {
 	a      *App
 	data   string
 	change map[string]string // settings
-	log    sharedLog
+	log    testenv.Lines
 	token  string          // of the cookie
 	opened map[string]bool // sealed columns
 	plain  bytes.Buffer    // what was sealed in them
@@ -249,17 +249,6 @@ type witness struct {
 		keys, channels map[string]bool
 		said           bytes.Buffer // over channels
 	}
-}
-
-type sharedLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *sharedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
 }
 
 func newWitness(t *testing.T, dialect db.Dialect) *witness {
@@ -710,10 +699,8 @@ func (w *witness) inRedis() {
 
 func (w *witness) logged() {
 	w.t.Helper()
-	w.log.mu.Lock()
-	defer w.log.mu.Unlock()
 	requests := 0
-	for line := range bytes.Lines(w.log.b.Bytes()) {
+	for line := range bytes.Lines([]byte(w.log.String())) {
 		if found(line) {
 			w.t.Errorf("a log line holds what was sent: %s", line)
 		}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"zimage/internal/clock"
+	"zimage/internal/testenv"
 )
 
 // scripted is an engine that does as a test says.
@@ -40,26 +40,9 @@ func settings(name string, slots int) Settings {
 	return Settings{Name: name, Lane: "gpu", Slots: slots, Timeout: time.Minute, Models: map[string]Served{"z": {Upstream: name + "-z"}}}
 }
 
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-func fleet(t *testing.T, engines map[string]scripted, all ...Settings) (*Fleet, *safeBuffer) {
+func fleet(t *testing.T, engines map[string]scripted, all ...Settings) (*Fleet, *testenv.Lines) {
 	t.Helper()
-	out := &safeBuffer{}
+	out := &testenv.Lines{}
 	f, err := NewFleet(Config{ProbeEvery: 5 * time.Millisecond, Engines: all, Models: []Model{painter}}, []string{"gpu"},
 		func(s Settings) (Engine, error) { return engines[s.Name], nil },
 		FleetOptions{Clock: clock.New(), Log: slog.New(slog.NewTextHandler(out, nil)), BusyRest: 5 * time.Millisecond})

@@ -67,7 +67,7 @@ type rig struct {
 	engine  *scripted
 	fleet   *engine.Fleet
 	told    *told
-	log     *lines
+	log     *testenv.Lines
 	ada     string
 	ben     string
 
@@ -96,7 +96,7 @@ func newRig(t *testing.T, dialect db.Dialect, s setup) *rig {
 		}
 	}
 	ctx, dir := context.Background(), t.TempDir()
-	r := &rig{t: t, clock: clock.Manual(start), engine: &scripted{}, told: &told{}, log: &lines{}}
+	r := &rig{t: t, clock: clock.Manual(start), engine: &scripted{}, told: &told{}, log: &testenv.Lines{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.log.String())
@@ -563,24 +563,6 @@ func (o *told) of(kind events.Type, ref string) (n int) {
 		}
 	}
 	return n
-}
-
-// lines is a log that several write and one reads.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -53,7 +53,7 @@ type rig struct {
 	vault *vault.Vault
 	queue *jobs.Queue
 	mail  *Mailer
-	log   *lines
+	log   *testenv.Lines
 
 	registry *prometheus.Registry
 }
@@ -73,7 +73,7 @@ func newRig(t *testing.T, s setup) *rig {
 			t.Fatal(err)
 		}
 	}
-	r := &rig{t: t, db: s.db, clock: clock.Manual(start), log: &lines{}, registry: prometheus.NewRegistry()}
+	r := &rig{t: t, db: s.db, clock: clock.Manual(start), log: &testenv.Lines{}, registry: prometheus.NewRegistry()}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.log.String())
@@ -280,24 +280,6 @@ func (r *rig) exec(query string, args ...any) {
 	if _, err := r.db.Exec(context.Background(), query, args...); err != nil {
 		r.t.Fatal(err)
 	}
-}
-
-// lines is a log that can be read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // server is a real mail server, with bad days on demand.

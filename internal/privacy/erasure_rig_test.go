@@ -37,6 +37,7 @@ import (
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/subject"
+	"zimage/internal/testenv"
 	"zimage/internal/vault"
 )
 
@@ -85,7 +86,7 @@ type home struct {
 	registry *prometheus.Registry
 	engine   func(ctx context.Context, r engine.Request) ([]byte, error)
 	public   ed25519.PublicKey
-	log      *lines
+	log      *testenv.Lines
 	options  privacy.Options
 }
 
@@ -246,7 +247,7 @@ func newHome(t testing.TB, s privacy.Stack, change ...func(*privacy.Options)) *h
 // openHome opens what is at a place.
 func openHome(t testing.TB, at privacy.Place, o db.Options, change ...func(*privacy.Options)) *home {
 	t.Helper()
-	h := &home{t: t, dir: filepath.Dir(at.Roots), at: at, log: &lines{}}
+	h := &home{t: t, dir: filepath.Dir(at.Roots), at: at, log: &testenv.Lines{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(h.log.String())

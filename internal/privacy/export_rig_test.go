@@ -39,13 +39,13 @@ type parts struct {
 	clock    *clock.Clock
 	queue    *jobs.Queue
 	service  *privacy.Service
-	log      *lines
+	log      *testenv.Lines
 	posts    bool // mails too
 }
 
 // open opens the room at a place. The name is what PostgreSQL knows the process by.
 func open(ctx context.Context, at privacy.Place, s setup, name string) (p *parts, err error) {
-	p = &parts{log: &lines{}, posts: s.post != nil}
+	p = &parts{log: &testenv.Lines{}, posts: s.post != nil}
 	p.Parts, err = at.Open(ctx, nil, db.Options{Name: name})
 	if err != nil {
 		return p, err
@@ -447,22 +447,4 @@ func (r *rig) swept() {
 	testenv.Eventually(r.t, 30*time.Second, func() bool {
 		return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('queued', 'running')`, privacy.KindExportSweep) == 0
 	})
-}
-
-// lines is a log that several write and one reads.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

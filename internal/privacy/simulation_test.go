@@ -204,9 +204,7 @@ const (
 )
 
 func (w *world) day(d int) {
-	w.log.mu.Lock()
-	w.log.b.Reset()
-	w.log.mu.Unlock()
+	w.log.Reset()
 	midnight := start.Truncate(day).Add(time.Duration(d+1) * day)
 	at := func(hour, minute int) {
 		to := midnight.Add(time.Duration(hour)*time.Hour + time.Duration(minute)*time.Minute)

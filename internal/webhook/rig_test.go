@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -39,28 +38,11 @@ type rig struct {
 	queue   *jobs.Queue
 	service *Service
 	events  *events.Log
-	log     *lines
+	log     *testenv.Lines
 
 	mu    sync.Mutex
 	gone  map[string]bool // generations
 	mails []map[string]string
-}
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // both runs test on SQLite and PostgreSQL.
@@ -77,7 +59,7 @@ func both(t *testing.T, test func(t *testing.T, r *rig)) {
 func newRig(t testing.TB, d *db.DB) *rig {
 	t.Helper()
 	ctx := context.Background()
-	r := &rig{t: t, db: d, clock: clock.Manual(start), log: &lines{}, gone: map[string]bool{}}
+	r := &rig{t: t, db: d, clock: clock.Manual(start), log: &testenv.Lines{}, gone: map[string]bool{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.log.String())
