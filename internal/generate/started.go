@@ -2,7 +2,6 @@ package generate
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"time"
 
@@ -22,12 +21,7 @@ func (s *Service) started(ctx context.Context, r *jobs.Run, g row) error {
 	ctx, cancel := context.WithTimeout(ctx, startedTime)
 	defer cancel()
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		var id string
-		err := tx.Get(ctx, &id, `SELECT id FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'`+db.ForUpdate(tx), r.ID, r.Attempt)
-		if errors.Is(err, sql.ErrNoRows) {
-			return jobs.ErrFenced
-		}
-		if err != nil {
+		if err := r.Own(ctx, tx); err != nil {
 			return err
 		}
 		return s.Events.Append(ctx, tx, events.Event{Type: events.GenerationStarted, Subject: g.Owner, Ref: g.ID, At: s.Clock.Now(), Sequence: 2 * int64(r.Attempt)})

@@ -143,6 +143,17 @@ func (r *Run) Progress(done, total int64) {
 // return.
 func (r *Run) KeepSlot() { r.keep.Store(true) }
 
+// Own keeps the job's row until a transaction ends, in which nobody else then has the
+// job; ErrFenced when this attempt no longer counts.
+func (r *Run) Own(ctx context.Context, tx *db.Tx) error {
+	var id string
+	err := tx.Get(ctx, &id, `SELECT id FROM jobs WHERE id = ? AND attempt = ? AND state = 'running'`+db.ForUpdate(tx), r.ID, r.Attempt)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrFenced
+	}
+	return err
+}
+
 // Complete ends the job as succeeded and writes, in the same transaction, what
 // fn writes. It is fenced: when this attempt no longer counts it returns
 // ErrFenced and nothing is written. While the database is away it waits and

@@ -48,7 +48,6 @@ type delivery struct {
 	Endpoint string `db:"endpoint"`
 	State    string `db:"state"`
 	Tries    int    `db:"tries"`
-	Attempts int    `db:"attempts"`
 
 	Event    string `db:"event"`
 	Type     string `db:"type"`
@@ -59,7 +58,7 @@ type delivery struct {
 	At       int64  `db:"at"`
 }
 
-const selectDelivery = `SELECT d.id, d.owner, d.endpoint, d.state, d.tries, d.attempts, e.id AS event, e.type, e.ref, e.whole, e.sequence, e.reason, e.at
+const selectDelivery = `SELECT d.id, d.owner, d.endpoint, d.state, d.tries, e.id AS event, e.type, e.ref, e.whole, e.sequence, e.reason, e.at
 	FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event `
 
 // outcome is what came of a call.
@@ -166,27 +165,31 @@ func (s *Service) send(ctx context.Context, d delivery, r row, url string) (outc
 	return o, nil
 }
 
-// write records an attempt with what the delivery came to. It reports false when that
-// is no longer ours to say: the delivery is gone, or somebody else has said it.
+// write records an attempt with what the delivery came to, in a transaction in which
+// the job is still ours. It reports false when the delivery is gone or has ended.
 func (s *Service) write(ctx context.Context, tx *db.Tx, d delivery, o outcome, state string) (bool, error) {
 	ended := sql.NullInt64{Int64: s.Clock.Millis(), Valid: state != Pending}
 	final := ""
 	if state == Failed {
 		final = o.code
 	}
-	n, err := tx.Exec(ctx, `UPDATE webhook_deliveries SET state = ?, tries = tries + 1, attempts = attempts + 1, error = ?, ended_at = ?
-		WHERE id = ? AND state = 'pending' AND attempts = ?`, state, final, ended, d.ID, d.Attempts)
-	if err != nil || n == 0 {
+	var n int // of the attempts
+	err := tx.Get(ctx, &n, `UPDATE webhook_deliveries SET state = ?, tries = tries + 1, attempts = attempts + 1, error = ?, ended_at = ?
+		WHERE id = ? AND state = 'pending' RETURNING attempts`, state, final, ended, d.ID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
 		return false, err
 	}
 	_, err = tx.Exec(ctx, `INSERT INTO webhook_attempts (delivery, n, owner, at, took, status, error) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-		d.ID, d.Attempts+1, d.Owner, o.began.UnixMilli(), o.took.Milliseconds(), o.status, o.code)
+		d.ID, n, d.Owner, o.began.UnixMilli(), o.took.Milliseconds(), o.status, o.code)
 	return true, err
 }
 
 func (s *Service) succeeded(ctx context.Context, tx *db.Tx, d delivery, r row, o outcome) error {
-	ours, err := s.write(ctx, tx, d, o, Delivered)
-	if err != nil || !ours || r.Failures == 0 {
+	there, err := s.write(ctx, tx, d, o, Delivered)
+	if err != nil || !there || r.Failures == 0 {
 		return err
 	}
 	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, r.ID)
@@ -198,31 +201,33 @@ func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, 
 	gone := o.status == 410
 	if gone || d.Tries+1 >= len(schedule) {
 		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
-			ours, err := s.write(ctx, tx, d, o, Failed)
-			if err != nil || !ours {
+			there, err := s.write(ctx, tx, d, o, Failed)
+			if err != nil || !there {
 				return err
 			}
 			_, err = s.fails(ctx, tx, d, r, o)
 			return err
 		})
 	}
+	var there bool
 	var rest time.Duration
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		ours, err := s.write(ctx, tx, d, o, Pending)
-		if err == nil && !ours {
-			err = jobs.ErrFenced
+		err := run.Own(ctx, tx)
+		if err == nil {
+			there, err = s.write(ctx, tx, d, o, Pending)
 		}
-		if err != nil {
-			return err
+		if err == nil && there {
+			rest, err = s.fails(ctx, tx, d, r, o)
 		}
-		rest, err = s.fails(ctx, tx, d, r, o)
 		return err
 	})
 	switch {
 	case errors.Is(err, jobs.ErrFenced):
-		return nil // there is nothing left to do for it, or another job does it
+		return err
 	case err != nil:
 		return jobs.Retry("internal", err)
+	case !there:
+		return nil // there is nothing left to do for it
 	}
 	return later(o.code, max(jitter(schedule[d.Tries+1]), o.asked, rest))
 }

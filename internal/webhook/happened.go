@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"zimage/internal/db"
@@ -176,8 +177,9 @@ func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) er
 	return err
 }
 
-// farewell tells the endpoints of a closing account, each once: the erasure waits for
-// it, and then they are gone. What was still to be told is not told any more.
+// farewell tells the endpoints of a closing account: the erasure waits for it, and then
+// they are gone. What was still to be told is not told any more, and nothing at all to
+// those of an account that was restricted or suspended when it closed.
 func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	id, millis, _ := strings.Cut(run.Ref, "@")
 	at, err := strconv.ParseInt(millis, 10, 64)
@@ -188,25 +190,25 @@ func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	if err := s.DB.Select(ctx, &rows, selectRow+`WHERE owner = ? ORDER BY id`, run.Party); err != nil {
 		return jobs.Retry("internal", err)
 	}
+	person, err := subject.Find(ctx, s.DB, run.Party)
+	if err != nil {
+		return jobs.Retry("internal", err)
+	}
+	paused := !person.RestrictedAt.IsZero() || !person.SuspendedAt.IsZero()
 	d := delivery{Owner: run.Party, Event: id, Type: string(events.AccountClosing), At: at}
-	done := make(chan struct{})
-	calls := 0
+	var calls sync.WaitGroup
 	for _, r := range rows {
 		l := listener{Events: r.Events, Disabled: flag(r.DisabledAt.Valid)}
-		if r.Once == 1 || !l.hears(events.AccountClosing) {
+		if paused || r.Once == 1 || !l.hears(events.AccountClosing) {
 			continue
 		}
-		calls++
-		go func() {
-			defer func() { done <- struct{}{} }()
+		calls.Go(func() {
 			if url, err := s.open(ctx, r, "url", r.URL); err == nil {
 				_, _ = s.send(ctx, d, r, url)
 			}
-		}()
+		})
 	}
-	for range calls {
-		<-done
-	}
+	calls.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

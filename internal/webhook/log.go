@@ -46,7 +46,7 @@ type deliveryRow struct {
 	RunAfter  int64         `db:"run_after"`
 }
 
-const selectLogged = `SELECT d.id, d.owner, d.endpoint, d.state, d.tries, d.attempts, d.error, d.created_at, d.ended_at,
+const selectLogged = `SELECT d.id, d.owner, d.endpoint, d.state, d.tries, d.error, d.created_at, d.ended_at,
 	e.id AS event, e.type, e.ref, coalesce(j.state, '') AS job_state, coalesce(j.run_after, 0) AS run_after
 	FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event LEFT JOIN jobs j ON j.id = d.job_id `
 

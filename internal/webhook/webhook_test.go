@@ -403,6 +403,37 @@ func TestAWorkerLostBetweenCallAndRecordDeliversAgain(t *testing.T) {
 	})
 }
 
+// A worker that has lost its lease meanwhile recorded a failure of its own: the delivery
+// is still tried.
+func TestAFailureOfALostWorkerLosesNoDelivery(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, func(w http.ResponseWriter, n int) {
+			if n > 2 {
+				return
+			}
+			for _, statement := range []string{
+				`UPDATE webhook_deliveries SET tries = tries + 1, attempts = attempts + 1`,
+				`INSERT INTO webhook_attempts (delivery, n, owner, at, took, status, error) SELECT id, attempts, owner, created_at, 1, 500, 'unexpected_status' FROM webhook_deliveries`,
+			} {
+				if _, err := r.db.Exec(context.Background(), statement); err != nil {
+					t.Error(err)
+				}
+			}
+			if n == 1 {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+		})
+		e, _ := r.endpoint(v.URL)
+		r.succeeds("gen_1")
+		r.until("it waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.pass(6 * time.Minute)
+		r.until("it is told", func() bool { return r.deliveries(e.ID)[0].State == Delivered })
+		if d := r.deliveries(e.ID)[0]; len(v.got()) != 2 || len(d.Attempts) != 4 {
+			t.Errorf("%d calls, %+v", len(v.got()), d)
+		}
+	})
+}
+
 // Between the attempts what it is about was deleted.
 func TestARetryAfterTheDeletionSaysDataRemoved(t *testing.T) {
 	both(t, func(t *testing.T, r *rig) {
@@ -652,6 +683,27 @@ func TestAClosingAccountSaysFarewell(t *testing.T) {
 		}
 		if n := r.count(`SELECT count(*) FROM jobs WHERE party = ? AND state = ?`, e.ID, jobs.Canceled); n != 1 {
 			t.Errorf("%d deliveries were called off", n)
+		}
+	})
+}
+
+func TestPromise_G6_APausedAccountSaysNoFarewell(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		ctx, v := context.Background(), receive(t, nil)
+		r.endpoint(v.URL)
+		r.tx(func(tx *db.Tx) error {
+			if err := subject.Restrict(ctx, tx, "sub_ada", start); err != nil {
+				return err
+			}
+			_, err := subject.Close(ctx, tx, "sub_ada", start)
+			return err
+		})
+		r.happens(events.Event{Type: events.AccountClosing})
+		r.until("the job has ended", func() bool {
+			return r.count(`SELECT count(*) FROM jobs WHERE kind = ? AND state = 'succeeded'`, KindFarewell) == 1
+		})
+		if calls := v.got(); len(calls) != 0 {
+			t.Errorf("%v", calls)
 		}
 	})
 }
