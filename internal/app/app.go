@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	stdlog "log" //nolint:depguard // to silence it
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -454,7 +455,9 @@ func CreateRoots(c config.Config) (created bool, err error) {
 	return err == nil, err
 }
 
-// NewLog makes the process's log, as the settings say.
+// NewLog makes the process's log, as the settings say. The standard logger falls
+// silent: net/http writes there what a server sends unasked, such as a receiver of
+// webhooks.
 func NewLog(c config.Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
@@ -465,6 +468,7 @@ func NewLog(c config.Config, w io.Writer) *slog.Logger {
 	if c.LogFormat == "json" {
 		h = slog.NewJSONHandler(w, o)
 	}
+	stdlog.SetOutput(io.Discard)
 	return slog.New(httpapi.LogRequestID(h))
 }
 

@@ -13,7 +13,7 @@ import (
 	"zimage/internal/db"
 )
 
-// A Type of event. The names are the ones that webhooks will use.
+// A Type of event. Those of which webhooks tell are told by these names.
 type Type string
 
 // The events.

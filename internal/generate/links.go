@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"zimage/internal/db"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
@@ -56,9 +57,14 @@ func (s *Service) SignLink(ctx context.Context, owner, image string, thumbnail b
 
 // RevokeLinks voids all signed links of the owner at once.
 func (s *Service) RevokeLinks(ctx context.Context, owner string) error {
-	_, err := s.DB.Exec(ctx, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, 1, ?)
-		ON CONFLICT (owner) DO UPDATE SET epoch = link_epochs.epoch + 1, raised_at = excluded.raised_at`, owner, s.Clock.Millis())
-	return away(err)
+	return away(s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if err := subject.Enter(ctx, tx, owner, subject.Read); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, 1, ?)
+			ON CONFLICT (owner) DO UPDATE SET epoch = link_epochs.epoch + 1, raised_at = excluded.raised_at`, owner, s.Clock.Millis())
+		return err
+	}))
 }
 
 // Linked opens what a signed link leads to. A link that is not ours, was revoked or

@@ -136,6 +136,13 @@ func TestSignedLinksAreRevokedAtOnce(t *testing.T) {
 		}
 		r.opened(s.Linked, r.signed(image, false, 0).Token)
 		r.opened(s.Linked, bens.Token)
+
+		// A request that is late writes nothing of somebody who has left.
+		r.change(func(tx *db.Tx) error { _, err := subject.Close(ctx, tx, r.ben, r.clock.Now()); return err })
+		wantCode(t, s.RevokeLinks(ctx, r.ben), problem.Unauthorized)
+		if n := r.count(`SELECT count(*) FROM link_epochs WHERE owner = ?`, r.ben); n != 0 {
+			t.Errorf("%d epochs are there", n)
+		}
 	})
 }
 

@@ -6,11 +6,14 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"zimage/internal/account"
+	"zimage/internal/events"
 	"zimage/internal/testenv"
 	"zimage/internal/webhook"
 )
@@ -170,4 +173,25 @@ func TestAGenerationCanHaveAWebhookOfItsOwn(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
+}
+
+// What the document offers is what the room knows.
+func TestTheEventsOfWebhooksAreTheRooms(t *testing.T) {
+	t.Parallel()
+	names := func(list []events.Type) string {
+		all := make([]string, len(list))
+		for i, e := range list {
+			all[i] = string(e)
+		}
+		return strings.Join(all, ",")
+	}
+	for kind, want := range map[reflect.Type][]events.Type{reflect.TypeFor[addWebhookBody](): webhook.Told, reflect.TypeFor[updateWebhookBody](): webhook.Told, reflect.TypeFor[createBody](): webhook.ToldOnce} {
+		f, ok := kind.FieldByName("Events")
+		if !ok {
+			f, _ = kind.FieldByName("WebhookEvents")
+		}
+		if got := f.Tag.Get("enum"); got != names(want) || f.Tag.Get("maxItems") != strconv.Itoa(len(want)) {
+			t.Errorf("%s offers %s, at most %s; told are %s", kind.Name(), got, f.Tag.Get("maxItems"), names(want))
+		}
+	}
 }
