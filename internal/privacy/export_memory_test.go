@@ -8,8 +8,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	"runtime"
-	"runtime/metrics"
 	"strings"
 	"testing"
 	"time"
@@ -53,29 +51,6 @@ func (r *rig) many(owner string, images, size int) {
 		}
 		return nil
 	}))
-}
-
-// peak is the most memory that was really in use while something was done.
-func peak(do func()) (most uint64) {
-	ended, measured := make(chan struct{}), make(chan struct{})
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	go func() {
-		defer close(measured)
-		for {
-			runtime.GC()
-			metrics.Read(live)
-			most = max(most, live[0].Value.Uint64())
-			select {
-			case <-ended:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	}()
-	do()
-	close(ended)
-	<-measured
-	return most
 }
 
 // The memory of an export is that of one part and some pages of rows, however many

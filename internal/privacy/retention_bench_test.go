@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -111,31 +110,6 @@ func BenchmarkSweepMemory(b *testing.B) {
 			}
 		})
 	}
-}
-
-// memory is peak, with the most that the process has of the machine beside it, where the
-// system tells that.
-func memory(do func()) (live, whole uint64) {
-	ended, measured := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(measured)
-		for {
-			statm, _ := os.ReadFile("/proc/self/statm")
-			if f := strings.Fields(string(statm)); len(f) > 1 {
-				pages, _ := strconv.ParseUint(f[1], 10, 64)
-				whole = max(whole, pages*uint64(os.Getpagesize())) //nolint:gosec // positive
-			}
-			select {
-			case <-ended:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	}()
-	live = peak(do)
-	close(ended)
-	<-measured
-	return live, whole
 }
 
 // BenchmarkRequestsDuringASweep is the 95th percentile of what people wait for while a
