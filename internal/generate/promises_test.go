@@ -671,7 +671,7 @@ func TestAnImageDeletedDuringASweepIsSweptToo(t *testing.T) {
 		}
 	})
 	r.service.Objects = &interrupted{r.store, second}
-	if _, err := r.service.sweepSome(t.Context(), []unswept{{ID: g.ID, Owner: r.ada}}); err != nil {
+	if err := r.service.sweepSome(t.Context(), []unswept{{ID: g.ID, Owner: r.ada}}); err != nil {
 		t.Fatal(err)
 	}
 	r.hourly()

@@ -437,12 +437,18 @@ func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after t
 	return err
 }
 
-// endSweep ends everybody's sweep, and adds another if more is unswept than it has left:
-// what was removed while it ran counted on it.
-func (s *Service) endSweep(ctx context.Context, r *jobs.Run, left int) error {
+// endSweep ends everybody's sweep, and adds another if anything is unswept that could be
+// swept by now: what was removed while it ran counted on it.
+func (s *Service) endSweep(ctx context.Context, r *jobs.Run) error {
 	return r.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
-		var unswept int
-		if err := tx.Get(ctx, &unswept, `SELECT count(*) FROM generations WHERE unswept = 1`); err != nil || unswept <= left {
+		var id string
+		err := tx.Get(ctx, &id, `SELECT g.id FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.unswept = 1
+			AND (j.id IS NULL OR j.state IN (?, ?, ?) AND (j.attempt = 0 OR j.state = ? AND j.attempt = 1 OR j.finished_at <= ?)) LIMIT 1`,
+			jobs.Succeeded, jobs.Failed, jobs.Canceled, jobs.Succeeded, s.Clock.Now().Add(-lateFor).UnixMilli()) // as look has it
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		return s.addSweep(ctx, tx, sweepAll, 0)
@@ -461,7 +467,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		pace = s.Queue.PaceOf(r.Job)
 	}
 	var failed []error
-	inARow, left := 0, 0
+	inARow := 0
 	for after := (unswept{}); ; {
 		if err := pace.Next(ctx); err != nil {
 			return jobs.Retry("internal", err)
@@ -480,14 +486,14 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 		// Together it takes a few calls; one by one, what fails is told from the rest.
 		alone := batch
 		if len(batch) > 1 {
-			if open, err := s.sweepSome(ctx, batch); err == nil {
-				alone, after, left = nil, batch[len(batch)-1], left+open
+			if err := s.sweepSome(ctx, batch); err == nil {
+				alone, after = nil, batch[len(batch)-1]
 			}
 		}
 		for _, g := range alone {
-			open, err := s.sweepSome(ctx, []unswept{g})
+			err := s.sweepSome(ctx, []unswept{g})
 			if inARow++; err == nil {
-				inARow, left = 0, left+open
+				inARow = 0
 			} else if failed = append(failed, err); len(failed) > sweepPatience {
 				failed = failed[1:]
 			}
@@ -511,7 +517,7 @@ func (s *Service) sweep(ctx context.Context, r *jobs.Run) error {
 			return jobs.Retry("internal", errors.Join(failed...))
 		}
 		if r.Ref == sweepAll {
-			return s.endSweep(ctx, r, left)
+			return s.endSweep(ctx, r)
 		}
 		return nil
 	}
@@ -586,12 +592,11 @@ func (s *Service) journal(ctx context.Context, batch []unswept) error {
 }
 
 // sweepSome deletes the objects of some generations that no living image needs. A running
-// attempt's own objects are left alone. It returns how many of the generations must be
-// looked at again later. All of it is done, or it is an error.
-func (s *Service) sweepSome(ctx context.Context, batch []unswept) (open int, err error) {
+// attempt's own objects are left alone. All of it is done, or it is an error.
+func (s *Service) sweepSome(ctx context.Context, batch []unswept) error {
 	all, err := s.look(ctx, batch)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	var unneeded []string
 	for _, l := range all {
@@ -600,12 +605,11 @@ func (s *Service) sweepSome(ctx context.Context, batch []unswept) (open int, err
 	if len(unneeded) > 0 {
 		if err := s.Objects.Delete(ctx, unneeded...); err != nil {
 			s.Metrics.objectFailures.Inc()
-			return 0, err
+			return err
 		}
 		s.Metrics.swept.Add(float64(len(unneeded)))
 	}
-	done, err := s.settle(ctx, all)
-	return len(batch) - done, err
+	return s.settle(ctx, all)
 }
 
 // looks are how many generations' objects are listed at once.
@@ -705,18 +709,17 @@ func (s *Service) unneeded(ctx context.Context, g unswept, job work, needed map[
 }
 
 // settle marks those generations as swept of which nothing was removed since they were
-// looked at: its own sweep must find them. It returns how many those are.
-func (s *Service) settle(ctx context.Context, all []looked) (settled int, err error) {
+// looked at: a later sweep must find them.
+func (s *Service) settle(ctx context.Context, all []looked) error {
 	all = slices.DeleteFunc(all, func(l looked) bool { return l.open })
 	if len(all) == 0 {
-		return 0, nil
+		return nil
 	}
 	var ids []any
 	for _, l := range all {
 		ids = append(ids, l.ID)
 	}
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		settled = 0
+	return s.DB.Tx(ctx, func(tx *db.Tx) error {
 		// The rows first, and what is asked of their images in a statement of its own:
 		// PostgreSQL reads a row anew that it had to wait for, but everything else of
 		// the statement as it was before the wait.
@@ -744,11 +747,9 @@ func (s *Service) settle(ctx context.Context, all []looked) (settled int, err er
 		if len(done) == 0 {
 			return nil
 		}
-		settled = len(done)
 		_, err = tx.Exec(ctx, `UPDATE generations SET unswept = 0 WHERE id IN (`+db.Marks(len(done))+`)`, done...)
 		return err
 	})
-	return settled, err
 }
 
 // objectsOfAnImage are the picture and its thumbnail.

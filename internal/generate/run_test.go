@@ -475,7 +475,7 @@ func TestTheSweepKeepsWhatIsNeeded(t *testing.T) {
 		}
 		sweep := func(want ...int) {
 			t.Helper()
-			if _, err := s.sweepSome(ctx, []unswept{{ID: g.ID, Owner: r.ada}}); err != nil {
+			if err := s.sweepSome(ctx, []unswept{{ID: g.ID, Owner: r.ada}}); err != nil {
 				t.Fatal(err)
 			}
 			var keys []string

@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"zimage/internal/db"
 	"zimage/internal/objects"
 	"zimage/internal/testenv"
+	"zimage/internal/vault"
 )
 
 // tally is an object store that knows what it was asked for.
@@ -145,6 +147,46 @@ func TestWhatEndsDuringASweepIsSweptBehindIt(t *testing.T) {
 		if n := h.count(`SELECT count(*) FROM jobs WHERE kind = 'generation:sweep'`); n != 1 {
 			t.Errorf("%d sweeps for everybody", n)
 		}
+		close(store.open)
+		testenv.Eventually(t, 30*time.Second, func() bool { return h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) == 0 })
+		if left := h.objects("images/"); len(left) != 0 {
+			t.Errorf("%d objects are left", len(left))
+		}
+	})
+}
+
+// The sweep has looked at the generation before its second image ends: what that counted on
+// must come round once more.
+func TestAnImageThatEndsDuringTheSweepOfItsGenerationIsSweptToo(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		p := h.newcomer("ann")
+		first := h.paint(p, 1)[0]
+		var generation string
+		must(t, h.db.Get(ctx, &generation, `SELECT generation_id FROM images WHERE id = ?`, first))
+		second := db.NewID("img", h.clock.Now())
+		_, err := h.db.Exec(ctx, `INSERT INTO images (id, generation_id, owner, n, attempt, width, height, format, bytes, seed, sha256, created_at, expires_at, removed_at, removed_reason)
+			SELECT ?, generation_id, owner, 1, attempt, width, height, format, bytes, seed, sha256, created_at, expires_at, 0, '' FROM images WHERE id = ?`, second, first)
+		must(t, err)
+		h.put(p.id, "images/"+p.id+"/"+generation+"/1/1.img", vault.Data("object", p.id, generation, "1", "1", "image"))
+		h.put(p.id, "images/"+p.id+"/"+generation+"/1/1.thumb", vault.Data("object", p.id, generation, "1", "1", "thumbnail"))
+		end := func(id string) {
+			t.Helper()
+			_, err := h.db.Exec(ctx, `UPDATE images SET expires_at = 1 WHERE id = ?`, id)
+			must(t, err)
+			n, err := h.privacy.Purge(ctx, "images")
+			must(t, err)
+			if n != 1 {
+				t.Fatalf("%d were ended", n)
+			}
+		}
+		store := &gated{Store: h.store, reached: make(chan struct{}), open: make(chan struct{})}
+		h.late.Store = store
+		end(first)
+		stop := h.work()
+		defer stop()
+		<-store.reached
+		end(second)
 		close(store.open)
 		testenv.Eventually(t, 30*time.Second, func() bool { return h.count(`SELECT count(*) FROM generations WHERE unswept = 1`) == 0 })
 		if left := h.objects("images/"); len(left) != 0 {
