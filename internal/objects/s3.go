@@ -457,35 +457,23 @@ func (s *S3) Delete(ctx context.Context, keys ...string) error {
 	return undeleted(failed, len(keys), s3Error("delete", err))
 }
 
-// deleteVersions removes every version by its id and then looks again: a delete
-// without one would only add a marker on top.
+// deleteVersions removes every version by its id: a delete without one would only add
+// a marker on top. A key is written once, so what comes behind its listing comes behind
+// the deletion.
 func (s *S3) deleteVersions(ctx context.Context, keys []string) error {
-	var refused error
-	for range 3 { // a writer may have added one meanwhile
-		var all []minio.ObjectInfo
-		var left []string
-		for _, key := range keys {
-			versions, err := s.versions(ctx, key)
-			if err != nil {
-				return s3Error("delete", err)
-			}
-			if len(versions) > 0 {
-				all, left = append(all, versions...), append(left, key)
-			}
+	var all []minio.ObjectInfo
+	for _, key := range keys {
+		versions, err := s.versions(ctx, key)
+		if err != nil {
+			return s3Error("delete", err)
 		}
-		if len(all) == 0 {
-			return nil
-		}
-		keys = left
-		if refused != nil {
-			break
-		}
-		_, refused = s.remove(ctx, all)
+		all = append(all, versions...)
 	}
-	if refused == nil {
-		refused = errors.New("versions keep appearing")
+	if len(all) == 0 {
+		return nil
 	}
-	return undeleted(len(keys), len(keys), s3Error("delete", refused))
+	failed, err := s.remove(ctx, all)
+	return undeleted(min(failed, len(keys)), len(keys), s3Error("delete", err))
 }
 
 // versions lists what there is of exactly this key, delete markers too.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -246,6 +247,48 @@ func TestS3DeleteLeavesNoVersion(t *testing.T) {
 		if n := versionsOf(t, b); n != 0 {
 			t.Errorf("suspended %v: %d versions and markers left", suspended, n)
 		}
+	}
+}
+
+// In a bucket that keeps versions each key is listed once, and all that is there of them
+// is deleted in one call.
+func TestS3DeleteListsEachKeyOnce(t *testing.T) {
+	t.Parallel()
+	direct := versionedBucket(t)
+	p, b := faulty(t, direct)
+	p.everything = true
+	s := openS3(t, b)
+	var keys []string
+	for n := range 5 {
+		k := fmt.Sprintf("images/sub_7k3/gen_01/1/%d.bin", n)
+		put(t, s, k, noise(100))
+		keys = append(keys, k)
+	}
+	var mu sync.Mutex
+	listed := map[string]int{}
+	p.with(func(_ http.ResponseWriter, r *http.Request) (bool, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch q := r.URL.Query(); {
+		case q.Has("versions"):
+			listed[q.Get("prefix")]++
+		case q.Has("delete"):
+			listed["delete"]++
+		}
+		return true, false
+	})
+	if err := s.Delete(t.Context(), append(keys, "images/sub_7k3/gen_01/1/9.bin")...); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, k := range append(keys, "images/sub_7k3/gen_01/1/9.bin", "delete") {
+		if listed[k] != 1 {
+			t.Errorf("%s: %d calls, want 1", k, listed[k])
+		}
+	}
+	if n := versionsOf(t, direct); n != 0 {
+		t.Errorf("%d versions are left", n)
 	}
 }
 

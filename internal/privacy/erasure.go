@@ -256,8 +256,8 @@ func (s *Service) Erase(ctx context.Context, id string) (after time.Duration, er
 		if errors.As(err, &w) {
 			return max(w.d, time.Millisecond), nil
 		}
-		if err != nil {
-			return 0, s.failed(ctx, e, err)
+		if err = s.failed(ctx, e, err); err != nil {
+			return 0, err
 		}
 	}
 }
@@ -292,6 +292,7 @@ func (s *Service) next(ctx context.Context, e *erasure) error {
 	if err != nil {
 		return err
 	}
+	e.Step = next.name
 	return s.at(next.name, phaseRecorded)
 }
 
@@ -319,17 +320,21 @@ func (s *Service) change(ctx context.Context, id string, f func(tx *db.Tx, w *wo
 	})
 }
 
-// failed keeps beside the erasure why it does not go on, if the database takes it.
+// failed keeps beside the erasure why it does not go on, if the database takes it. What
+// failed because another worker had done it meanwhile has not: the row tells how far it is.
 func (s *Service) failed(ctx context.Context, e *erasure, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	code := codeOf(err)
-	s.Metrics.erasureFailures.WithLabelValues(code).Inc()
-	s.Log.WarnContext(ctx, "an erasure does not go on", "erasure", e.ID, "step", e.Step, "code", code, "failures", e.Failures+1)
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, unsaid := s.DB.Exec(short, `UPDATE erasures SET failure = ?, failures = failures + 1 WHERE id = ?`, code, e.ID)
+	n, unsaid := s.DB.Exec(short, `UPDATE erasures SET failure = ?, failures = failures + 1 WHERE id = ? AND step = ?`, code, e.ID, e.Step)
+	if unsaid == nil && n == 0 {
+		return nil
+	}
+	s.Metrics.erasureFailures.WithLabelValues(code).Inc()
+	s.Log.WarnContext(ctx, "an erasure does not go on", "erasure", e.ID, "step", e.Step, "code", code, "failures", e.Failures+1)
 	if unsaid != nil && db.IsAway(unsaid) {
 		return err // its age tells
 	}

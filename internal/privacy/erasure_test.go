@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
+	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -596,6 +598,50 @@ func TestTwoWorkersAtTheSameErasure(t *testing.T) {
 		wantDeleted(t, r, map[string]int64{"objects images/": 40, "main images": 21, "main generations": 21, "main users": 1})
 		if n := strings.Count(h.log.String(), "an erasure is complete"); n != 1 {
 			t.Errorf("it was complete %d times", n)
+		}
+	})
+}
+
+// lent is an object store that has something happen behind the first object it gives out.
+type lent struct {
+	objects.Store
+	then func() // once
+}
+
+func (l *lent) Get(ctx context.Context, key string) (io.ReadCloser, int64, error) {
+	r, size, err := l.Store.Get(ctx, key)
+	if then := l.then; then != nil {
+		l.then = nil
+		then()
+	}
+	return r, size, err
+}
+
+// A worker who finds the key gone while it seals anew what is held, since another one was
+// faster, has not failed: it goes on where the other is.
+func TestPromise_R8_AFasterWorkerIsNoFailure(t *testing.T) {
+	everywhere(t, func(t *testing.T, h *home) {
+		p := h.newcomer("ann")
+		image := h.paint(p, 2)[0]
+		_, err := h.place(p.id, "images", image)
+		must(t, err)
+		id, secret := h.close(p)
+		ahead := 0
+		h.away.Store = &lent{Store: h.store, then: func() {
+			must(t, h.erase(id))
+			ahead++
+		}}
+		if err := h.erase(id); err != nil || ahead != 1 {
+			t.Errorf("%v, behind %d workers", err, ahead)
+		}
+		if n := h.figure("zimage_erasure_failures_total") + float64(h.count(`SELECT failures FROM erasures WHERE id = ?`, id)); n != 0 {
+			t.Errorf("%v failures are counted", n)
+		}
+		if there, readable := h.kept(p.id, image); !there || !readable {
+			t.Errorf("what is held is there: %v, and readable: %v", there, readable)
+		}
+		if r := h.receipt(id, secret); r.State != "complete" {
+			t.Errorf("the receipt is %s", r.State)
 		}
 	})
 }
