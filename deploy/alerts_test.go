@@ -142,7 +142,7 @@ func TestPromise_X5_BrokenPromisesAreAlerts(t *testing.T) {
 			t.Errorf("there is no job %s", kind[1])
 		}
 	}
-	for label, values := range map[string][]string{"state": {"failed"}, "lane": {"housekeeping"}, "outcome": {"failed", "dropped"}} {
+	for label, values := range map[string][]string{"state": {"failed"}, "lane": {"housekeeping", "webhook"}, "outcome": {"failed", "dropped", "unreached"}} {
 		for _, value := range regexp.MustCompile(label+`=~?"([^"]+)"`).FindAllStringSubmatch(text.String(), -1) {
 			for _, one := range strings.Split(value[1], "|") {
 				if !slices.Contains(values, one) {

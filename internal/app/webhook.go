@@ -30,7 +30,9 @@ func outboundOptions(c config.Config) outbound.Options {
 // openWebhooks makes the room that tells people's programs. It is told of events as
 // the others are.
 func (a *App) openWebhooks() {
-	client := outbound.New(outboundOptions(a.config))
+	o := outboundOptions(a.config)
+	o.Registry = a.registry
+	client := outbound.New(o)
 	a.closing(func() error { client.Close(); return nil })
 	a.Webhooks = webhook.New(webhook.Options{
 		DB: a.db, Vault: a.vault, Queue: a.queue, Clock: a.clock, Log: a.log, Client: client, PublicURL: a.config.PublicURL,

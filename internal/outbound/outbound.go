@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -43,9 +45,10 @@ type Options struct {
 	// Loopback lets addresses of this machine through as well, at any port and
 	// without TLS: for development.
 	Loopback bool
-	Ports    []uint16       // that are allowed beside 80 and 443
-	NAT64    []netip.Prefix // of the operator's network, which lead to IPv4
-	Roots    *x509.CertPool // that vouch for receivers; nil: the system's
+	Ports    []uint16              // that are allowed beside 80 and 443
+	NAT64    []netip.Prefix        // of the operator's network, which lead to IPv4
+	Roots    *x509.CertPool        // that vouch for receivers; nil: the system's
+	Registry prometheus.Registerer // for metrics; nil: none
 }
 
 // A Client is safe for concurrent use.
@@ -53,11 +56,12 @@ type Client struct {
 	o         Options
 	dialer    net.Dialer
 	transport *http.Transport
+	calls     *prometheus.CounterVec
 }
 
 // New makes a client with connections of its own.
 func New(o Options) *Client {
-	c := &Client{o: o}
+	c := &Client{o: o, calls: newCalls(o.Registry)}
 	c.dialer = net.Dialer{Timeout: connecting, ControlContext: c.control}
 	c.transport = &http.Transport{
 		Proxy:                  nil, // a proxy would dial for us, unguarded
@@ -111,6 +115,17 @@ type Answer struct {
 
 // Post makes one call. Every error is an *Error, also when ctx ends.
 func (c *Client) Post(ctx context.Context, p Post) (Answer, error) {
+	a, err := c.post(ctx, p)
+	if ctx.Err() == nil { // a call that is broken off says nothing
+		c.calls.WithLabelValues(outcomeOf(a, err)).Inc()
+	}
+	if err != nil {
+		return Answer{}, err
+	}
+	return a, nil
+}
+
+func (c *Client) post(ctx context.Context, p Post) (Answer, *Error) {
 	u, why := c.parse(p.URL)
 	if why != "" {
 		return Answer{}, &Error{BadURL}
