@@ -1459,7 +1459,7 @@ type CreateOpenaiImagesParams struct {
 	// IdempotencyKey 1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 
-	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body is waited for, and none made.
+	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made.
 	XStainlessRetryCount *string `json:"X-Stainless-Retry-Count,omitempty"`
 }
 
@@ -1664,7 +1664,7 @@ func (c *Client) DeleteImages(ctx context.Context, body Delete) (*Accepted, erro
 
 // CreateOpenaiImages: Make images as OpenAI's clients do.
 //
-// What the official SDKs call `images.generate`: set their base URL to `/v1` here and their API key to yours. It waits until the images are there. With `stream` it answers with server-sent events: `image_generation.progress`, an `image_generation.completed` for each image, or an `error`. A client that goes away and repeats the request gets the same images. Errors have a member `error` in OpenAI's shape. A key needs the scope `generate`.
+// What the official SDKs call `images.generate`: set their base URL to `/v1` here and their API key to yours. It waits until the images are there. With `stream` it answers with server-sent events: `image_generation.progress`, an `image_generation.completed` for each image, or an `error`. A client that goes away and soon repeats the request gets the same images. Errors have a member `error` in OpenAI's shape. A key needs the scope `generate`.
 func (c *Client) CreateOpenaiImages(ctx context.Context, body Images, params *CreateOpenaiImagesParams) (*OpenAIImages, error) {
 	r := newRequest(http.MethodPost, "/v1/images/generations")
 	r.body = body
@@ -1743,6 +1743,14 @@ func (c *Client) RevokeLinks(ctx context.Context) error {
 func (c *Client) ListModels(ctx context.Context) (*Models, error) {
 	r := newRequest(http.MethodGet, "/v1/models")
 	return answer[Models](ctx, c, r)
+}
+
+// GetModel: Look at a model.
+//
+// One of them, as in the list. A key needs the scope `read`.
+func (c *Client) GetModel(ctx context.Context, model string) (*Model, error) {
+	r := newRequest(http.MethodGet, "/v1/models/%s", model)
+	return answer[Model](ctx, c, r)
 }
 
 // EndShares: End all shares.

@@ -145,12 +145,13 @@ var (
 	modelsDoc = doc{
 		id: "list-models", tag: tagModels, summary: "List models",
 		description: "What a request can name, with each model's limits and defaults. The shape is OpenAI's, with more in it.",
-		answers: []good{{status: http.StatusOK, description: "The models.", body: modelsView{Object: "list", Data: []modelView{{
-			ID: "z-image-turbo", Object: "model", OwnedBy: "Tongyi-MAI", Name: "Z-Image-Turbo", License: "Apache-2.0",
-			SourceType: "trainedAlgorithmicMedia", Served: true,
-			Size:  modelSizeView{DefaultWidth: 1024, DefaultHeight: 1024, Min: 256, Max: 2048, Multiple: 16, MaxPixels: 2097152},
-			Steps: modelRangeView{Default: 8, Max: 50}, Guidance: modelNumberView{Max: 10}, MaxImages: 4, MaxPromptChars: 4000,
-		}}}}},
+		answers:     []good{{status: http.StatusOK, description: "The models.", body: modelsView{Object: "list", Data: []modelView{sampleModel}}}},
+	}
+	modelDoc = doc{
+		id: "get-model", tag: tagModels, summary: "Look at a model",
+		description: "One of them, as in the list.",
+		answers:     []good{{status: http.StatusOK, description: "The model.", body: sampleModel}},
+		codes:       []problem.Code{problem.NotFound},
 	}
 	policyDoc = doc{
 		id: "get-policy", tag: tagPrivacy, summary: "Read the privacy policy",
@@ -177,6 +178,13 @@ const (
 	sampleGeneration = "gen_06f3k2m9v0q8r5w1x4y7z2a6bc"
 	sampleImage      = "img_06f3k2m9w1q8r5w1x4y7z2a6bc"
 )
+
+var sampleModel = modelView{
+	ID: "z-image-turbo", Object: "model", OwnedBy: "Tongyi-MAI", Name: "Z-Image-Turbo", License: "Apache-2.0",
+	SourceType: "trainedAlgorithmicMedia", Served: true,
+	Size:  modelSizeView{DefaultWidth: 1024, DefaultHeight: 1024, Min: 256, Max: 2048, Multiple: 16, MaxPixels: 2097152},
+	Steps: modelRangeView{Default: 8, Max: 50}, Guidance: modelNumberView{Max: 10}, MaxImages: 4, MaxPromptChars: 4000,
+}
 
 func sample(status generate.Status) generationView {
 	at := time.Date(2026, 1, 15, 9, 30, 0, 0, time.UTC)

@@ -50,7 +50,7 @@ type imagesBody struct {
 
 type imagesInput struct {
 	IdempotencyKey string     `header:"Idempotency-Key" doc:"1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images." example:"3f0f9a52-order-17"`
-	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body is waited for, and none made." example:"0"`
+	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made." example:"0"`
 	Body           imagesBody `contentType:"application/json"`
 }
 
@@ -100,7 +100,7 @@ type openAIErrorView struct {
 const imagesRoute = "create-openai-images"
 
 // openAIRoutes are those that OpenAI's clients call.
-var openAIRoutes = map[string]bool{imagesRoute: true, "list-models": true}
+var openAIRoutes = map[string]bool{imagesRoute: true, modelsDoc.id: true, modelDoc.id: true}
 
 // forOpenAI adds the member that OpenAI's clients read.
 func (p *problemView) forOpenAI() {
@@ -156,9 +156,9 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 	if err != nil {
 		return nil, err
 	}
-	g, _, err := a.rooms.Generate.Submit(submit, owner, r, once)
-	if problem.CodeOf(err) == problem.DataRemoved && in.IdempotencyKey == "" {
-		// Its owner has deleted what the same request made before: this is another one.
+	g, replayed, err := a.rooms.Generate.Submit(submit, owner, r, once)
+	if in.IdempotencyKey == "" && (problem.CodeOf(err) == problem.DataRemoved || replayed && err == nil && a.answered(g)) {
+		// What the same body made before is deleted, or was asked for by another request.
 		once.Fresh = true
 		g, _, err = a.rooms.Generate.Submit(submit, owner, r, once)
 	}
@@ -185,7 +185,7 @@ func (a *API) imagesRequest(b imagesBody, d generate.Defaults) (generate.Request
 	}
 	m, known := a.rooms.Generate.Choose(name, d)
 	if !known {
-		p := problem.New(problem.NotFound, "There is no model of that name here: GET /v1/models lists them, and auto is the default.")
+		p := noModel()
 		p.Fields = []problem.Field{{Location: "body.model", Message: "is not a model of this service"}}
 		return generate.Request{}, p
 	}
@@ -216,6 +216,10 @@ func (a *API) imagesRequest(b imagesBody, d generate.Defaults) (generate.Request
 		r.Width, r.Height = fit(w, h, m)
 	}
 	return r, nil
+}
+
+func noModel() *problem.Error {
+	return problem.New(problem.NotFound, "There is no model of that name here: GET /v1/models lists them, and auto is the default.")
 }
 
 // fit brings a size within what the model makes, as near to its shape as that goes.
@@ -267,6 +271,16 @@ func (in *imagesInput) once() (*generate.Idempotency, error) {
 	again, _ := strconv.Atoi(in.Retry) // 0 of what is no number
 	// No client's key has a space.
 	return &generate.Idempotency{Key: "the same body " + hex.EncodeToString(sum[:]), Body: canonical, Fresh: again <= 0}, nil
+}
+
+// repeatedWithin is how long after the end of a generation a client still repeats
+// the request that made it: OpenAI's come back within a minute.
+const repeatedWithin = 2 * time.Minute
+
+// answered reports whether the generation ended so long ago that whoever repeats a
+// request with its body now repeats another one, which was refused.
+func (a *API) answered(g generate.Generation) bool {
+	return g.Status.Terminal() && a.rooms.Clock.Now().Sub(g.FinishedAt) > repeatedWithin
 }
 
 // soonServed is how long a model that nobody serves is waited for: a worker may
@@ -532,7 +546,7 @@ var imagesDoc = doc{
 	id: imagesRoute, tag: tagImages, summary: "Make images as OpenAI's clients do", long: true,
 	description: "What the official SDKs call `images.generate`: set their base URL to `/v1` here and their API key to yours. It waits until the images are there. " +
 		"With `stream` it answers with server-sent events: `image_generation.progress`, an `image_generation.completed` for each image, or an `error`. " +
-		"A client that goes away and repeats the request gets the same images. Errors have a member `error` in OpenAI's shape.",
+		"A client that goes away and soon repeats the request gets the same images. Errors have a member `error` in OpenAI's shape.",
 	request: imagesBody{Prompt: "a lighthouse in a storm at night", Size: pointer("1024x1024"), Quality: pointer("high")},
 	answers: []good{{status: http.StatusOK, description: "The images.", headers: []string{"X-RateLimit-Limit-Requests", "X-RateLimit-Remaining-Requests", "X-RateLimit-Reset-Requests"},
 		body: openAIImagesView{Created: sampleAt.Unix(), OpenAIShape: OpenAIShape{Background: "opaque", OutputFormat: "png", Quality: "high", Size: "1024x1024"},

@@ -6,10 +6,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"zimage/internal/generate"
+	"zimage/internal/jobs"
 	"zimage/internal/testenv"
 )
 
@@ -265,6 +270,125 @@ func TestOpenAIRetriesMakeNoSecondPicture(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
+}
+
+// A request that was refused is repeated too: it gets no picture of long ago.
+func TestOpenAIRetriesGetNoOldPicture(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		const body, again = `{"prompt":"p","size":"64x64"}`, "X-Stainless-Retry-Count"
+		b64 := func(a answered) string { t.Helper(); return a.images(t).Data[0].B64 }
+		age := func(by time.Duration) {
+			t.Helper()
+			ms := by.Milliseconds()
+			if _, err := r.db.Exec(t.Context(), `UPDATE generations SET created_at = created_at - ?, finished_at = CASE finished_at WHEN 0 THEN 0 ELSE finished_at - ? END`, ms, ms); err != nil {
+				t.Fatal(err)
+			}
+		}
+		old := b64(r.images(1, r.ada, body))
+		keyed := b64(r.images(1, r.ada, body, "Idempotency-Key", "k"))
+		age(repeatedWithin + time.Minute)
+		second := b64(r.images(1, r.ada, body, again, "1"))
+		if second == old || r.made() != 3 {
+			t.Fatalf("the picture of long ago, of %d", r.made())
+		}
+		// Which is the one that is repeated from now on.
+		age(repeatedWithin - time.Minute)
+		if got := b64(r.do("POST", imagesPath, r.ada, body, again, "2")); got != second || r.made() != 3 {
+			t.Errorf("not the newest picture, of %d", r.made())
+		}
+		// A key of the client's names the request itself.
+		if got := b64(r.do("POST", imagesPath, r.ada, body, "Idempotency-Key", "k", again, "1")); got != keyed || r.made() != 3 {
+			t.Errorf("another picture than the key's, of %d", r.made())
+		}
+		// What takes long is waited for, however long ago it was asked for.
+		done := make(chan answered, 2)
+		go func() { done <- r.do("POST", imagesPath, r.ada, body) }()
+		r.running(r.ada)
+		age(time.Hour)
+		go func() { done <- r.do("POST", imagesPath, r.ada, body, again, "1") }()
+		r.pass()
+		if one, other := b64(<-done), b64(<-done); one != other || r.made() != 4 {
+			t.Errorf("two pictures, of %d", r.made())
+		}
+	})
+}
+
+// A model of whose lane no worker is says so, and its generation waits for one.
+func TestOpenAIModelsThatNobodyServes(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		o, rooms := r.options, r.options.Generate.Options
+		measured := jobs.NewMetrics(nil)
+		bell := jobs.NewBell(o.Redis, measured)
+		t.Cleanup(bell.Close)
+		rooms.Queue = jobs.New(r.db, o.Clock, bell, measured, o.Log)
+		lonely := rooms.Engines.Models[0]
+		lonely.ID, lonely.Lane = "lonely", "nowhere"
+		rooms.Engines.Models = append(slices.Clone(rooms.Engines.Models), lonely)
+		o.Generate = generate.New(rooms)
+		t.Cleanup(o.Generate.Close)
+		r.serve(o)
+
+		const body = `{"prompt":"p","size":"64x64","model":"lonely"}`
+		if a := r.do("GET", "/v1/models/lonely", r.readOnly, ""); a.status != 200 || a.field(t, "served") != false || a.field(t, "id") != "lonely" {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		for _, retry := range []string{"0", "1"} {
+			a := r.do("POST", imagesPath, r.ada, body, "X-Stainless-Retry-Count", retry)
+			if a.status != 503 || a.field(t, "error.code") != "unavailable" || a.field(t, "error.type") != "server_error" || a.Header.Get("Retry-After") != "30" || a.Header.Get("X-Should-Retry") != "" {
+				t.Errorf("repeated %s times: %d %v %s", retry, a.status, a.Header, a.body)
+			}
+			if list := r.do("GET", "/v1/generations?status=queued", r.ada, ""); r.made() != 1 || list.field(t, "data.model") != "lonely" {
+				t.Errorf("%d are made, and there waits %s", r.made(), list.body)
+			}
+		}
+	})
+}
+
+func TestOpenAIModel(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		a := r.do("GET", "/v1/models/"+secondModel, r.readOnly, "")
+		if a.status != 200 || a.field(t, "id") != secondModel || a.field(t, "object") != "model" || a.field(t, "created") != float64(0) || a.field(t, "served") != true {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		for _, unknown := range []string{"dall-e-3", "auto", secret, "%00", "..%2f..", "a%2Fb", strings.Repeat("a", 3000)} {
+			a := r.do("GET", "/v1/models/"+unknown, r.readOnly, "")
+			if a.status != 404 || a.field(t, "error.type") != "invalid_request_error" || a.field(t, "error.code") != "not_found" || strings.Contains(a.body, secret) {
+				t.Errorf("%.20s: %d %s", unknown, a.status, a.body)
+			}
+		}
+		if a := r.do("GET", "/v1/models/"+secondModel, "", ""); a.status != 401 || a.field(t, "error.type") != "authentication_error" {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+		r.quiet()
+	})
+}
+
+// docs/openai.md lists the errors of the route, each at its status.
+func TestOpenAIsPageListsItsErrors(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/openai.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told, want []string
+	for _, m := range regexp.MustCompile("(?m)^\\| (\\d{3}) \\| `([a-z_]+)` ").FindAllStringSubmatch(string(text), -1) {
+		told = append(told, m[1]+" "+m[2])
+	}
+	for status, r := range bare(t, nil).spec.OpenAPI().Paths[imagesPath].Post.Responses {
+		if m := r.Content[problemJSON]; m != nil {
+			for code := range m.Examples {
+				want = append(want, status+" "+code)
+			}
+		}
+	}
+	slices.Sort(told)
+	slices.Sort(want)
+	if !slices.Equal(told, want) {
+		t.Errorf("it lists\n%v, and there are\n%v", told, want)
+	}
 }
 
 func TestOpenAIStream(t *testing.T) {

@@ -84,7 +84,7 @@ type problemView struct {
 	Errors    []fieldView `json:"errors,omitempty" nullable:"false" doc:"Each part of the request that is wrong."`
 	Complaint string      `json:"complaint,omitempty" doc:"When a right of yours is refused: how to complain to an authority."`
 
-	OpenAI *openAIErrorView `json:"error,omitempty" doc:"On the routes that OpenAI's clients use: the same in the shape that they read."`
+	OpenAI *openAIErrorView `json:"error,omitempty" doc:"On the routes that OpenAI's clients use, and at unknown addresses: the same in the shape that they read."`
 
 	SecondFactor *secondFactorView `json:"second_factor,omitempty" doc:"With second_factor_required: what can be sent beside the password."`
 
@@ -154,7 +154,7 @@ func view(ctx context.Context, err error) *problemView {
 	if p.retryAfter == 0 && a.Status == http.StatusServiceUnavailable {
 		p.retryAfter = 2 * time.Second
 	}
-	if openAIRoutes[callOf(ctx).route] {
+	if route := callOf(ctx).route; route == "" || openAIRoutes[route] { // without a route they may have asked too
 		p.forOpenAI()
 	}
 	return p

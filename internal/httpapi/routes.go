@@ -40,6 +40,7 @@ func (a *API) routes() {
 
 	add(a, http.MethodPost, "/v1/images/generations", with(account.ScopeGenerate), imagesDoc, a.createImages)
 	add(a, http.MethodGet, "/v1/models", with(account.ScopeRead), modelsDoc, a.listModels)
+	add(a, http.MethodGet, "/v1/models/{model}", with(account.ScopeRead), modelDoc, a.getModel)
 
 	add(a, http.MethodPost, "/v1/account", public, signUpDoc, a.signUp)
 	add(a, http.MethodPost, "/v1/account/confirm", public, confirmSignUpDoc, a.confirmSignUp)

@@ -24,6 +24,15 @@ assert.equal(typeof models[0].id, "string");
 assert.equal(typeof models[0].created, "number");
 assert.equal(typeof models[0].owned_by, "string");
 
+// One of them, by its name.
+assert.deepEqual(await client.models.retrieve(models[0].id), models[0]);
+for (const name of ["dall-e-3", "somebody/else"]) {
+  const error = await client.models.retrieve(name).then(() => assert.fail("it is there"), (error) => error);
+  assert.ok(error instanceof OpenAI.NotFoundError, `${error}`);
+  assert.equal(error.code, "not_found");
+  assert.equal(error.type, "invalid_request_error");
+}
+
 // In base64, two at once.
 const two = await client.images.generate({ prompt: "a lighthouse", n: 2, size, quality: "low", model: models[0].id, user: "someone" });
 const [made] = await generations();
@@ -103,6 +112,9 @@ assert.equal(wrong.status, 400);
 assert.equal(wrong.code, "invalid_request");
 assert.equal(wrong.type, "invalid_request_error");
 assert.equal(wrong.param, "n");
+const webp = await refused(OpenAI.BadRequestError, { output_format: "webp" });
+assert.equal(webp.param, "output_format");
+assert.match(webp.message, /ask for png or jpeg/);
 assert.equal((await refused(OpenAI.BadRequestError, { stream: true, prompt: " " })).param, "prompt");
 assert.equal((await refused(OpenAI.AuthenticationError, {}, { apiKey: "zi_nobody" })).code, "unauthorized");
 const unknown = await refused(OpenAI.NotFoundError, { model: "dall-e-3" });
