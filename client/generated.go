@@ -241,9 +241,10 @@ const (
 
 // Defines values for WebhookDisabledReason.
 const (
-	WebhookDisabledReasonFailing WebhookDisabledReason = "failing"
-	WebhookDisabledReasonGone    WebhookDisabledReason = "gone"
-	WebhookDisabledReasonUser    WebhookDisabledReason = "user"
+	WebhookDisabledReasonFailing  WebhookDisabledReason = "failing"
+	WebhookDisabledReasonGone     WebhookDisabledReason = "gone"
+	WebhookDisabledReasonRestored WebhookDisabledReason = "restored"
+	WebhookDisabledReasonUser     WebhookDisabledReason = "user"
 )
 
 // Defines values for WebhookStatus.
@@ -1354,7 +1355,7 @@ type Webhook struct {
 	// DisabledAt Since when it is not.
 	DisabledAt *time.Time `json:"disabled_at,omitempty"`
 
-	// DisabledReason By you, by its answer 410, or after five days of nothing but failure.
+	// DisabledReason By you, by its answer 410, after five days of nothing but failure, or because the service was restored from a backup that has it as it was before you changed it.
 	DisabledReason *WebhookDisabledReason `json:"disabled_reason,omitempty"`
 
 	// Events Of which it is told. Empty: all.
@@ -1379,7 +1380,7 @@ type Webhook struct {
 	URL string `json:"url"`
 }
 
-// WebhookDisabledReason By you, by its answer 410, or after five days of nothing but failure.
+// WebhookDisabledReason By you, by its answer 410, after five days of nothing but failure, or because the service was restored from a backup that has it as it was before you changed it.
 type WebhookDisabledReason string
 
 // WebhookStatus Whether it is called.

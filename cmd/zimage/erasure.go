@@ -47,13 +47,14 @@ type erasureReplay struct{}
 func (erasureReplay) Run(ctx context.Context) error {
 	return with(ctx, func(a *app.App) error {
 		done, err := a.Privacy.Replay(ctx)
-		fmt.Printf("%d erasures are done again, %d go on by themselves; %d generations and images are deleted again.\n", done.Erased, done.Open, done.Deleted)
+		fmt.Printf("%d erasures are done again, %d go on by themselves; %d generations and images are deleted again, %d shares, webhooks and revocations of links ended again.\n",
+			done.Erased, done.Open, done.Deleted, done.Ended)
 		if err != nil {
 			return err
 		}
 		left, err := a.Privacy.Unreplayed(ctx)
 		if err == nil && left > 0 {
-			err = fmt.Errorf("%d erasures or deletions are still unknown to the main database; run this again", left)
+			err = fmt.Errorf("%d erasures, deletions or ends are still unknown to the main database; run this again", left)
 		}
 		return err
 	})

@@ -161,7 +161,10 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.Generate = generate.New(generate.Options{
 		DB: a.db, Vault: v, Objects: a.objects, Queue: a.queue, Events: happened, Clock: a.clock, Log: a.log,
 		Redis: a.redis, Metrics: generate.NewMetrics(a.registry), Engines: a.engines, Rules: rules,
-		Journal:       func(ctx context.Context, table string, ids []string) error { return a.Privacy.Journal(ctx, table, ids) },
+		Journal: func(ctx context.Context, table string, ids []string) error { return a.Privacy.Journal(ctx, table, ids) },
+		Ended: func(ctx context.Context, tx *db.Tx, owner, kind string, ids ...string) {
+			a.Privacy.Ended(ctx, tx, owner, kind, ids...)
+		},
 		RetentionDays: retentionDays, QueuedLimit: c.QueuedPerOwner, DailyLimit: c.DailyPerOwner,
 	})
 	a.closing(func() error { a.Generate.Close(); return nil })
@@ -169,6 +172,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
 		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy, Events: happened, Accounts: a.Accounts,
 		Removes:   map[string]privacy.Remove{"generations": a.Generate.RemoveGenerations, "images": a.Generate.RemoveImages},
+		Ends:      a.ends(),
 		Notices:   []string{webhook.KindFarewell},
 		Recurring: schedules(),
 	})

@@ -6,8 +6,10 @@ import (
 	"strconv"
 
 	"zimage/internal/config"
+	"zimage/internal/db"
 	"zimage/internal/generate"
 	"zimage/internal/outbound"
+	"zimage/internal/privacy"
 	"zimage/internal/webhook"
 )
 
@@ -36,8 +38,24 @@ func (a *App) openWebhooks() {
 	a.closing(func() error { client.Close(); return nil })
 	a.Webhooks = webhook.New(webhook.Options{
 		DB: a.db, Vault: a.vault, Queue: a.queue, Clock: a.clock, Log: a.log, Client: client, PublicURL: a.config.PublicURL,
-		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell,
+		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell, Ended: a.Privacy.Ended,
 	})
+}
+
+// ends are what people end beside their content. The room of webhooks is opened later.
+func (a *App) ends() map[string]privacy.End {
+	return map[string]privacy.End{
+		generate.EndedShare: {Back: a.Generate.SharesBack, Again: a.Generate.EndSharesAgain},
+		generate.EndedLinks: {Back: a.Generate.LinksBack, Again: a.Generate.RevokeLinksAgain},
+		webhook.EndedWebhook: {
+			Back: func(ctx context.Context, q db.Querier, ids []string) ([]string, error) {
+				return a.Webhooks.EndpointsBack(ctx, q, ids)
+			},
+			Again: func(ctx context.Context, tx *db.Tx, ids []string) error {
+				return a.Webhooks.EndEndpointsAgain(ctx, tx, ids)
+			},
+		},
+	}
 }
 
 // toldGeneration is what a webhook may tell of a generation.

@@ -56,6 +56,8 @@ type Options struct {
 	// Journal keeps beside the keys which rows of a table people deleted. nil: nobody
 	// does.
 	Journal func(ctx context.Context, table string, ids []string) error
+	// Ended is told, in the transaction, which shares and links people ended. nil: nobody is.
+	Ended func(ctx context.Context, tx *db.Tx, owner, kind string, ids ...string)
 
 	RetentionDays int // how long content is kept, by the policy
 	QueuedLimit   int // generations of one owner that have not started

@@ -61,8 +61,12 @@ func (s *Service) RevokeLinks(ctx context.Context, owner string) error {
 		if err := subject.Enter(ctx, tx, owner, subject.Read); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, 1, ?)
-			ON CONFLICT (owner) DO UPDATE SET epoch = link_epochs.epoch + 1, raised_at = excluded.raised_at`, owner, s.Clock.Millis())
+		var epoch int64
+		err := tx.Get(ctx, &epoch, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, 1, ?)
+			ON CONFLICT (owner) DO UPDATE SET epoch = link_epochs.epoch + 1, raised_at = excluded.raised_at RETURNING epoch`, owner, s.Clock.Millis())
+		if err == nil {
+			s.tellEnded(ctx, tx, owner, EndedLinks, before(owner, epoch))
+		}
 		return err
 	}))
 }

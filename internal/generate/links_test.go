@@ -333,6 +333,42 @@ func TestSharesAreBounded(t *testing.T) {
 	})
 }
 
+// Shares go with their pictures, whatever ends these, and count no more. Others stay.
+func TestSharesGoWithTheirPictures(t *testing.T) {
+	stacks(t, setup{}, func(t *testing.T, r *rig) {
+		ctx, s := t.Context(), r.service
+		two, alone := r.made(r.ada, func(q *Request) { q.N = 2 }), r.made(r.ada)
+		past := r.made(r.ada)
+		ofBen := r.made(r.ben).Images[0].ID
+		for _, image := range []string{two.Images[0].ID, two.Images[0].ID, two.Images[1].ID, alone.Images[0].ID, past.Images[0].ID} {
+			r.shared(image, 0)
+		}
+		if _, err := s.Share(ctx, r.ben, ofBen, 0); err != nil {
+			t.Fatal(err)
+		}
+		left := func(what string, ada int) {
+			t.Helper()
+			if n, ben := r.count(`SELECT count(*) FROM shares WHERE owner = ?`, r.ada), r.count(`SELECT count(*) FROM shares WHERE owner = ?`, r.ben); n != ada || ben != 1 {
+				t.Errorf("%s: %d of ada's are left, want %d; %d of ben's", what, n, ada, ben)
+			}
+		}
+		left("all", 5)
+		if err := s.DeleteImage(ctx, r.ada, two.Images[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		left("an image", 3)
+		if err := s.Delete(ctx, r.ada, alone.ID); err != nil {
+			t.Fatal(err)
+		}
+		left("a generation", 2)
+		r.change(func(tx *db.Tx) error {
+			_, err := s.RemoveGenerations(ctx, tx, []string{past.ID}, "expired")
+			return err
+		})
+		left("by retention", 1)
+	})
+}
+
 func TestPromise_G6_SharesPauseAndEnd(t *testing.T) {
 	stacks(t, setup{}, func(t *testing.T, r *rig) {
 		image := r.made(r.ada).Images[0].ID

@@ -312,10 +312,27 @@ func anys(ids []string) []any {
 	return all
 }
 
-// removeImages makes tombstones of images and says how many.
-func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where string, args []any, reason string, now time.Time) (int64, error) {
-	return tx.Exec(ctx, `UPDATE images SET sha256 = NULL, seed = 0, width = 0, height = 0, bytes = 0, format = '',
-		removed_at = ?, removed_reason = ? WHERE removed_at = 0 AND `+where, append([]any{now.UnixMilli(), reason}, args...)...)
+// removeImages makes tombstones of images, ends their shares, and says how many images.
+func (s *Service) removeImages(ctx context.Context, tx *db.Tx, where string, args []any, reason string, now time.Time) (int, error) {
+	var gone []struct {
+		ID    string `db:"id"`
+		Owner string `db:"owner"`
+	}
+	err := tx.Select(ctx, &gone, `UPDATE images SET sha256 = NULL, seed = 0, width = 0, height = 0, bytes = 0, format = '',
+		removed_at = ?, removed_reason = ? WHERE removed_at = 0 AND `+where+` RETURNING id, owner`, append([]any{now.UnixMilli(), reason}, args...)...)
+	if err != nil || len(gone) == 0 {
+		return 0, err
+	}
+	var images, owners []any
+	for _, i := range gone {
+		images = append(images, i.ID)
+		if !slices.Contains(owners, any(i.Owner)) {
+			owners = append(owners, i.Owner)
+		}
+	}
+	// By their owners, which have an index.
+	_, err = tx.Exec(ctx, `DELETE FROM shares WHERE owner IN (`+db.Marks(len(owners))+`) AND image_id IN (`+db.Marks(len(images))+`)`, append(owners, images...)...)
+	return len(gone), err
 }
 
 // DeleteImage removes one image; the others of its generation stay.

@@ -109,17 +109,29 @@ func (s *Service) Shares(ctx context.Context, owner, after string, limit int) ([
 
 // EndShare ends one share of the owner at once.
 func (s *Service) EndShare(ctx context.Context, owner, id string) error {
-	n, err := s.DB.Exec(ctx, `DELETE FROM shares WHERE id = ? AND owner = ?`, id, owner)
-	if err == nil && n == 0 {
+	ended, err := s.endShares(ctx, owner, `id = ?`, id)
+	if err == nil && len(ended) == 0 {
 		return errNoShare
 	}
-	return away(err)
+	return err
 }
 
 // EndShares ends all of the owner's at once.
 func (s *Service) EndShares(ctx context.Context, owner string) error {
-	_, err := s.DB.Exec(ctx, `DELETE FROM shares WHERE owner = ?`, owner)
-	return away(err)
+	_, err := s.endShares(ctx, owner, `1 = 1`)
+	return err
+}
+
+func (s *Service) endShares(ctx context.Context, owner, where string, args ...any) (ended []string, err error) {
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		ended = nil
+		err := tx.Select(ctx, &ended, `DELETE FROM shares WHERE owner = ? AND `+where+` RETURNING id`, append([]any{owner}, args...)...)
+		if err == nil {
+			s.tellEnded(ctx, tx, owner, EndedShare, ended...)
+		}
+		return err
+	})
+	return ended, away(err)
 }
 
 // Shared tells of a shared picture, by the token of its link. One that is not ours,

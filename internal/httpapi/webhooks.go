@@ -224,7 +224,7 @@ type webhookView struct {
 	IncludePrompt bool       `json:"include_prompt" doc:"Whether prompt, negative prompt and metadata are sent along."`
 	Status        string     `json:"status" enum:"enabled,disabled" doc:"Whether it is called."`
 	DisabledAt    *time.Time `json:"disabled_at,omitempty" doc:"Since when it is not."`
-	DisabledWhy   string     `json:"disabled_reason,omitempty" enum:"user,gone,failing" doc:"By you, by its answer 410, or after five days of nothing but failure."`
+	DisabledWhy   string     `json:"disabled_reason,omitempty" enum:"user,gone,failing,restored" doc:"By you, by its answer 410, after five days of nothing but failure, or because the service was restored from a backup that has it as it was before you changed it."`
 	FailingSince  *time.Time `json:"failing_since,omitempty" doc:"Left out: its last call succeeded, or there was none."`
 	OldUntil      *time.Time `json:"old_secret_until,omitempty" doc:"Until when the secret before signs too."`
 	CreatedAt     time.Time  `json:"created_at" doc:"When it was made."`

@@ -59,7 +59,7 @@ func (s *Service) journal(ctx context.Context, kind string, f func([]entry) erro
 	}
 }
 
-// Unreplayed counts erasures and deletions of the journal that the main database does
+// Unreplayed counts erasures, deletions and ends of the journal that the main database does
 // not know: it was restored from before them, or belongs to another key store. Until
 // they are replayed nothing may be served from it, and neither with ErrMirrorUnread: then
 // it counts what the key store knows.
@@ -86,7 +86,11 @@ func (s *Service) Unreplayed(ctx context.Context) (n int, err error) {
 		return n, err
 	}
 	back, err := s.deletionsBack(ctx)
-	return n + back, errors.Join(err, unread)
+	if n += back; err == nil {
+		back, err = s.endsBack(ctx)
+		n += back
+	}
+	return n, errors.Join(err, unread)
 }
 
 // Replayed is what a replay did.
@@ -95,6 +99,7 @@ type Replayed struct {
 	Open   int // go on by themselves: they wait for late work, or failed
 
 	Deleted int // generations and images
+	Ended   int // shares and webhooks, and whose short-lived links
 }
 
 // Replay repeats every erasure of the journal on the main database and on the
@@ -120,6 +125,9 @@ func (s *Service) Replay(ctx context.Context) (Replayed, error) {
 	var done Replayed
 	var failed []error
 	if done.Deleted, err = s.deleteAgain(ctx); err != nil {
+		failed = append(failed, err)
+	}
+	if done.Ended, err = s.endAgain(ctx); err != nil {
 		failed = append(failed, err)
 	}
 	for _, id := range ids {

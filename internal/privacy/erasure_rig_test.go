@@ -35,10 +35,12 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/outbound"
 	"zimage/internal/privacy"
 	"zimage/internal/subject"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // mark stands in everything that a person of these tests gives the service.
@@ -81,6 +83,7 @@ type home struct {
 	post     mail.Transport // nil: the folder
 	accounts *account.Service
 	generate *generate.Service
+	webhooks *webhook.Service
 	privacy  *privacy.Service
 	ledger   *privacy.Ledger // nil: nothing is told to one
 	registry *prometheus.Registry
@@ -298,9 +301,14 @@ func (h *home) rooms() {
 	h.queue = jobs.New(h.db, h.clock, bell, measured, log)
 	var rooms *generate.Service
 	var own *privacy.Service
+	var hooks *webhook.Service
+	ended := func(ctx context.Context, tx *db.Tx, owner, kind string, ids ...string) {
+		own.Ended(ctx, tx, owner, kind, ids...)
+	}
 	happened := events.New(
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return rooms.Happened(ctx, tx, e) },
 		func(ctx context.Context, tx *db.Tx, e events.Event) error { return own.Happened(ctx, tx, e) },
+		func(ctx context.Context, tx *db.Tx, e events.Event) error { return hooks.Happened(ctx, tx, e) },
 		func(ctx context.Context, tx *db.Tx, e events.Event) error {
 			if h.ledger == nil {
 				return nil
@@ -317,10 +325,18 @@ func (h *home) rooms() {
 	})
 	rooms = generate.New(generate.Options{
 		DB: h.db, Vault: h.vault, Objects: h.late, Queue: h.queue, Events: happened, Clock: h.clock, Log: log, Redis: bells,
-		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), Journal: func(ctx context.Context, table string, ids []string) error { return own.Journal(ctx, table, ids) }, RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
+		Metrics: generate.NewMetrics(nil), Engines: engine.DefaultConfig(), Journal: func(ctx context.Context, table string, ids []string) error { return own.Journal(ctx, table, ids) }, Ended: ended, RetentionDays: 90, QueuedLimit: 100, DailyLimit: 1000,
 	})
 	h.t.Cleanup(rooms.Close)
 	h.generate = rooms
+	out := outbound.New(outbound.Options{Loopback: true})
+	h.t.Cleanup(out.Close)
+	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, Tell: h.accounts.Tell, Ended: ended,
+		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
+			g, err := rooms.Get(ctx, owner, id)
+			return webhook.Generation{ID: g.ID, Status: string(g.Status)}, err
+		}})
+	h.webhooks = hooks
 	h.registry = prometheus.NewRegistry()
 	o := h.options
 	o.Metrics = privacy.NewMetrics(h.registry)
@@ -332,6 +348,11 @@ func (h *home) rooms() {
 		o.Map = dataMap(h.t)
 	}
 	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
+	o.Ends = map[string]privacy.End{
+		generate.EndedShare:  {Back: rooms.SharesBack, Again: rooms.EndSharesAgain},
+		generate.EndedLinks:  {Back: rooms.LinksBack, Again: rooms.RevokeLinksAgain},
+		webhook.EndedWebhook: {Back: hooks.EndpointsBack, Again: hooks.EndEndpointsAgain},
+	}
 	o.Events, o.Accounts = happened, h.accounts
 	own, err = privacy.New(o)
 	must(h.t, err)

@@ -20,31 +20,36 @@ var journalled = []struct{ kind, table string }{
 // only reads.
 func (s *Service) Journal(ctx context.Context, table string, ids []string) error {
 	for _, j := range journalled {
-		if j.table != table || len(ids) == 0 {
-			continue
+		if j.table == table && len(ids) > 0 {
+			return s.note(ctx, j.kind, ids)
 		}
-		named := []any{j.kind}
-		for _, id := range ids {
-			named = append(named, id)
+	}
+	return nil
+}
+
+// note writes the journal's lines of a kind that it does not have.
+func (s *Service) note(ctx context.Context, kind string, ids []string) error {
+	named := []any{kind}
+	for _, id := range ids {
+		named = append(named, id)
+	}
+	var there []string
+	err := s.Keys.Select(ctx, &there, `SELECT id FROM erasure_journal WHERE kind = ? AND id IN (`+db.Marks(len(ids))+`)`, named...)
+	known := map[string]bool{}
+	for _, id := range there {
+		known[id] = true
+	}
+	var args []any
+	for _, id := range ids {
+		if !known[id] {
+			args = append(args, kind, id, s.Clock.Later().UnixMilli())
 		}
-		var there []string
-		err := s.Keys.Select(ctx, &there, `SELECT id FROM erasure_journal WHERE kind = ? AND id IN (`+db.Marks(len(ids))+`)`, named...)
-		known := map[string]bool{}
-		for _, id := range there {
-			known[id] = true
-		}
-		var args []any
-		for _, id := range ids {
-			if !known[id] {
-				args = append(args, j.kind, id, s.Clock.Later().UnixMilli())
-			}
-		}
-		if err == nil && len(args) > 0 {
-			_, err = s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES `+db.Rows("(?, ?, '', ?)", len(args)/3)+` ON CONFLICT (kind, id) DO NOTHING`, args...)
-		}
-		if err != nil {
-			return fmt.Errorf("write the journal of deletions: %w", err)
-		}
+	}
+	if err == nil && len(args) > 0 {
+		_, err = s.Keys.Exec(ctx, `INSERT INTO erasure_journal (kind, id, erasure, at) VALUES `+db.Rows("(?, ?, '', ?)", len(args)/3)+` ON CONFLICT (kind, id) DO NOTHING`, args...)
+	}
+	if err != nil {
+		return fmt.Errorf("write the journal of deletions: %w", err)
 	}
 	return nil
 }
@@ -122,7 +127,7 @@ func (s *Service) forgetDeletions(ctx context.Context) error {
 		for _, e := range old {
 			args = append(args, e.ID)
 		}
-		// An image's id is never that of a generation.
+		// An id of one kind is never that of another.
 		if _, err := s.Keys.Exec(ctx, `DELETE FROM erasure_journal WHERE kind <> ? AND id IN (`+db.Marks(len(old))+`)`, args...); err != nil {
 			return fmt.Errorf("forget the old journal: %w", err)
 		}

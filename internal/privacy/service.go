@@ -44,6 +44,8 @@ type Options struct {
 	// Removes end the content of rows, by table, where retention would not know all
 	// that goes with it.
 	Removes map[string]Remove
+	// Ends are what people end beside their content, by the kind that Ended is told.
+	Ends map[string]End
 
 	// Notices are kinds of job that tell of a closing and store nothing: an erasure lets
 	// them go out, as it does mails.
@@ -97,7 +99,7 @@ func New(o Options) (*Service, error) {
 	s := &Service{Options: o, ledger: NewLedger(LedgerOptions{DB: o.DB, Vault: o.Vault, Clock: o.Clock}), at: func(string, phase) error { return nil }}
 	s.status.measure = s.Measure
 	o.Queue.Register(s.erasureKind())
-	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind()} {
+	for _, k := range []jobs.Kind{s.purgeKind(), s.compareKind(), s.holdKind(), s.endedKind()} {
 		o.Queue.Register(k)
 	}
 	return s, errors.Join(s.initExports(), s.checkPurge())

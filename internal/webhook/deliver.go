@@ -280,6 +280,8 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o out
 var whyDisabled = map[string]string{
 	Gone:    "It answered 410, which says that it is gone.",
 	Failing: "For five days nothing but failure came of calling it.",
+	Restored: "The service was restored from a backup, in which it is as it was before you changed it. " +
+		"Look at all of it, have a new secret made, and enable it.",
 }
 
 // disable ends the calls to an endpoint and tells its owner.

@@ -28,6 +28,9 @@ const (
 	ByUser  = "user"
 	Gone    = "gone"    // the receiver answered 410
 	Failing = "failing" // for five days nothing but failure
+
+	// Restored is that a restored backup has it as it was before its owner changed it.
+	Restored = "restored"
 )
 
 // An Endpoint as its owner sees it; its secret was shown once.
@@ -320,7 +323,7 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 		if err := s.apply(ctx, &r, c); err != nil {
 			return err
 		}
-		r.ChangedAt = s.Clock.Millis()
+		r.ChangedAt = s.after(r.ChangedAt)
 		switch {
 		case c.Enabled != nil && !*c.Enabled && !r.DisabledAt.Valid:
 			r.DisabledAt, r.DisabledWhy = sql.NullInt64{Int64: r.ChangedAt, Valid: true}, ByUser
@@ -331,6 +334,7 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET url = ?, description = ?, events = ?, include_prompt = ?, changed_at = ?, disabled_at = ?,
 			disabled_why = ?, failures = ?, failing_since = ?, open_until = ? WHERE id = ?`,
 			r.URL, r.Description, r.Events, r.IncludePrompt, r.ChangedAt, r.DisabledAt, r.DisabledWhy, r.Failures, r.FailingSince, r.OpenUntil, r.ID)
+		s.tellEnded(ctx, tx, owner, before(r))
 		return err
 	})
 	if err != nil {
@@ -346,17 +350,8 @@ func (s *Service) Delete(ctx context.Context, owner, id string) error {
 		if _, err := s.find(ctx, tx, owner, id, "AND once = 0"); err != nil {
 			return err
 		}
-		// The endpoint last, as who writes what came of a delivery does.
-		for _, statement := range []string{
-			`DELETE FROM webhook_attempts WHERE delivery IN (SELECT id FROM webhook_deliveries WHERE endpoint = ?)`,
-			`DELETE FROM webhook_deliveries WHERE endpoint = ?`,
-			`DELETE FROM webhook_endpoints WHERE id = ?`,
-		} {
-			if _, err := tx.Exec(ctx, statement, id); err != nil {
-				return err
-			}
-		}
-		return nil
+		s.tellEnded(ctx, tx, owner, id)
+		return s.remove(ctx, tx, id)
 	})
 	if err != nil {
 		return away(err)
@@ -366,6 +361,24 @@ func (s *Service) Delete(ctx context.Context, owner, id string) error {
 	}
 	return nil
 }
+
+// remove deletes an endpoint with its log: the endpoint last, as who writes what came of
+// a delivery does.
+func (s *Service) remove(ctx context.Context, tx *db.Tx, id string) error {
+	for _, statement := range []string{
+		`DELETE FROM webhook_attempts WHERE delivery IN (SELECT id FROM webhook_deliveries WHERE endpoint = ?)`,
+		`DELETE FROM webhook_deliveries WHERE endpoint = ?`,
+		`DELETE FROM webhook_endpoints WHERE id = ?`,
+	} {
+		if _, err := tx.Exec(ctx, statement, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// after is now, and later than a change before: the newest is known by its time.
+func (s *Service) after(changed int64) int64 { return max(s.Clock.Millis(), changed+1) }
 
 // stopped is the code of jobs whose endpoint is gone.
 const stopped = "webhook_deleted"
@@ -403,7 +416,8 @@ func (s *Service) rotate(ctx context.Context, tx *db.Tx, r *row) (string, error)
 		return "", err
 	}
 	now := s.Clock.Now()
-	r.OldUntil, r.ChangedAt = sql.NullInt64{Int64: now.Add(rotating).UnixMilli(), Valid: true}, now.UnixMilli()
+	r.OldUntil, r.ChangedAt = sql.NullInt64{Int64: now.Add(rotating).UnixMilli(), Valid: true}, s.after(r.ChangedAt)
+	s.tellEnded(ctx, tx, r.Owner, before(*r))
 	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET secret = ?, old_secret = ?, old_until = ?, changed_at = ? WHERE id = ?`,
 		r.Secret, r.OldSecret, r.OldUntil, r.ChangedAt, r.ID)
 	return secret, err

@@ -87,7 +87,7 @@ type Generation struct {
 	Metadata       map[string]string
 }
 
-// Options for New. All are required but PublicURL.
+// Options for New. All are required but Ended and PublicURL.
 type Options struct {
 	DB     *db.DB
 	Vault  *vault.Vault
@@ -101,6 +101,8 @@ type Options struct {
 	Generation func(ctx context.Context, owner, id string) (Generation, error)
 	// Tell mails the person, in the transaction.
 	Tell func(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error
+	// Ended is told, in the transaction, which endpoints people deleted or changed. Nil: nobody is.
+	Ended func(ctx context.Context, tx *db.Tx, owner, kind string, ids ...string)
 
 	PublicURL string // of links
 }

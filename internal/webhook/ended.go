@@ -1,0 +1,94 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"zimage/internal/db"
+	"zimage/internal/mail"
+	"zimage/internal/subject"
+)
+
+// EndedWebhook is what the journal calls what people end of their endpoints: the id of one
+// that was deleted, or "id@changed" of how it was before a change.
+const EndedWebhook = "webhook"
+
+func (s *Service) tellEnded(ctx context.Context, tx *db.Tx, owner, id string) {
+	if s.Ended != nil {
+		s.Ended(ctx, tx, owner, EndedWebhook, id)
+	}
+}
+
+func before(r row) string { return fmt.Sprintf("%s@%d", r.ID, r.ChangedAt) }
+
+// parseBefore is deleted for one without a time.
+func parseBefore(line string) (id string, changed int64, deleted bool) {
+	id, millis, ok := strings.Cut(line, "@")
+	changed, _ = strconv.ParseInt(millis, 10, 64) // before's own
+	return id, changed, !ok
+}
+
+// EndpointsBack are those lines of whose endpoints an older state is there.
+func (s *Service) EndpointsBack(ctx context.Context, q db.Querier, lines []string) (back []string, err error) {
+	ids := make([]any, len(lines))
+	for i, line := range lines {
+		ids[i], _, _ = parseBefore(line)
+	}
+	var there []row
+	err = q.Select(ctx, &there, selectRow+`WHERE id IN (`+db.Marks(len(ids))+`)`, ids...)
+	changed := map[string]int64{}
+	for _, r := range there {
+		changed[r.ID] = r.ChangedAt
+	}
+	for _, line := range lines {
+		id, last, deleted := parseBefore(line)
+		if is, there := changed[id]; there && (deleted || is < last) {
+			back = append(back, line)
+		}
+	}
+	return back, err
+}
+
+// EndEndpointsAgain deletes those that were deleted. What else its owner made of one, the
+// restored row does not have: it is disabled, without a secret that anybody knew, and its owner is told.
+func (s *Service) EndEndpointsAgain(ctx context.Context, tx *db.Tx, lines []string) error {
+	for _, line := range lines {
+		id, changed, deleted := parseBefore(line)
+		err := s.endAgain(ctx, tx, id, changed, deleted)
+		if err != nil {
+			return fmt.Errorf("end a webhook again: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) endAgain(ctx context.Context, tx *db.Tx, id string, changed int64, deleted bool) error {
+	if deleted {
+		return s.remove(ctx, tx, id)
+	}
+	var all []row
+	if err := tx.Select(ctx, &all, selectRow+`WHERE id = ?`+db.ForUpdate(tx), id); err != nil || len(all) == 0 || all[0].ChangedAt >= changed {
+		return err
+	}
+	r := all[0]
+	p, err := subject.Find(ctx, tx, r.Owner)
+	if err != nil || p.State != subject.Active {
+		return err // it goes with the account
+	}
+	if _, err := s.newSecret(ctx, &r); err != nil {
+		return err
+	}
+	told := r.Once == 1 || r.DisabledWhy == Restored
+	if r.Once == 0 {
+		r.DisabledAt, r.DisabledWhy = sql.NullInt64{Int64: s.Clock.Millis(), Valid: true}, Restored
+	}
+	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET secret = ?, old_secret = NULL, old_until = NULL, changed_at = ?, disabled_at = ?, disabled_why = ? WHERE id = ?`,
+		r.Secret, changed, r.DisabledAt, r.DisabledWhy, r.ID)
+	if err != nil || told {
+		return err
+	}
+	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Why": whyDisabled[Restored]})
+}
