@@ -461,7 +461,7 @@ type Deliveries struct {
 
 // Delivery defines model for Delivery.
 type Delivery struct {
-	// Attempts The oldest first. Nothing is kept of what was sent or answered.
+	// Attempts The last 20, the oldest first. Nothing is kept of what was sent or answered.
 	Attempts []Attempt `json:"attempts"`
 
 	// CreatedAt When it was to be told.
@@ -1562,7 +1562,7 @@ func (c *Client) ListRequests(ctx context.Context, params *ListRequestsParams) (
 
 // ReplayDelivery: Send one again.
 //
-// Whatever came of it, under the same `webhook-id`. A key needs the scope `webhooks`.
+// Whatever came of it, under the same `webhook-id`. While the webhook is left alone it waits. A key needs the scope `webhooks`.
 func (c *Client) ReplayDelivery(ctx context.Context, id string) (*Delivery, error) {
 	r := newRequest(http.MethodPost, "/v1/deliveries/%s/replay", id)
 	return answer[Delivery](ctx, c, r)
@@ -1855,7 +1855,7 @@ func (c *Client) ListDeliveries(ctx context.Context, id string, params *ListDeli
 
 // ReplayFailed: Send again what failed.
 //
-// Everything since a time that failed, or waits for another attempt after a failure; 5,000 at once. A key needs the scope `webhooks`.
+// Everything since a time that failed, or waits for another attempt after a failure, or was lost; 5,000 at once. While the webhook is left alone they wait. A key needs the scope `webhooks`.
 func (c *Client) ReplayFailed(ctx context.Context, id string, params *ReplayFailedParams) (*Replayed, error) {
 	r := newRequest(http.MethodPost, "/v1/webhooks/%s/replay", id)
 	if params != nil {
@@ -1874,7 +1874,7 @@ func (c *Client) RotateWebhookSecret(ctx context.Context, id string) (*NewWebhoo
 
 // TestWebhook: Send a test event.
 //
-// An event of type `webhook.test`, delivered as any other. A key needs the scope `webhooks`.
+// An event of type `webhook.test`, delivered as any other. Tests and replays are limited to 60 at once and one a second after that. A key needs the scope `webhooks`.
 func (c *Client) TestWebhook(ctx context.Context, id string) (*Delivery, error) {
 	r := newRequest(http.MethodPost, "/v1/webhooks/%s/test", id)
 	return answer[Delivery](ctx, c, r)

@@ -69,7 +69,7 @@ var (
 	}
 	testWebhookDoc = doc{
 		id: "test-webhook", tag: tagWebhooks, summary: "Send a test event",
-		description: "An event of type `webhook.test`, delivered as any other.",
+		description: "An event of type `webhook.test`, delivered as any other. Tests and replays are limited to 60 at once and one a second after that.",
 		answers:     []good{{status: http.StatusAccepted, description: "It is on its way.", body: sampleTold}},
 		codes:       []problem.Code{problem.NotFound, problem.Conflict},
 	}
@@ -81,13 +81,13 @@ var (
 	}
 	replayFailedDoc = doc{
 		id: "replay-failed", tag: tagWebhooks, summary: "Send again what failed",
-		description: "Everything since a time that failed, or waits for another attempt after a failure; 5,000 at once.",
+		description: "Everything since a time that failed, or waits for another attempt after a failure, or was lost; 5,000 at once. While the webhook is left alone they wait.",
 		answers:     []good{{status: http.StatusAccepted, description: "They are on their way.", body: replayedView{Replayed: 17}}},
 		codes:       []problem.Code{problem.NotFound, problem.Conflict, problem.InvalidRequest},
 	}
 	replayDoc = doc{
 		id: "replay-delivery", tag: tagWebhooks, summary: "Send one again",
-		description: "Whatever came of it, under the same `webhook-id`.",
+		description: "Whatever came of it, under the same `webhook-id`. While the webhook is left alone it waits.",
 		answers:     []good{{status: http.StatusAccepted, description: "It is on its way.", body: sampleTold}},
 		codes:       []problem.Code{problem.NotFound, problem.Conflict},
 	}

@@ -257,7 +257,7 @@ type deliveryView struct {
 	CreatedAt time.Time     `json:"created_at" doc:"When it was to be told."`
 	EndedAt   *time.Time    `json:"ended_at,omitempty" doc:"When it was told or given up."`
 	NextAt    *time.Time    `json:"next_attempt_at,omitempty" doc:"While it waits for an attempt."`
-	Attempts  []attemptView `json:"attempts" nullable:"false" doc:"The oldest first. Nothing is kept of what was sent or answered."`
+	Attempts  []attemptView `json:"attempts" nullable:"false" doc:"The last 20, the oldest first. Nothing is kept of what was sent or answered."`
 }
 
 type attemptView struct {

@@ -2,6 +2,8 @@ package jobs
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"time"
 
 	"zimage/internal/db"
@@ -17,9 +19,18 @@ func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, until time.T
 	return err
 }
 
-// Hasten has a job that waits for its time wait no longer, in the caller's
-// transaction. One that has ended or runs is left as it is.
-func (q *Queue) Hasten(ctx context.Context, tx *db.Tx, id string) error {
-	_, err := tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = ? AND state = 'waiting'`, q.clock.Millis(), id)
-	return err
+// Hasten has a job that waits for its time wait until another and no longer, in the
+// caller's transaction. One that is due or runs is left as it is. It reports false when
+// the job has ended, or is gone: nobody comes to it any more.
+func (q *Queue) Hasten(ctx context.Context, tx *db.Tx, id string, until time.Time) (live bool, err error) {
+	j := Job{State: Canceled}
+	err = tx.Get(ctx, &j, `SELECT `+columns+` FROM jobs WHERE id = ?`+db.ForUpdate(tx), id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return false, err
+	}
+	if after := max(until.UnixMilli(), q.clock.Millis()); j.State == Waiting && j.RunAfter > after {
+		_, err := tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = ?`, after, id)
+		return true, err
+	}
+	return !j.State.Terminal(), nil
 }

@@ -84,14 +84,33 @@ func TestDeferAndHasten(t *testing.T) {
 		if j := b.find(other); j.State != jobs.Queued {
 			t.Errorf("another party's is %s", j.State)
 		}
-		run(func(tx *db.Tx) error { return b.queue.Hasten(ctx, tx, first) })
-		run(func(tx *db.Tx) error { return b.queue.Hasten(ctx, tx, other) })
+		hasten := func(id string, until time.Time) (live bool) {
+			t.Helper()
+			run(func(tx *db.Tx) (err error) {
+				live, err = b.queue.Hasten(ctx, tx, id, until)
+				return err
+			})
+			return live
+		}
+		if !hasten(first, time.Time{}) || !hasten(other, time.Time{}) || !hasten(second, until.Add(time.Hour)) {
+			t.Error("one that waits or is queued is said to have ended")
+		}
+		if j := b.find(second); j.RunAfter != until.UnixMilli() {
+			t.Error("one is put off")
+		}
 		s := b.queue.NewScheduler()
 		if err := s.Reconcile(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if one, two := b.find(first), b.find(second); one.State != jobs.Queued || two.State != jobs.Waiting {
 			t.Errorf("hastened it is %s, the other %s", one.State, two.State)
+		}
+		run(func(tx *db.Tx) error {
+			_, err := b.queue.Cancel(ctx, tx, second, jobs.AtWish)
+			return err
+		})
+		if hasten(second, time.Time{}) || hasten("job_never", time.Time{}) {
+			t.Error("one that has ended, or never was, is said to be to come")
 		}
 	})
 }

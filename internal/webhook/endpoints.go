@@ -76,10 +76,11 @@ type row struct {
 	Failures      int64         `db:"failures"`
 	FailingSince  sql.NullInt64 `db:"failing_since"`
 	OpenUntil     sql.NullInt64 `db:"open_until"`
+	AskedUntil    int64         `db:"asked_until"`
 }
 
 const selectRow = `SELECT id, owner, once, url, description, secret, old_secret, old_until, events, include_prompt, created_at, changed_at,
-	disabled_at, disabled_why, failures, failing_since, open_until FROM webhook_endpoints `
+	disabled_at, disabled_why, failures, failing_since, open_until, asked_until FROM webhook_endpoints `
 
 // randomSecret is one that receivers check signatures with.
 func randomSecret() (string, error) {

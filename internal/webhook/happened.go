@@ -124,10 +124,11 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 	return id
 }
 
-// again has a delivery made from the start, at the end of the transaction.
-func (s *Service) again(ctx context.Context, tx *db.Tx, endpoint, delivery string) {
+// again has a delivery made from the start, at the end of the transaction and not
+// before a time.
+func (s *Service) again(ctx context.Context, tx *db.Tx, endpoint, delivery string, after time.Time) {
 	tx.AtLast("job_turns "+Lane+" "+endpoint, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Ref: delivery})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Ref: delivery, RunAfter: after})
 		if err != nil {
 			return err
 		}
@@ -148,7 +149,7 @@ func (s *Service) resume(ctx context.Context, run *jobs.Run) error {
 			err := tx.Select(ctx, &waiting, `SELECT id, endpoint FROM webhook_deliveries WHERE owner = ? AND state = 'paused' ORDER BY id LIMIT ?`+db.ForUpdate(tx),
 				run.Ref, batch)
 			for _, d := range waiting {
-				s.again(ctx, tx, d.Endpoint, d.ID)
+				s.again(ctx, tx, d.Endpoint, d.ID, time.Time{})
 			}
 			n = len(waiting)
 			return err

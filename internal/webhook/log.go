@@ -37,6 +37,9 @@ type Attempt struct {
 	Error  string // code; empty: the receiver has it
 }
 
+// shown are how many attempts of a delivery are: the last.
+const shown = 20
+
 type deliveryRow struct {
 	delivery
 	Error     string        `db:"error"`
@@ -92,7 +95,8 @@ func (s *Service) views(ctx context.Context, rows []deliveryRow) ([]Delivery, er
 		Status   int    `db:"status"`
 		Error    string `db:"error"`
 	}
-	err := s.DB.Select(ctx, &attempts, `SELECT delivery, n, at, took, status, error FROM webhook_attempts WHERE delivery IN (`+db.Marks(len(ids))+`) ORDER BY delivery, n`, ids...)
+	err := s.DB.Select(ctx, &attempts, `SELECT a.delivery, a.n, a.at, a.took, a.status, a.error FROM webhook_attempts a JOIN webhook_deliveries d ON d.id = a.delivery
+		WHERE d.id IN (`+db.Marks(len(ids))+`) AND a.n > d.attempts - ? ORDER BY a.delivery, a.n`, append(ids, shown)...)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +134,14 @@ func (s *Service) SendTest(ctx context.Context, owner, id string) (Delivery, err
 		if r.Once == 1 {
 			return errNoEndpoint
 		}
+		if err := s.charge(ctx, tx, r); err != nil {
+			return err
+		}
 		event, err := s.keep(ctx, tx, events.Event{Type: Test, Subject: owner, Ref: r.ID, At: s.Clock.Now()})
 		if err != nil {
 			return err
 		}
-		delivery = s.begin(ctx, tx, owner, listener{ID: r.ID}, event)
+		delivery = s.begin(ctx, tx, owner, listener{ID: r.ID, OpenUntil: r.OpenUntil}, event)
 		return nil
 	})
 	if err != nil {
@@ -143,30 +150,50 @@ func (s *Service) SendTest(ctx context.Context, owner, id string) (Delivery, err
 	return s.one(ctx, delivery)
 }
 
+const (
+	// askedBurst is how many replays and tests of an endpoint can be asked for at once.
+	askedBurst = 60
+	// askedEvery is how long each of them is charged.
+	askedEvery = time.Second
+)
+
 // ready finds an endpoint to which something is to be sent now: Forbidden while the
-// person's data is not to be used so, Conflict when it is disabled. It is not left
-// alone any longer.
+// person's data is not to be used so, Conflict when it is disabled. While its circuit is
+// open that waits as everything else does. The person's row is kept: nobody asks beside us.
 func (s *Service) ready(ctx context.Context, tx *db.Tx, owner, id string) (row, error) {
 	if err := subject.Enter(ctx, tx, owner, subject.Deliver); err != nil {
 		return row{}, err
 	}
 	r, err := s.find(ctx, tx, owner, id, "")
-	if err != nil {
-		return row{}, err
-	}
-	if r.DisabledAt.Valid {
-		return row{}, problem.New(problem.Conflict, "This webhook is disabled. Enable it before.")
-	}
-	if r.OpenUntil.Valid {
-		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET open_until = NULL WHERE id = ?`, id)
+	if err == nil && r.DisabledAt.Valid {
+		err = problem.New(problem.Conflict, "This webhook is disabled. Enable it before.")
 	}
 	return r, err
 }
 
+// charge counts a replay or test of an endpoint's, RateLimited when there were too many.
+func (s *Service) charge(ctx context.Context, tx *db.Tx, r row) error {
+	now, every := s.Clock.Millis(), askedEvery.Milliseconds()
+	until := max(r.AskedUntil, now) + every
+	if wait := until - now - askedBurst*every; wait > 0 {
+		return problem.New(problem.RateLimited, "Too many replays and tests of this webhook. Wait, or have all that failed sent again by one request.").
+			After(time.Duration(wait) * time.Millisecond)
+	}
+	tx.AtLast("webhook_endpoints "+r.ID, func() error { // the endpoint last, as everybody does
+		_, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET asked_until = ? WHERE id = ?`, until, r.ID)
+		return err
+	})
+	return nil
+}
+
 // Replay makes a delivery again from the start, whatever came of it. One that waits
-// for its next attempt is made at once.
+// for its next attempt is made at once, or, while the endpoint is left alone, with its
+// next attempt then.
 func (s *Service) Replay(ctx context.Context, owner, id string) (Delivery, error) {
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+		if err := subject.Enter(ctx, tx, owner, subject.Deliver); err != nil {
+			return err // before the delivery is looked at: of two who replay it the second finds what the first did
+		}
 		var d replayed
 		err := tx.Get(ctx, &d, `SELECT id, endpoint, state, job_id FROM webhook_deliveries WHERE id = ? AND owner = ?`, id, owner)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -175,10 +202,14 @@ func (s *Service) Replay(ctx context.Context, owner, id string) (Delivery, error
 		if err != nil {
 			return err
 		}
-		if _, err := s.ready(ctx, tx, owner, d.Endpoint); err != nil {
+		r, err := s.ready(ctx, tx, owner, d.Endpoint)
+		if err == nil {
+			err = s.charge(ctx, tx, r)
+		}
+		if err != nil {
 			return err
 		}
-		return s.replay(ctx, tx, d)
+		return s.replay(ctx, tx, r, d)
 	})
 	if err != nil {
 		return Delivery{}, away(err)
@@ -193,11 +224,15 @@ type replayed struct {
 	JobID    string `db:"job_id"`
 }
 
-func (s *Service) replay(ctx context.Context, tx *db.Tx, d replayed) error {
+func (s *Service) replay(ctx context.Context, tx *db.Tx, r row, d replayed) error {
+	after := time.UnixMilli(r.OpenUntil.Int64)
 	if d.State == Pending {
-		return s.Queue.Hasten(ctx, tx, d.JobID)
+		live, err := s.Queue.Hasten(ctx, tx, d.JobID, after)
+		if err != nil || live {
+			return err
+		}
 	}
-	s.again(ctx, tx, d.Endpoint, d.ID)
+	s.again(ctx, tx, d.Endpoint, d.ID, after)
 	return nil
 }
 
@@ -209,18 +244,23 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 		since = s.Clock.Now().Add(-Kept)
 	}
 	after := db.FloorID("whd", since)
-	for range replayBatches {
+	for page := range replayBatches {
 		var found []replayed
 		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 			found = found[:0]
-			if _, err := s.ready(ctx, tx, owner, id); err != nil {
+			r, err := s.ready(ctx, tx, owner, id)
+			if err == nil && page == 0 {
+				err = s.charge(ctx, tx, r)
+			}
+			if err != nil {
 				return err
 			}
-			err := tx.Select(ctx, &found, `SELECT id, endpoint, state, job_id FROM webhook_deliveries WHERE endpoint = ? AND id > ?
-				AND (state = 'failed' OR state = 'pending' AND tries > 0) ORDER BY id LIMIT ?`, id, after, batch)
+			err = tx.Select(ctx, &found, `SELECT d.id, d.endpoint, d.state, d.job_id FROM webhook_deliveries d LEFT JOIN jobs j ON j.id = d.job_id
+				WHERE d.endpoint = ? AND d.id > ? AND (d.state = 'failed' OR d.state = 'pending' AND
+				(d.tries > 0 OR coalesce(j.state, 'failed') IN ('succeeded', 'failed', 'canceled'))) ORDER BY d.id LIMIT ?`, id, after, batch)
 			for _, d := range found {
 				if err == nil {
-					err = s.replay(ctx, tx, d)
+					err = s.replay(ctx, tx, r, d)
 				}
 			}
 			return err
