@@ -343,7 +343,7 @@ type Attempt struct {
 	// Attempt 1 is the first.
 	Attempt int64 `json:"attempt"`
 
-	// Error Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, endpoint_gone.
+	// Error Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, webhook_gone.
 	Error *string `json:"error,omitempty"`
 
 	// Status Of the answer. Left out: none came.

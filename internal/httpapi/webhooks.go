@@ -265,7 +265,7 @@ type attemptView struct {
 	At      time.Time `json:"at" doc:"When it began."`
 	TookMS  int64     `json:"took_ms" doc:"Milliseconds."`
 	Status  int       `json:"status,omitempty" doc:"Of the answer. Left out: none came."`
-	Error   string    `json:"error,omitempty" doc:"Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, endpoint_gone."`
+	Error   string    `json:"error,omitempty" doc:"Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, webhook_gone."`
 }
 
 type deliveriesView struct {

@@ -25,8 +25,8 @@ const (
 // Why a delivery or an attempt failed, beside outbound's codes.
 const (
 	codeStatus   = "unexpected_status"
-	codeGone     = "endpoint_gone"     // 410
-	codeDisabled = "endpoint_disabled" //
+	codeGone     = "webhook_gone"      // 410
+	codeDisabled = "webhook_disabled"  //
 	codeNoURL    = "address_forgotten" // that was given with one generation
 )
 
