@@ -469,7 +469,7 @@ type Delivery struct {
 	// EndedAt When it was told or given up.
 	EndedAt *time.Time `json:"ended_at,omitempty"`
 
-	// Error Why it has failed.
+	// Error Why it has failed: the code of its last attempt, webhook_disabled, or address_forgotten (given with a generation, and forgotten since).
 	Error *string `json:"error,omitempty"`
 
 	// EventID Of what. It is the webhook-id of every attempt.

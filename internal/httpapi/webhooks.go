@@ -253,7 +253,7 @@ type deliveryView struct {
 	Type      string        `json:"type" doc:"Of the event."`
 	Ref       string        `json:"ref" doc:"What it is about: a generation, image, export or webhook."`
 	State     string        `json:"state" enum:"pending,paused,delivered,failed" doc:"paused: it waits for the end of a restriction or suspension."`
-	Error     string        `json:"error,omitempty" doc:"Why it has failed."`
+	Error     string        `json:"error,omitempty" doc:"Why it has failed: the code of its last attempt, webhook_disabled, or address_forgotten (given with a generation, and forgotten since)."`
 	CreatedAt time.Time     `json:"created_at" doc:"When it was to be told."`
 	EndedAt   *time.Time    `json:"ended_at,omitempty" doc:"When it was told or given up."`
 	NextAt    *time.Time    `json:"next_attempt_at,omitempty" doc:"While it waits for an attempt."`
