@@ -344,7 +344,7 @@ type Attempt struct {
 	// Attempt 1 is the first.
 	Attempt int64 `json:"attempt"`
 
-	// Error Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, endpoint_gone.
+	// Error Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, webhook_gone.
 	Error *string `json:"error,omitempty"`
 
 	// Status Of the answer. Left out: none came.
@@ -470,7 +470,7 @@ type Delivery struct {
 	// EndedAt When it was told or given up.
 	EndedAt *time.Time `json:"ended_at,omitempty"`
 
-	// Error Why it has failed.
+	// Error Why it has failed: the code of its last attempt, webhook_disabled, or address_forgotten (given with a generation, and forgotten since).
 	Error *string `json:"error,omitempty"`
 
 	// EventID Of what. It is the webhook-id of every attempt.

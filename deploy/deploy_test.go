@@ -245,6 +245,19 @@ func TestEveryRoleReadsTheSameFiles(t *testing.T) {
 	}
 }
 
+// Mails, exports and calls to webhooks come from workers, and name the address that
+// users type.
+func TestEveryRoleKnowsThePublicAddress(t *testing.T) {
+	t.Parallel()
+	c := compose(t)
+	want := c.Services["api"].Environment["ZIMAGE_PUBLIC_URL"]
+	for name := range ours {
+		if got := c.Services[name].Environment["ZIMAGE_PUBLIC_URL"]; got != want || got == "" {
+			t.Errorf("%s: %q, the api's is %q", name, got, want)
+		}
+	}
+}
+
 // The policy to be edited is the shipped one, so that it follows what is learned.
 func TestThePolicyIsTheShippedOne(t *testing.T) {
 	t.Parallel()

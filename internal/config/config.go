@@ -39,7 +39,7 @@ const (
 type Config struct {
 	Listen         string   `env:"LISTEN" envDefault:"127.0.0.1:8080" doc:"Address of the API, as host:port or unix:PATH. Off loopback it needs a TLS certificate."`
 	MetricsListen  string   `env:"METRICS_LISTEN" envDefault:"127.0.0.1:9464" doc:"Address of metrics and probes, one for each process; off: none. It never speaks TLS."`
-	PublicURL      string   `env:"PUBLIC_URL" without:"from LISTEN" doc:"The address that users type, without a path. Mails name it, and passkeys are bound to its host: https with a name, or localhost."`
+	PublicURL      string   `env:"PUBLIC_URL" without:"from LISTEN" doc:"The address that users type, without a path; the same for every process. Mails, links and webhooks name it, and passkeys are bound to its host: https with a name, or localhost."`
 	TLSCert        string   `env:"TLS_CERT" doc:"PEM file with the certificate chain of the API. Read at start."`
 	TLSKey         string   `env:"TLS_KEY" doc:"PEM file with its private key."`
 	TLSExceptions  []string `env:"TLS_EXCEPTIONS" doc:"Hops accepted without verified TLS 1.3: listen, metrics, database, keys, redis, s3, smtp. Comma list."`
@@ -71,7 +71,7 @@ type Config struct {
 
 	OutboundPorts    []string `env:"OUTBOUND_PORTS" without:"none" doc:"Ports beside 80 and 443 at which webhooks may be delivered. Comma list."`
 	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development: webhooks may lead to this machine, at any port and without TLS."`
-	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"the well-known ones" doc:"Prefixes of your network that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
+	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"none" doc:"Prefixes of your network beside the well-known ones that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`

@@ -253,7 +253,7 @@ type deliveryView struct {
 	Type      string        `json:"type" doc:"Of the event."`
 	Ref       string        `json:"ref" doc:"What it is about: a generation, image, export or webhook."`
 	State     string        `json:"state" enum:"pending,paused,delivered,failed" doc:"paused: it waits for the end of a restriction or suspension."`
-	Error     string        `json:"error,omitempty" doc:"Why it has failed."`
+	Error     string        `json:"error,omitempty" doc:"Why it has failed: the code of its last attempt, webhook_disabled, or address_forgotten (given with a generation, and forgotten since)."`
 	CreatedAt time.Time     `json:"created_at" doc:"When it was to be told."`
 	EndedAt   *time.Time    `json:"ended_at,omitempty" doc:"When it was told or given up."`
 	NextAt    *time.Time    `json:"next_attempt_at,omitempty" doc:"While it waits for an attempt."`
@@ -265,7 +265,7 @@ type attemptView struct {
 	At      time.Time `json:"at" doc:"When it began."`
 	TookMS  int64     `json:"took_ms" doc:"Milliseconds."`
 	Status  int       `json:"status,omitempty" doc:"Of the answer. Left out: none came."`
-	Error   string    `json:"error,omitempty" doc:"Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, endpoint_gone."`
+	Error   string    `json:"error,omitempty" doc:"Left out: it succeeded. Stable: address_refused, url_not_allowed, name_not_found, not_reachable, tls_failed, timed_out, connection_failed, unexpected_status, webhook_gone."`
 }
 
 type deliveriesView struct {

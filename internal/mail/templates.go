@@ -57,7 +57,7 @@ var letters = parsed(map[Template]*letter{
 	AccountClosed:       {subject: "Your account is closed", always: true},
 	ExportAsked:         {subject: "A copy of your data was asked for"},
 	ExportReady:         {subject: "The copy of your data is ready"},
-	WebhookDisabled:     {subject: "A webhook was disabled", needs: []string{"Endpoint", "Why"}},
+	WebhookDisabled:     {subject: "A webhook was disabled", needs: []string{"Endpoint", "Host", "Why"}},
 	ErasureAsked:        {subject: "Your account will be erased", needs: []string{"When", "ID", "Contact"}},
 	RequestConfirm:      {subject: "Confirm your privacy request", needs: []string{"Request", "Code", "Contact"}, always: true},
 	RequestNothingHeld:  {subject: "The answer to your privacy request", needs: []string{"Request", "Complaint"}, always: true},

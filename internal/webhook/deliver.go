@@ -9,7 +9,6 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/jobs"
-	"zimage/internal/mail"
 	"zimage/internal/outbound"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
@@ -26,8 +25,8 @@ const (
 // Why a delivery or an attempt failed, beside outbound's codes.
 const (
 	codeStatus   = "unexpected_status"
-	codeGone     = "endpoint_gone"     // 410
-	codeDisabled = "endpoint_disabled" //
+	codeGone     = "webhook_gone"      // 410
+	codeDisabled = "webhook_disabled"  //
 	codeNoURL    = "address_forgotten" // that was given with one generation
 )
 
@@ -257,6 +256,7 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o out
 	if err != nil {
 		return 0, err
 	}
+	r.FailingSince.Int64 = after.FailingSince
 	failing := now.Sub(time.UnixMilli(after.FailingSince))
 	switch {
 	case after.DisabledAt.Valid:
@@ -276,14 +276,6 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o out
 	return rest, s.Queue.Defer(ctx, tx, r.ID, until)
 }
 
-// whyDisabled tells the owner, in a sentence.
-var whyDisabled = map[string]string{
-	Gone:    "It answered 410, which says that it is gone.",
-	Failing: "For five days nothing but failure came of calling it.",
-	Restored: "The service was restored from a backup, in which it is as it was before you changed it. " +
-		"Look at all of it, have a new secret made, and enable it.",
-}
-
 // disable ends the calls to an endpoint and tells its owner.
 func (s *Service) disable(ctx context.Context, tx *db.Tx, r row, why string) error {
 	n, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET disabled_at = ?, disabled_why = ? WHERE id = ? AND disabled_at IS NULL`,
@@ -291,7 +283,7 @@ func (s *Service) disable(ctx context.Context, tx *db.Tx, r row, why string) err
 	if err != nil || n == 0 {
 		return err
 	}
-	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Why": whyDisabled[why]})
+	return s.tellDisabled(ctx, tx, r, why)
 }
 
 // giveUp ends a delivery without a call.

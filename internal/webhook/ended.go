@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"zimage/internal/db"
-	"zimage/internal/mail"
 	"zimage/internal/subject"
 )
 
@@ -90,5 +89,5 @@ func (s *Service) endAgain(ctx context.Context, tx *db.Tx, id string, changed in
 	if err != nil || told {
 		return err
 	}
-	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Why": whyDisabled[Restored]})
+	return s.tellDisabled(ctx, tx, r, Restored)
 }

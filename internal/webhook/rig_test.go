@@ -144,7 +144,7 @@ func (r *rig) generation(_ context.Context, _, id string) (Generation, error) {
 func (r *rig) tell(_ context.Context, _ *db.Tx, owner string, template mail.Template, data map[string]string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mails = append(r.mails, map[string]string{"owner": owner, "template": string(template), "endpoint": data["Endpoint"], "why": data["Why"]})
+	r.mails = append(r.mails, map[string]string{"owner": owner, "template": string(template), "endpoint": data["Endpoint"], "host": data["Host"], "why": data["Why"]})
 	return nil
 }
 
