@@ -26,6 +26,7 @@ import (
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // A Finding is what the doctor says of one part.
@@ -468,12 +469,17 @@ func (d doctor) workers(ctx context.Context, main *db.DB, engines engine.Config,
 		d.warn("workers", "cannot be asked for: "+err.Error(), "start a process of this version, which brings the schema forward")
 		return
 	}
-	for _, lane := range append(engines.Lanes(), jobs.Housekeeping, mail.Lane) {
-		mend := "start `zimage up`, or a worker whose " + config.Prefix + "LANES has "
+	for _, lane := range append(engines.Lanes(), jobs.Housekeeping, mail.Lane, webhook.Lane) {
+		mend, waiting := "start `zimage up`, or a worker whose "+config.Prefix+"LANES has ", ""
+		if lane == webhook.Lane {
+			waiting = deliveriesWaiting(ctx, main)
+		}
 		switch {
 		case served[lane].Slots > 0:
-			d.good("lane "+lane, "is served")
+			d.good("lane "+lane, "is served"+waiting)
 			continue
+		case lane == webhook.Lane:
+			mend += jobs.Housekeeping + ", of this version: webhooks go with it; until then nobody's program is told anything"
 		case lane == mail.Lane:
 			mend += jobs.Housekeeping + ", of this version: mail goes with it; until then mails wait"
 		case lane == jobs.Housekeeping:
@@ -481,7 +487,7 @@ func (d doctor) workers(ctx context.Context, main *db.DB, engines engine.Config,
 		default:
 			mend += "it; `zimage engines list` tells whether its engines are drained or set aside"
 		}
-		d.warn("lane "+lane, "no worker serves it now", mend)
+		d.warn("lane "+lane, "no worker serves it now"+waiting, mend)
 	}
 	if !known {
 		return
@@ -496,6 +502,18 @@ func (d doctor) workers(ctx context.Context, main *db.DB, engines engine.Config,
 				"give every api, worker and scheduler the same file and restart them; what the api accepts by one, a worker with another may not be able to run")
 		}
 	}
+}
+
+// deliveriesWaiting says how many webhooks are to be called, if any are.
+func deliveriesWaiting(ctx context.Context, main *db.DB) string {
+	b, err := jobs.BacklogOf(ctx, main, webhook.Lane)
+	switch {
+	case err != nil:
+		return "; what waits cannot be counted: " + err.Error()
+	case b == jobs.Backlog{}:
+		return ""
+	}
+	return fmt.Sprintf("; deliveries that wait for a worker: %d, for their next attempt: %d", b.Due, b.Later)
 }
 
 // differ says how the engines of one worker are not those of our file in the

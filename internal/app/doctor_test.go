@@ -34,6 +34,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // patient is an installation of `zimage up` that was started once and is healthy
@@ -458,7 +459,7 @@ func TestDoctorAsksTheMailServerAndSendsNothing(t *testing.T) {
 func TestDoctorTellsThatNobodySendsMail(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
-	p.worker("generation", jobs.Housekeeping)
+	p.worker("generation", jobs.Housekeeping, webhook.Lane)
 	warned := map[string]Finding{}
 	for _, f := range p.examine() {
 		if lane, ok := strings.CutPrefix(f.Part, "lane "); ok && f.Warn {
@@ -473,6 +474,40 @@ func TestDoctorTellsThatNobodySendsMail(t *testing.T) {
 		if f.Part == "lane mail" && f.Warn {
 			t.Errorf("served: %+v", f)
 		}
+	}
+}
+
+func TestDoctorTellsWhetherWebhooksAreCalled(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.worker("generation", jobs.Housekeeping, mail.Lane) // of a version before webhooks
+	lane := func() (said Finding) {
+		t.Helper()
+		for _, f := range p.examine() {
+			switch {
+			case f.Part == "lane webhook":
+				said = f
+			case f.Bad || f.Warn:
+				t.Errorf("%+v", f)
+			}
+		}
+		return said
+	}
+	if f := lane(); !f.Warn || f.Text != "no worker serves it now" || !strings.Contains(f.Mend, "housekeeping, of this version") {
+		t.Errorf("nobody: %+v", f)
+	}
+	for id, state := range []string{"queued", "queued", "waiting", "succeeded"} {
+		p.sql("data/zimage.db", fmt.Sprintf(`INSERT INTO jobs (id, lane, kind, party, ref, state, attempt, max_attempts, run_after, lease_until, worker, vstart, cost,
+			cancel_requested, progress_done, progress_total, error_code, created_at, started_at, finished_at)
+			VALUES ('job_%d', 'webhook', 'webhook:deliver', 'whk_x', 'dlv_x', '%s', 0, 1, 0, 0, '', 0, 1, 0, 0, 0, '', 0, 0, 0)`, id, state))
+	}
+	const waiting = "; deliveries that wait for a worker: 2, for their next attempt: 1"
+	if f := lane(); !f.Warn || f.Text != "no worker serves it now"+waiting {
+		t.Errorf("nobody, and some wait: %+v", f)
+	}
+	p.worker(webhook.Lane)
+	if f := lane(); f.Warn || f.Text != "is served"+waiting {
+		t.Errorf("served: %+v", f)
 	}
 }
 

@@ -16,11 +16,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,13 +41,13 @@ const (
 	urlMost = 2048
 )
 
-// Options for New. The zero value allows public addresses alone, at ports 80 and
-// 443.
+// Options for New. The zero value allows public addresses alone, by https at ports
+// 443 and 80.
 type Options struct {
 	// Loopback lets addresses of this machine through as well, at any port and
-	// without TLS: for development.
+	// without TLS: the one exception from TLS 1.3, for development.
 	Loopback bool
-	Ports    []uint16              // that are allowed beside 80 and 443
+	Ports    []uint16              // that are allowed beside 443 and 80
 	NAT64    []netip.Prefix        // of the operator's network, which lead to IPv4
 	Roots    *x509.CertPool        // that vouch for receivers; nil: the system's
 	Registry prometheus.Registerer // for metrics; nil: none
@@ -66,7 +68,7 @@ func New(o Options) *Client {
 	c.transport = &http.Transport{
 		Proxy:                  nil, // a proxy would dial for us, unguarded
 		DialContext:            c.dialer.DialContext,
-		TLSClientConfig:        &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:        &tls.Config{RootCAs: o.Roots, MinVersion: tls.VersionTLS13},
 		TLSHandshakeTimeout:    connecting,
 		ResponseHeaderTimeout:  total,
 		MaxResponseHeaderBytes: headerMost,
@@ -90,7 +92,7 @@ const (
 	BadURL    Code = "url_not_allowed"
 	NoName    Code = "name_not_found"
 	NoConnect Code = "not_reachable"
-	BadTLS    Code = "tls_failed"
+	BadTLS    Code = "tls_failed" // no TLS 1.3, or no certificate of its name that we trust
 	TooSlow   Code = "timed_out"
 	Broken    Code = "connection_failed" // it ended, or what came is no answer
 )
@@ -132,6 +134,10 @@ func (c *Client) post(ctx context.Context, p Post) (Answer, *Error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, plain{}, u.Scheme == "http"), total)
 	defer cancel()
+	var noHandshake atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+		noHandshake.Store(err != nil)
+	}})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(p.Body))
 	if err != nil {
 		return Answer{}, &Error{BadURL}
@@ -142,7 +148,11 @@ func (c *Client) post(ctx context.Context, p Post) (Answer, *Error) {
 	// The transport itself follows nothing and keeps no cookies.
 	res, err := c.transport.RoundTrip(req)
 	if err != nil {
-		return Answer{}, &Error{codeOf(err)}
+		code := codeOf(err)
+		if code == Broken && noHandshake.Load() {
+			code = BadTLS
+		}
+		return Answer{}, &Error{code}
 	}
 	// What is read is read to use the connection again; one whose answer is longer
 	// is closed.
@@ -171,9 +181,6 @@ func retryAfter(h http.Header) time.Duration {
 func codeOf(err error) Code {
 	var timeout interface{ Timeout() bool }
 	var name *net.DNSError
-	var record tls.RecordHeaderError
-	var alert tls.AlertError
-	var certificate *tls.CertificateVerificationError
 	var operation *net.OpError
 	switch {
 	case errors.Is(err, errRefused):
@@ -182,8 +189,6 @@ func codeOf(err error) Code {
 		return NoName
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return TooSlow
-	case errors.As(err, &record), errors.As(err, &alert), errors.As(err, &certificate):
-		return BadTLS
 	case errors.As(err, &operation) && operation.Op == "dial":
 		return NoConnect
 	}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -70,6 +72,43 @@ func TestAPostArrives(t *testing.T) {
 	code(t, err, BadTLS)
 }
 
+// The policy promises TLS 1.3 without an exception.
+func TestSecurity_NothingIsSentByLessThanTLS13(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int64
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls.Add(1) }))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.TLS = &tls.Config{MaxVersion: tls.VersionTLS12}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	_, err := New(Options{Loopback: true, Roots: roots}).Post(context.Background(), Post{URL: s.URL})
+	code(t, err, BadTLS)
+	if calls.Load() != 0 {
+		t.Error("it was called")
+	}
+
+	// One that has never heard of TLS 1.3 begins with 1.2.
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		hello := append([]byte{0x16, 3, 3, 0, 42, 2, 0, 0, 38, 3, 3}, make([]byte, 32)...)
+		_, _ = conn.Write(append(hello, 0, 0xc0, 0x2f, 0)) // no session, ECDHE with AES-128-GCM, no compression
+		_, _ = io.Copy(io.Discard, conn)
+		_ = conn.Close()
+	}()
+	_, err = local().Post(context.Background(), Post{URL: "https://" + l.Addr().String()})
+	code(t, err, BadTLS)
+}
+
 func TestRetryAfterTakesADateByTheReceiversClock(t *testing.T) {
 	t.Parallel()
 	h := http.Header{"Retry-After": {"Thu, 15 Jan 2026 10:00:30 GMT"}, "Date": {"Thu, 15 Jan 2026 10:00:00 GMT"}}
@@ -125,7 +164,7 @@ func TestSecurity_IPv4MappedAddressesAreTheirIPv4(t *testing.T) {
 func TestSecurity_NAT64IsRefused(t *testing.T) {
 	t.Parallel()
 	own := "2a00:64::7f00:1"
-	if !New(Options{}).allowed(netip.MustParseAddr(own)) {
+	if err := New(Options{}).control(context.Background(), "tcp6", "["+own+"]:443", nil); err != nil {
 		t.Error("the test's prefix is refused anyway")
 	}
 	c := New(Options{NAT64: []netip.Prefix{netip.MustParsePrefix("2a00:64::/96")}})
@@ -133,6 +172,11 @@ func TestSecurity_NAT64IsRefused(t *testing.T) {
 		if c.allowed(netip.MustParseAddr(address)) {
 			t.Errorf("%s is allowed", address)
 		}
+		// A name that is as good as any leads there.
+		c.dialer.Resolver = names(t, address)
+		c.transport.DialContext = c.dialer.DialContext
+		_, err := c.Post(context.Background(), Post{URL: "https://hook.example.org/"})
+		code(t, err, Refused)
 	}
 }
 
@@ -173,11 +217,15 @@ func names(t *testing.T, answers ...string) *net.Resolver {
 			}
 			m.Response, m.Authoritative, m.Additionals = true, true, nil
 			q := m.Questions[0]
-			if q.Type == dnsmessage.TypeA {
-				m.Answers = []dnsmessage.Resource{{
-					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
-					Body:   &dnsmessage.AResource{A: netip.MustParseAddr(answers[min(given, len(answers)-1)]).As4()},
-				}}
+			var body dnsmessage.ResourceBody
+			switch a := netip.MustParseAddr(answers[min(given, len(answers)-1)]); {
+			case q.Type == dnsmessage.TypeA && a.Is4():
+				body = &dnsmessage.AResource{A: a.As4()}
+			case q.Type == dnsmessage.TypeAAAA && a.Is6():
+				body = &dnsmessage.AAAAResource{AAAA: a.As16()}
+			}
+			if body != nil {
+				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class}, Body: body}}
 				given++
 			}
 			if packed, err := m.Pack(); err == nil {
