@@ -370,12 +370,23 @@ func (p Policy) journal() Window {
 	return Days(deletion + backups)
 }
 
+// webhooksMost is how long what webhooks were told is kept, if that is within usage.
+const webhooksMost = 30
+
+// webhooks is how long what webhooks were told is kept: it is usage, and of a shorter time.
+func (p Policy) webhooks() Window {
+	if w := Days(webhooksMost); !w.longer(p.Windows.Usage) {
+		return w
+	}
+	return p.Windows.Usage
+}
+
 // Window finds a window of the policy by the name that it has there and in the
-// map; journal is made of two.
+// map; journal and webhooks are made of these.
 func (p Policy) Window(name string) (Window, bool) {
 	w, ok := map[string]Window{
 		"generated_content": p.Windows.GeneratedContent, "deletion": p.Windows.Deletion,
-		"usage": p.Windows.Usage, "support": p.Windows.Support, "journal": p.journal(),
+		"usage": p.Windows.Usage, "support": p.Windows.Support, "journal": p.journal(), "webhooks": p.webhooks(),
 	}[name]
 	return w, ok
 }
