@@ -84,7 +84,9 @@ type Table struct {
 	// Through, the key of a row of that table, which is the same person's.
 	Subject string `yaml:"subject"`
 	Through string `yaml:"through"`
-	Nobody  string `yaml:"nobody"` // why the rows are no person's, instead of Subject
+	// Also is a table of persons' rows whose keys may stand in Subject as well.
+	Also   string `yaml:"also"`
+	Nobody string `yaml:"nobody"` // why the rows are no person's, instead of Subject
 
 	Category string   `yaml:"category"`
 	Purposes []string `yaml:"purposes"`
@@ -339,6 +341,10 @@ func (m *Map) Of(t *Table) string {
 	switch {
 	case t.Subject == "":
 		return ""
+	case t.Also != "":
+		other := m.Table(t.Store, t.Also)
+		return t.Subject + " IN (WITH person (id) AS (SELECT CAST(? AS TEXT)) SELECT id FROM person UNION ALL SELECT " + other.Key[0] + " FROM " + other.Name +
+			" WHERE " + other.Subject + " IN (SELECT id FROM person))"
 	case t.Through == "":
 		return t.Subject + " = ?"
 	}
