@@ -172,6 +172,7 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 		DB: a.db, Keys: a.keys, Vault: v, Objects: a.objects, Queue: a.queue, Clock: a.clock, Mail: a.mail, Log: a.log,
 		Metrics: privacy.NewMetrics(a.registry), Map: described, Policy: a.policy, Events: happened, Accounts: a.Accounts,
 		Removes:   map[string]privacy.Remove{"generations": a.Generate.RemoveGenerations, "images": a.Generate.RemoveImages},
+		Drops:     a.drops(),
 		Ends:      a.ends(),
 		Notices:   []string{webhook.KindFarewell},
 		Recurring: schedules(),

@@ -36,13 +36,21 @@ func (a *App) openWebhooks() {
 	o.Registry = a.registry
 	client := outbound.New(o)
 	a.closing(func() error { client.Close(); return nil })
+	kept, _ := a.policy.Window("webhooks")
 	a.Webhooks = webhook.New(webhook.Options{
 		DB: a.db, Vault: a.vault, Queue: a.queue, Clock: a.clock, Log: a.log, Client: client, PublicURL: a.config.PublicURL,
-		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell, Ended: a.Privacy.Ended,
+		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell, Ended: a.Privacy.Ended, Kept: kept.Before,
 	})
 }
 
-// ends are what people end beside their content. The room of webhooks is opened later.
+// drops delete rows with those that belong to them. The room of webhooks is opened later.
+func (a *App) drops() map[string]privacy.Drop {
+	return map[string]privacy.Drop{"webhook_deliveries": func(ctx context.Context, tx *db.Tx, ids []string) (int, error) {
+		return a.Webhooks.DropDeliveries(ctx, tx, ids)
+	}}
+}
+
+// ends are what people end beside their content.
 func (a *App) ends() map[string]privacy.End {
 	return map[string]privacy.End{
 		generate.EndedShare: {Back: a.Generate.SharesBack, Again: a.Generate.EndSharesAgain},

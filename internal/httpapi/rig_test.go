@@ -136,6 +136,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	client := outbound.New(outbound.Options{Loopback: true})
 	t.Cleanup(client.Close)
 	hooks = webhook.New(webhook.Options{DB: d, Vault: v, Queue: queue, Clock: c, Log: log, Client: client, Tell: accounts.Tell,
+		Kept: func(now time.Time) time.Time { return now.AddDate(0, 0, -30) },
 		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
 			g, err := rooms.Get(ctx, owner, id)
 			return webhook.Generation{ID: g.ID, Status: string(g.Status), Prompt: g.Request.Prompt}, err

@@ -84,7 +84,9 @@ type Table struct {
 	// Through, the key of a row of that table, which is the same person's.
 	Subject string `yaml:"subject"`
 	Through string `yaml:"through"`
-	Nobody  string `yaml:"nobody"` // why the rows are no person's, instead of Subject
+	// Also is a table of persons' rows whose keys may stand in Subject as well.
+	Also   string `yaml:"also"`
+	Nobody string `yaml:"nobody"` // why the rows are no person's, instead of Subject
 
 	Category string   `yaml:"category"`
 	Purposes []string `yaml:"purposes"`
@@ -339,6 +341,10 @@ func (m *Map) Of(t *Table) string {
 	switch {
 	case t.Subject == "":
 		return ""
+	case t.Also != "":
+		other := m.Table(t.Store, t.Also)
+		return t.Subject + " IN (WITH person (id) AS (SELECT CAST(? AS TEXT)) SELECT id FROM person UNION ALL SELECT " + other.Key[0] + " FROM " + other.Name +
+			" WHERE " + other.Subject + " IN (SELECT id FROM person))"
 	case t.Through == "":
 		return t.Subject + " = ?"
 	}
@@ -370,12 +376,23 @@ func (p Policy) journal() Window {
 	return Days(deletion + backups)
 }
 
+// webhooksMost is how long what webhooks were told is kept, if that is within usage.
+const webhooksMost = 30
+
+// webhooks is how long what webhooks were told is kept: it is usage, and of a shorter time.
+func (p Policy) webhooks() Window {
+	if w := Days(webhooksMost); !w.longer(p.Windows.Usage) {
+		return w
+	}
+	return p.Windows.Usage
+}
+
 // Window finds a window of the policy by the name that it has there and in the
-// map; journal is made of two.
+// map; journal and webhooks are made of these.
 func (p Policy) Window(name string) (Window, bool) {
 	w, ok := map[string]Window{
 		"generated_content": p.Windows.GeneratedContent, "deletion": p.Windows.Deletion,
-		"usage": p.Windows.Usage, "support": p.Windows.Support, "journal": p.journal(),
+		"usage": p.Windows.Usage, "support": p.Windows.Support, "journal": p.journal(), "webhooks": p.webhooks(),
 	}[name]
 	return w, ok
 }

@@ -188,6 +188,12 @@ func (c *checker) table(where string, t *Table) {
 	if t.Through != "" {
 		c.through(where, t)
 	}
+	if t.Also != "" {
+		other := c.m.Table(t.Store, t.Also)
+		if t.Through != "" || other == nil || len(other.Key) != 1 || other.Subject == "" || other.Through != "" || other.Also != "" {
+			c.bad(where, "also must name a table of the same store that is a person's by a column of its own and has a key of one column; it goes without through")
+		}
+	}
 	if len(t.Keep) == 0 {
 		c.bad(where, "keep is missing: say how long")
 	}
@@ -305,8 +311,8 @@ func untilAlone(k Keep) string {
 
 func (c *checker) erase(where string, t *Table) {
 	if t.Nobody != "" {
-		if t.Erase != nil || t.Through != "" || t.Export != "" {
-			c.bad(where, "is nobody's: it has no erase, through or export")
+		if t.Erase != nil || t.Through != "" || t.Also != "" || t.Export != "" {
+			c.bad(where, "is nobody's: it has no erase, through, also or export")
 		}
 		return
 	}

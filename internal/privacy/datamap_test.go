@@ -217,6 +217,9 @@ func TestAPersonsRowsAreFoundThroughTheMap(t *testing.T) {
 				SELECT 'gen_' || x, 'sub_' || x, '', '', 0, '', '', 0, 0, 0, 0, 0, 0, '', 0 FROM (SELECT 'a' AS x UNION SELECT 'b') AS two`,
 			`INSERT INTO images (id, generation_id, owner, n, attempt, width, height, format, bytes, seed, created_at, expires_at, removed_at, removed_reason)
 				SELECT 'img_' || x, 'gen_' || x, 'sub_' || x, 0, 1, 1, 1, 'png', 1, 0, 0, 0, 0, '' FROM (SELECT 'a' AS x UNION SELECT 'b') AS two`,
+			`INSERT INTO webhook_endpoints (id, owner, once, secret, events, include_prompt, created_at, changed_at, disabled_why, failures)
+				SELECT 'whe_' || x, 'sub_' || x, 0, CAST('s' AS BYTEA), '', 0, 0, 0, '', 0 FROM (SELECT 'a' AS x UNION SELECT 'b') AS two`,
+			`INSERT INTO job_turns (lane, party, finish) SELECT 'l', x, 1 FROM (SELECT 'sub_a' AS x UNION SELECT 'whe_a' UNION SELECT 'sub_b' UNION SELECT 'whe_b' UNION SELECT 'system') AS five`,
 		} {
 			if _, err := stores[privacy.StoreMain].Exec(ctx, s); err != nil {
 				t.Fatal(err)
@@ -239,8 +242,11 @@ func TestAPersonsRowsAreFoundThroughTheMap(t *testing.T) {
 				continue
 			}
 			want := 0
-			if table.Name == "generations" || table.Name == "images" {
+			switch table.Name {
+			case "generations", "images", "webhook_endpoints":
 				want = 1
+			case "job_turns": // its own, and its endpoint's
+				want = 2
 			}
 			if n := count(table); n != want {
 				t.Errorf("%s: %d rows, want %d", table.Name, n, want)
@@ -380,7 +386,9 @@ metrics: {holds: x, purposes: [generate], kept: x, erased: x, labels: [{name: a,
 		{"type: bytes, holds: text", "type: text, holds: text", "sealed needs bytes"},
 		{"key: [id]\n    subject", "key: [id, owner]\n    subject", "sealed needs bytes, a key of one column"},
 		{"subject: owner\n", "subject: owner\n    through: notes\n", "through must lead to"},
-		{"subject: owner\n", "nobody: it is ours\n", "has no erase, through or export"},
+		{"subject: owner\n", "subject: owner\n    also: notes\n", "also must name"},
+		{"subject: owner\n", "subject: owner\n    also: songs\n", "also must name"},
+		{"subject: owner\n", "nobody: it is ours\n", "has no erase, through, also or export"},
 		{"holds: notes\n", "holds: notes\n    colour: red\n", "field colour not found"},
 		{"data: [note, <id>]", "data: [note, <n>]", "the key has no part <n>"},
 		{"data: [note, <id>]", "data: []", "data is missing"},

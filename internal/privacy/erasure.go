@@ -411,21 +411,23 @@ func (s *Service) late(ctx context.Context, e *erasure, until time.Time) error {
 	return err
 }
 
-// stopped cancels everything that is left, and waits while something runs.
+// stopped cancels everything that is left, and waits while something runs. Ending work may
+// add some, such as a look for what it left.
 func (s *Service) stopped(ctx context.Context, e *erasure) error {
 	for {
-		running, err := s.Queue.Stop(ctx, e.Subject, string(subject.BecauseClosed))
-		if err != nil {
+		var parties []string
+		err := s.DB.Select(ctx, &parties, `SELECT DISTINCT party FROM jobs WHERE `+s.Map.Of(s.Map.Table(StoreMain, "jobs"))+` AND state IN ('queued', 'waiting', 'running')`, e.Subject)
+		if err != nil || len(parties) == 0 {
 			return err
 		}
-		if running > 0 {
-			return wait{2 * time.Second}
-		}
-		// Ending work may have added some, such as a look for what it left.
-		var n int
-		err = s.DB.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE party = ? AND state IN ('queued', 'waiting', 'running')`, e.Subject)
-		if err != nil || n == 0 {
-			return err
+		for _, party := range parties {
+			running, err := s.Queue.Stop(ctx, party, string(subject.BecauseClosed))
+			if err != nil {
+				return err
+			}
+			if running > 0 {
+				return wait{2 * time.Second}
+			}
 		}
 	}
 }

@@ -241,7 +241,17 @@ func (s *Service) issue(ctx context.Context, id string) error {
 		if err != nil {
 			return stuck{"sign_failed", err}
 		}
-		_, err = tx.Exec(ctx, `UPDATE erasures SET receipt = ?, receipt_at = ?, completed_at = ?, failures = 0, failure = '' WHERE id = ?`, text, now, e.CompletedAt, id)
+		did, err := parseWork(e.Work)
+		if err != nil {
+			return err
+		}
+		did.Counted = nil // names of objects, of which none is left to be counted twice
+		rest, err := json.Marshal(did)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE erasures SET receipt = ?, receipt_at = ?, completed_at = ?, failures = 0, failure = '', work = ? WHERE id = ?`,
+			text, now, e.CompletedAt, string(rest), id)
 		if err != nil {
 			return err
 		}

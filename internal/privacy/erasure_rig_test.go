@@ -331,7 +331,11 @@ func (h *home) rooms() {
 	h.generate = rooms
 	out := outbound.New(outbound.Options{Loopback: true})
 	h.t.Cleanup(out.Close)
-	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, Tell: h.accounts.Tell, Ended: ended,
+	if h.options.Policy.Version == "" {
+		h.options.Policy = privacy.DefaultPolicy()
+	}
+	kept, _ := h.options.Policy.Window("webhooks")
+	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, Tell: h.accounts.Tell, Ended: ended, Kept: kept.Before,
 		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
 			g, err := rooms.Get(ctx, owner, id)
 			return webhook.Generation{ID: g.ID, Status: string(g.Status)}, err
@@ -340,14 +344,12 @@ func (h *home) rooms() {
 	h.registry = prometheus.NewRegistry()
 	o := h.options
 	o.Metrics = privacy.NewMetrics(h.registry)
-	if o.Policy.Version == "" {
-		o.Policy = privacy.DefaultPolicy()
-	}
 	o.DB, o.Keys, o.Vault, o.Objects, o.Queue, o.Clock, o.Mail, o.Log = h.db, h.keys, h.vault, h.away, h.queue, h.clock, h.mail, log
 	if o.Map == nil {
 		o.Map = dataMap(h.t)
 	}
 	o.Removes = map[string]privacy.Remove{"generations": rooms.RemoveGenerations, "images": rooms.RemoveImages}
+	o.Drops = map[string]privacy.Drop{"webhook_deliveries": hooks.DropDeliveries}
 	o.Ends = map[string]privacy.End{
 		generate.EndedShare:  {Back: rooms.SharesBack, Again: rooms.EndSharesAgain},
 		generate.EndedLinks:  {Back: rooms.LinksBack, Again: rooms.RevokeLinksAgain},

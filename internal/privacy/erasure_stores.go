@@ -134,7 +134,7 @@ func (s *Service) plan(ctx context.Context, store string) (plan, error) {
 
 // names reports whether rows of t name rows of the other table.
 func (p plan) names(t *Table, other string) bool {
-	return t.Through == other || len(p.columnsTo(t.Name, other)) > 0
+	return t.Through == other || t.Also == other || len(p.columnsTo(t.Name, other)) > 0
 }
 
 func (p plan) columnsTo(table, other string) (columns []string) {

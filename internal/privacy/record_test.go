@@ -14,7 +14,6 @@ import (
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
 	"zimage/internal/vault"
-	"zimage/internal/webhook"
 )
 
 // described is a statement with one processor that is on, and three that lack
@@ -229,10 +228,6 @@ func TestTheMapsSpansAreThoseOfTheRooms(t *testing.T) {
 		{privacy.StoreMain, "idempotency_keys", "created_at", privacy.Delete, generate.IdempotentKept},
 		{privacy.StoreMain, "mails", "accepted_at", privacy.Delete, mail.RowKept},
 		{privacy.StoreMain, "mails", "failed_at", privacy.Delete, mail.RowKept},
-		{privacy.StoreMain, "webhook_once", "created_at", privacy.Delete, webhook.Kept},
-		{privacy.StoreMain, "webhook_events", "at", privacy.Delete, webhook.Kept},
-		{privacy.StoreMain, "webhook_deliveries", "created_at", privacy.Delete, webhook.Kept},
-		{privacy.StoreMain, "webhook_attempts", "at", privacy.Delete, webhook.Kept},
 		{privacy.StoreMain, "jobs", "finished_at", privacy.Delete, jobs.EndedKept},
 		{privacy.StoreMain, "schedule_ticks", "at", privacy.Delete, jobs.TicksKept},
 		{privacy.StoreMain, "workers", "seen_at", privacy.Delete, jobs.WorkersKept},

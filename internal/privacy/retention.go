@@ -31,6 +31,10 @@ const (
 // a hold keeps, and what is gone already, it passes over.
 type Remove func(ctx context.Context, tx *db.Tx, ids []string, reason string) (removed int, err error)
 
+// A Drop deletes some rows of a table that are past their time with those that belong to
+// them, and says how many of the table.
+type Drop func(ctx context.Context, tx *db.Tx, ids []string) (dropped int, err error)
+
 // purges are the table's reasons by which retention ends rows, or part of them.
 func (t *Table) purges() []Keep {
 	return slices.DeleteFunc(slices.Clone(t.Keep), func(k Keep) bool { return k.By != KindPurge })
@@ -333,6 +337,9 @@ func (s *Service) end(ctx context.Context, tx *db.Tx, p plan, t *Table, k Keep, 
 	ids, err := s.free(ctx, tx, t, ids)
 	if err != nil || len(ids) == 0 {
 		return 0, err
+	}
+	if drop := s.Drops[t.Name]; drop != nil && k.Then == Delete {
+		return drop(ctx, tx, ids)
 	}
 	var objects []string
 	for _, id := range ids {

@@ -44,6 +44,8 @@ type Options struct {
 	// Removes end the content of rows, by table, where retention would not know all
 	// that goes with it.
 	Removes map[string]Remove
+	// Drops delete rows, by table, with those of other tables that belong to them.
+	Drops map[string]Drop
 	// Ends are what people end beside their content, by the kind that Ended is told.
 	Ends map[string]End
 

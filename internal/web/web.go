@@ -21,7 +21,6 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/privacy"
-	"zimage/internal/webhook"
 )
 
 //go:embed privacy.html
@@ -76,7 +75,9 @@ func answer(kind string, content func() []byte) http.Handler {
 type kept struct {
 	Device, Key, SignUp, Tombstone, Idempotency, Mail, Job                    time.Duration
 	Export, RemovedExport, Request, RequestWords, RequestUnconfirmed, Receipt time.Duration
-	Objection, Share, Link, Webhook, OldSecret                                time.Duration
+	Objection, Share, Link, OldSecret                                         time.Duration
+
+	Webhook privacy.Window // the policy's usage, if that is shorter
 }
 
 func privacyPage(s privacy.Statement) ([]byte, error) {
@@ -88,6 +89,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		return nil, fmt.Errorf("parse the page of the policy: %w", err)
 	}
 	var b bytes.Buffer
+	webhooks, _ := s.Window("webhooks")
 	err = page.Execute(&b, struct {
 		privacy.Statement
 		Service string
@@ -98,7 +100,7 @@ func privacyPage(s privacy.Statement) ([]byte, error) {
 		Export: privacy.ExportKept, RemovedExport: privacy.RemovedExportKept, Receipt: privacy.ReceiptKept,
 		Request: privacy.RequestKept, RequestWords: privacy.RequestWordsKept, RequestUnconfirmed: privacy.UnconfirmedKept,
 		Objection: privacy.ObjectionTime, Share: generate.ShareLife, Link: generate.LongestLink,
-		Webhook: webhook.Kept, OldSecret: 24 * time.Hour,
+		OldSecret: 24 * time.Hour, Webhook: webhooks,
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("render the page of the policy: %w", err)

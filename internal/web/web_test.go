@@ -258,6 +258,9 @@ func TestPromise_P1_ThePageSaysHowLongEverythingIsKept(t *testing.T) {
 				want = p.Windows.GeneratedContent.String()
 			case k.Window == "usage":
 				want = p.Windows.Usage.String()
+			case k.Window == "webhooks":
+				w, _ := p.Window(k.Window)
+				want = w.String()
 			case k.Window != "":
 				t.Errorf("%s: which window is %s?", table.Name, k.Window)
 			case k.For != "":

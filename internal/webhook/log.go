@@ -240,8 +240,8 @@ func (s *Service) replay(ctx context.Context, tx *db.Tx, r row, d replayed) erro
 // for another attempt after a failure: the oldest first, a bounded number at once. It
 // returns how many, and whether there may be more.
 func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time.Time) (n int, more bool, err error) {
-	if since.Before(s.Clock.Now().Add(-Kept)) {
-		since = s.Clock.Now().Add(-Kept)
+	if end := s.Kept(s.Clock.Now()); since.Before(end) {
+		since = end
 	}
 	after := db.FloorID("whd", since)
 	for page := range replayBatches {
@@ -274,6 +274,21 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 		after = found[len(found)-1].ID
 	}
 	return n, true, nil
+}
+
+// DropDeliveries deletes deliveries whose time is over with what came of their attempts,
+// however late these were.
+func (s *Service) DropDeliveries(ctx context.Context, tx *db.Tx, ids []string) (int, error) {
+	args := make([]any, len(ids))
+	for i, id := range ids {
+		args[i] = id
+	}
+	_, err := tx.Exec(ctx, `DELETE FROM webhook_attempts WHERE delivery IN (`+db.Marks(len(ids))+`)`, args...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := tx.Exec(ctx, `DELETE FROM webhook_deliveries WHERE id IN (`+db.Marks(len(ids))+`)`, args...)
+	return int(n), err
 }
 
 // replayBatches bounds one call of ReplayFailed.

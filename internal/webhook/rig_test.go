@@ -86,7 +86,8 @@ func newRig(t testing.TB, d *db.DB) *rig {
 	r.queue = jobs.New(d, r.clock, bell, measured, log)
 	out := outbound.New(outbound.Options{Loopback: true})
 	t.Cleanup(out.Close)
-	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Tell: r.tell, PublicURL: "https://zimage.example"})
+	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Tell: r.tell,
+		Kept: func(now time.Time) time.Time { return now.AddDate(0, 0, -30) }, PublicURL: "https://zimage.example"})
 	r.events = events.New(r.service.Happened)
 	r.person("sub_ada")
 	r.person("sub_ben")

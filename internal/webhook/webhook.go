@@ -41,8 +41,6 @@ const (
 )
 
 const (
-	// Kept is how long events, deliveries and attempts are looked back on.
-	Kept = 30 * 24 * time.Hour
 	// endpointsMost is how many endpoints an account may have.
 	endpointsMost = 20
 	// rotating is how long the old secret signs beside the new one.
@@ -103,6 +101,10 @@ type Options struct {
 	Tell func(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error
 	// Ended is told, in the transaction, which endpoints people deleted or changed. Nil: nobody is.
 	Ended func(ctx context.Context, tx *db.Tx, owner, kind string, ids ...string)
+
+	// Kept is the moment before which events and deliveries are looked back on no more, by
+	// the policy.
+	Kept func(now time.Time) time.Time
 
 	PublicURL string // of links
 }
