@@ -37,7 +37,7 @@ func start(t *testing.T, scopes ...string) *service {
 	address := free(t)
 	c, err := config.ForRole(map[string]string{
 		"ZIMAGE_LISTEN": address, "ZIMAGE_METRICS_LISTEN": "off", "ZIMAGE_SHUTDOWN_TIMEOUT": "5s",
-		"ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"),
+		"ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"), "ZIMAGE_OUTBOUND_LOOPBACK": "true",
 	}, config.RoleUp)
 	must(err)
 	s.url = c.PublicURL
