@@ -113,7 +113,7 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 	now := s.Clock.Now()
 	id := db.NewID("whd", now)
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
 		if err != nil {
 			return err
 		}
@@ -126,9 +126,9 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 
 // again has a delivery made from the start, at the end of the transaction and not
 // before a time.
-func (s *Service) again(ctx context.Context, tx *db.Tx, endpoint, delivery string, after time.Time) {
+func (s *Service) again(ctx context.Context, tx *db.Tx, owner, endpoint, delivery string, after time.Time) {
 	tx.AtLast("job_turns "+Lane+" "+endpoint, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Ref: delivery, RunAfter: after})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Owner: owner, Ref: delivery, RunAfter: after})
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (s *Service) resume(ctx context.Context, run *jobs.Run) error {
 			err := tx.Select(ctx, &waiting, `SELECT id, endpoint FROM webhook_deliveries WHERE owner = ? AND state = 'paused' ORDER BY id LIMIT ?`+db.ForUpdate(tx),
 				run.Ref, batch)
 			for _, d := range waiting {
-				s.again(ctx, tx, d.Endpoint, d.ID, time.Time{})
+				s.again(ctx, tx, run.Ref, d.Endpoint, d.ID, time.Time{})
 			}
 			n = len(waiting)
 			return err

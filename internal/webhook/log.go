@@ -232,7 +232,7 @@ func (s *Service) replay(ctx context.Context, tx *db.Tx, r row, d replayed) erro
 			return err
 		}
 	}
-	s.again(ctx, tx, d.Endpoint, d.ID, after)
+	s.again(ctx, tx, r.Owner, d.Endpoint, d.ID, after)
 	return nil
 }
 

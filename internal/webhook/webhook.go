@@ -38,6 +38,8 @@ const (
 	Slots = 32
 	// SlotsPerEndpoint is how many of these may be to one endpoint.
 	SlotsPerEndpoint = 8
+	// SlotsPerOwner is how many may be to all endpoints of one person.
+	SlotsPerOwner = 16
 )
 
 const (

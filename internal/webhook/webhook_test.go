@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -537,6 +538,39 @@ func TestADeadEndpointLeavesALivingOneAlone(t *testing.T) {
 		if len(ids) != n || !r.look(d.ID).FailingSince.IsZero() || len(living.got()) != n || !r.look(l.ID).FailingSince.IsZero() {
 			t.Errorf("%d of %d events", len(ids), n)
 		}
+	})
+}
+
+// Somebody all of whose webhooks answer late has a part of the slots, and everybody else
+// the others.
+func TestSlowEndpointsOfOneAccountLeaveOthersAlone(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		release := make(chan struct{})
+		slow := receive(t, func(http.ResponseWriter, int) { <-release })
+		let := sync.OnceFunc(func() { close(release) })
+		t.Cleanup(let)
+		for range 4 {
+			r.endpoint(slow.URL)
+		}
+		const n = 20
+		for i := range n {
+			r.succeeds(fmt.Sprint("gen_", i))
+		}
+		r.until("the slow ones have all they may have", func() bool { return len(slow.got()) == SlotsPerOwner })
+		quick := receive(t, nil)
+		_, _, err := r.service.Create(context.Background(), "sub_ben", Change{URL: &quick.URL})
+		r.must(err)
+		for i := range n {
+			r.happens(events.Event{Type: events.GenerationSucceeded, Subject: "sub_ben", Ref: fmt.Sprint("gen_ben_", i)})
+		}
+		r.until("the quick one has all", func() bool { return len(quick.got()) == n })
+		if got := len(slow.got()); got != SlotsPerOwner {
+			t.Errorf("%d calls to slow ones, want %d", got, SlotsPerOwner)
+		}
+		let()
+		r.until("all is told", func() bool {
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 5*n
+		})
 	})
 }
 
