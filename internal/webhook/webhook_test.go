@@ -135,7 +135,7 @@ func TestPromise_X2_NoAddressOrSecretLiesReadable(t *testing.T) {
 		r.happens(events.Event{Type: events.GenerationQueued, Ref: "gen_1", Facts: map[events.Fact]string{events.WebhookURL: url}})
 		r.succeeds("gen_1")
 		r.until("the calls", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts`) >= 2 })
-		for _, table := range []string{"webhook_endpoints", "webhook_once", "webhook_events", "webhook_deliveries", "webhook_attempts", "jobs"} {
+		for _, table := range []string{"webhook_endpoints", "webhook_once", "webhook_hosts", "webhook_events", "webhook_deliveries", "webhook_attempts", "jobs"} {
 			rows, err := r.db.Maps(context.Background(), "SELECT * FROM "+table)
 			r.must(err)
 			text := fmt.Sprintf("%s", rows)
