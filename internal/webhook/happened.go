@@ -87,10 +87,7 @@ func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
 	if len(all) == 0 {
 		return nil
 	}
-	id, err := s.keep(ctx, tx, e)
-	if err != nil {
-		return err
-	}
+	id := s.keep(ctx, tx, e)
 	for _, l := range all {
 		if l.hears(e.Type) {
 			s.begin(ctx, tx, e.Subject, l, id)
@@ -99,17 +96,32 @@ func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
 	return nil
 }
 
-func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id string, err error) {
-	id = db.NewID("evt", s.Clock.Now())
-	_, err = tx.Exec(ctx, `INSERT INTO webhook_events (id, owner, type, ref, whole, sequence, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, e.Subject, e.Type, e.Ref, e.Whole, e.Sequence, e.Reason, e.At.UnixMilli())
-	return id, err
+// keep writes an event at the end of the transaction, before its deliveries, and returns
+// where its id will stand. An owner's events get their ids in the order in which they are
+// committed: who has read one has missed none before it.
+func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id *string) {
+	id = new(string)
+	order := "events " + e.Subject // before job_turns, in the order in which everybody locks
+	tx.AtLast(order, func() error {
+		if err := tx.Alone(ctx, order); err != nil {
+			return err
+		}
+		var last string
+		if err := tx.Get(ctx, &last, `SELECT coalesce(max(id), '') FROM webhook_events WHERE owner = ?`, e.Subject); err != nil {
+			return err
+		}
+		*id = db.NextID("evt", s.Clock.Now(), last)
+		_, err := tx.Exec(ctx, `INSERT INTO webhook_events (id, owner, type, ref, whole, sequence, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			*id, e.Subject, e.Type, e.Ref, e.Whole, e.Sequence, e.Reason, e.At.UnixMilli())
+		return err
+	})
+	return id
 }
 
 // begin writes a delivery and its job at the end of the transaction, and returns the
 // delivery's id: an endpoint's turn is taken last, in the order in which everybody
 // takes them.
-func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event string) string {
+func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event *string) string {
 	now := s.Clock.Now()
 	id := db.NewID("whd", now)
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
@@ -118,7 +130,7 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 			return err
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO webhook_deliveries (id, owner, endpoint, event, job_id, state, tries, attempts, error, created_at)
-			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, event, j.ID, now.UnixMilli())
+			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, *event, j.ID, now.UnixMilli())
 		return err
 	})
 	return id

@@ -292,7 +292,6 @@ func TestAnAnswer410DisablesAndTellsTheOwner(t *testing.T) {
 			t.Errorf("%v", m)
 		}
 		// What happened meanwhile is there to catch up with.
-		r.pass(time.Minute)
 		list, err := r.service.Events(context.Background(), "sub_ada", "", 10)
 		r.must(err)
 		if len(list) != 2 || list[1].Ref != "gen_2" {
@@ -637,10 +636,6 @@ func TestEventsAreCaughtUpWith(t *testing.T) {
 			r.happens(events.Event{Type: events.ImageDeleted, Ref: fmt.Sprint("img_", i), Whole: "gen_1", Reason: "expired", Sequence: int64(5 + i)})
 			r.clock.Advance(time.Millisecond)
 		}
-		if list, err := r.service.Events(ctx, "sub_ada", "", 10); err != nil || len(list) != 0 {
-			t.Errorf("too early: %d, %v", len(list), err)
-		}
-		r.clock.Advance(settling)
 		list, err := r.service.Events(ctx, "sub_ada", "", 3)
 		if err != nil || len(list) != 4 || list[0].Ref != "img_0" || list[0].Generation != "gen_1" || list[0].Reason != "expired" || list[0].Sequence != 5 {
 			t.Fatalf("%+v, %v", list, err)
