@@ -191,8 +191,9 @@ func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) er
 }
 
 // farewell tells the endpoints of a closing account: the erasure waits for it, and then
-// they are gone. What was still to be told is not told any more, and nothing at all to
-// those of an account that was restricted or suspended when it closed.
+// they are gone. What was still to be told is given up when its time comes, or goes with
+// them; and nothing at all is told to those of an account that was restricted or suspended
+// when it closed.
 func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	id, millis, _ := strings.Cut(run.Ref, "@")
 	at, err := strconv.ParseInt(millis, 10, 64)
@@ -224,11 +225,6 @@ func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	calls.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	for _, r := range rows {
-		if _, err := s.Queue.Stop(ctx, r.ID, string(subject.BecauseClosed)); err != nil {
-			return jobs.Retry("internal", err)
-		}
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ const (
 	KindDeliver  = "webhook:deliver"
 	KindResume   = "webhook:resume"
 	KindFarewell = "webhook:farewell"
+	KindForget   = "webhook:forget"
 )
 
 const (
@@ -117,6 +118,7 @@ func New(o Options) *Service {
 	// Whether there is another attempt is decided by the schedule.
 	o.Queue.Register(jobs.Kind{Name: KindDeliver, Lane: Lane, MaxAttempts: 1 << 30, Timeout: time.Minute, Run: s.deliver})
 	o.Queue.Register(jobs.Kind{Name: KindResume, MaxAttempts: 100, Run: s.resume})
+	o.Queue.Register(jobs.Kind{Name: KindForget, MaxAttempts: 100, Run: s.forget})
 	o.Queue.Register(jobs.Kind{Name: KindFarewell, Lane: Lane, MaxAttempts: 100, Timeout: time.Minute, Run: s.farewell})
 	return s
 }

@@ -15,7 +15,6 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/events"
-	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -712,8 +711,11 @@ func TestAClosingAccountSaysFarewell(t *testing.T) {
 		if calls := dead.got(); len(calls) != 2 {
 			t.Errorf("%d calls", len(calls))
 		}
-		if n := r.count(`SELECT count(*) FROM jobs WHERE party = ? AND state = ?`, e.ID, jobs.Canceled); n != 1 {
-			t.Errorf("%d deliveries were called off", n)
+		// What waited is given up.
+		r.pass(6 * time.Minute)
+		r.until("it is given up", func() bool { return r.deliveries(e.ID)[0].State == Failed })
+		if d := r.deliveries(e.ID)[0]; d.Error != string(subject.BecauseClosed) || len(dead.got()) != 2 || len(v.got()) != 1 {
+			t.Errorf("%+v, %d and %d calls", d, len(dead.got()), len(v.got()))
 		}
 	})
 }
