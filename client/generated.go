@@ -1570,7 +1570,7 @@ func (c *Client) ReplayDelivery(ctx context.Context, id string) (*Delivery, erro
 
 // ListEvents: Catch up with events.
 //
-// All that happened behind an event that you know, the oldest first. Events are kept for 30 days while the account has a webhook, also a disabled one, and stand here 15 seconds after they happened. A key needs the scope `webhooks`.
+// All that happened behind an event that you know, the oldest first. Events are kept for 30 days while the account has a webhook, also a disabled one. None comes to stand before one that was listed. A key needs the scope `webhooks`.
 func (c *Client) ListEvents(ctx context.Context, params *ListEventsParams) (*ToldEvents, error) {
 	r := newRequest(http.MethodGet, "/v1/events")
 	if params != nil {

@@ -44,7 +44,7 @@ func (a *App) runWorker(ctx context.Context, abort <-chan struct{}) error {
 			lanes = append(lanes, jobs.Lane{Name: name, Slots: jobs.NewFixed(housekeepingSlots)},
 				jobs.Lane{Name: mail.Lane, Slots: jobs.NewFixed(mailSlots)},
 				jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(exportSlots)},
-				jobs.Lane{Name: webhook.Lane, Slots: jobs.NewFixed(webhook.Slots), PerParty: webhook.SlotsPerEndpoint})
+				jobs.Lane{Name: webhook.Lane, Slots: jobs.NewFixed(webhook.Slots), PerParty: webhook.SlotsPerEndpoint, PerOwner: webhook.SlotsPerOwner})
 			continue
 		}
 		lane := jobs.Lane{Name: name, Slots: generate.LaneSlots{Fleet: fleet, Lane: name}, CheckInterval: 10 * time.Millisecond}

@@ -371,6 +371,16 @@ type last struct {
 // rows come in the order of their names, as everybody's do.
 func (t *Tx) AtLast(row string, do func() error) { t.last = append(t.last, last{row, do}) }
 
+// Alone keeps all others out who want to be alone with the same name, until the
+// transaction ends. On SQLite every transaction is alone.
+func (t *Tx) Alone(ctx context.Context, name string) error {
+	if t.Dialect() != Postgres {
+		return nil
+	}
+	_, err := t.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended(?, 0))`, name)
+	return err
+}
+
 // AfterCommit runs fn once the transaction is committed, in the order of the
 // calls. It must not block: whoever waits for the commit waits for it too.
 func (t *Tx) AfterCommit(fn func()) { t.after = append(t.after, fn) }

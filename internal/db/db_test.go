@@ -281,6 +281,27 @@ func TestAnIDSortsByItsTime(t *testing.T) {
 	}
 }
 
+// An id that is to sort behind another does, whatever the clocks say.
+func TestTheNextIDSortsBehind(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2031, 3, 3, 12, 0, 0, 0, time.UTC)
+	last := ""
+	for _, at := range []time.Duration{0, 0, 0, -time.Hour, time.Hour, time.Hour - time.Millisecond, 2 * time.Hour} {
+		id := db.NextID("evt", now.Add(at), last)
+		if id <= last || len(id) != len(db.NewID("evt", now)) {
+			t.Errorf("%s is not behind %s", id, last)
+		}
+		last = id
+	}
+	if last < db.FloorID("evt", now.Add(2*time.Hour)) {
+		t.Error("a clock that has caught up is not followed")
+	}
+	full := "evt_" + strings.Repeat("0", 9) + strings.Repeat("z", 16) + "w" // all of the random bits are set
+	if id := db.NextID("evt", time.UnixMilli(0), full); id <= full {
+		t.Errorf("%s is not behind %s", id, full)
+	}
+}
+
 func TestMigrationsRunOnceAndNeverBackwards(t *testing.T) {
 	t.Parallel()
 	testenv.DatabaseURLs(t, func(t *testing.T, url string) {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
+	"math/bits"
 	"strings"
 	"time"
 )
@@ -66,6 +67,25 @@ func NewID(prefix string, now time.Time) string {
 		panic(err) // the kernel's generator does not fail
 	}
 	return prefix + "_" + idAlphabet.EncodeToString(b[:])
+}
+
+// NextID is NewID for one that is to sort behind another, however the clocks of those who
+// made them go.
+func NextID(prefix string, now time.Time, last string) string {
+	id := NewID(prefix, now)
+	b, err := idAlphabet.DecodeString(strings.TrimPrefix(last, prefix+"_"))
+	if id > last || err != nil || len(b) != 16 {
+		return id
+	}
+	var step [8]byte
+	if _, err := rand.Read(step[:]); err != nil {
+		panic(err) // as in NewID
+	}
+	low, carry := bits.Add64(binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(step[:])|1, 0)
+	high, _ := bits.Add64(binary.BigEndian.Uint64(b[:8]), 0, carry)
+	binary.BigEndian.PutUint64(b[8:], low)
+	binary.BigEndian.PutUint64(b[:8], high)
+	return prefix + "_" + idAlphabet.EncodeToString(b)
 }
 
 // FloorID is the smallest id of the prefix that could have been made at t: ids

@@ -231,8 +231,8 @@ func (s *Service) remove(ctx context.Context, tx *db.Tx, r row, reason string) e
 func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reason string) (removed int, held bool, err error) {
 	// The jobs, the generations, their images: everybody locks in this order, and each
 	// in that of their ids.
-	var working []string
-	if err := tx.Select(ctx, &working, `SELECT id FROM jobs WHERE id IN (SELECT job_id FROM generations WHERE status = '' AND id IN (`+db.Marks(len(ids))+`))
+	var working []jobs.Job
+	if err := tx.Select(ctx, &working, `SELECT id, attempt FROM jobs WHERE id IN (SELECT job_id FROM generations WHERE status = '' AND id IN (`+db.Marks(len(ids))+`))
 		ORDER BY id`+db.ForUpdate(tx), anys(ids)...); err != nil {
 		return 0, false, err
 	}
@@ -257,10 +257,17 @@ func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reaso
 	var each []string
 	for _, g := range gone {
 		each = append(each, g.ID)
-		if slices.Contains(working, g.Job) {
-			if _, err := s.Queue.Cancel(ctx, tx, g.Job, jobs.AtWish); err != nil {
-				return 0, false, err
-			}
+		i := slices.IndexFunc(working, func(j jobs.Job) bool { return j.ID == g.Job })
+		if i < 0 {
+			continue
+		}
+		if _, err := s.Queue.Cancel(ctx, tx, g.Job, jobs.AtWish); err != nil {
+			return 0, false, err
+		}
+		// It has no other end: what ends the job finds it removed.
+		err := s.Events.Append(ctx, tx, events.Event{Type: events.GenerationCanceled, Subject: g.Owner, Ref: g.ID, At: now, Sequence: 2*int64(working[i].Attempt) + 2})
+		if err != nil {
+			return 0, false, err
 		}
 	}
 	if _, err := s.removeImages(ctx, tx, `generation_id IN (`+db.Marks(len(each))+`)`, anys(each), reason, now); err != nil {

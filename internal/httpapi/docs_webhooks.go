@@ -93,7 +93,7 @@ var (
 	}
 	webhookEventsDoc = doc{
 		id: "list-events", tag: tagWebhooks, summary: "Catch up with events",
-		description: "All that happened behind an event that you know, the oldest first. Events are kept for 30 days while the account has a webhook, also a disabled one, and stand here 15 seconds after they happened.",
+		description: "All that happened behind an event that you know, the oldest first. Events are kept for 30 days while the account has a webhook, also a disabled one. None comes to stand before one that was listed.",
 		answers:     ok("The events.", toldEventsView{Data: []toldEventView{{ID: sampleEvent, Type: "generation.succeeded", Ref: sampleGeneration, Sequence: 4, At: sampleAt}}}),
 		codes:       []problem.Code{problem.InvalidRequest},
 	}

@@ -175,6 +175,62 @@ func TestAGenerationCanHaveAWebhookOfItsOwn(t *testing.T) {
 	})
 }
 
+// A generation that is deleted before its end has an end, of which it is told: to its own
+// address, and to the webhooks beside the deletion.
+func TestADeletedGenerationIsToldItsEnd(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		once, toldOnce := receiver(t)
+		all, toldAll := receiver(t)
+		_, _, err := r.hooks.Create(context.Background(), r.ownerOf("ada@example.org"), webhook.Change{URL: &all, Events: &[]string{"generation.canceled", "generation.deleted"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string // of one that runs, and of one that waits for it
+		for range 2 {
+			a := r.do("POST", "/v1/generations", r.ada, fmt.Sprintf(`{"prompt":"nobody is told this","webhook_url":%q,"webhook_events":["generation.canceled","generation.succeeded"]}`, once))
+			if a.status != 202 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			ids = append(ids, a.text(t, "id"))
+		}
+		testenv.Eventually(t, 20*time.Second, func() bool { return r.do("GET", "/v1/generations/"+ids[0], r.ada, "").field(t, "status") == "running" })
+		for _, id := range ids {
+			if a := r.do("DELETE", "/v1/generations/"+id, r.ada, ""); a.status != 204 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		once1, all1 := heard(t, toldOnce)+heard(t, toldOnce), heard(t, toldAll)+heard(t, toldAll)+heard(t, toldAll)+heard(t, toldAll)
+		for told, want := range map[string]int{once1: 1, all1: 2} {
+			for _, id := range ids {
+				if strings.Count(told, id) < want || !strings.Contains(told, `"data":{"id":"`+id+`","code":"data_removed"}`) || strings.Contains(told, "nobody is told this") {
+					t.Error(told)
+				}
+			}
+		}
+		if strings.Count(once1, `"type":"generation.canceled"`) != 2 || strings.Count(all1, `"type":"generation.deleted"`) != 2 {
+			t.Errorf("%s\n%s", once1, all1)
+		}
+	})
+}
+
+func TestAWebhookIsToldThatACopyCanBeFetched(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		url, told := receiver(t)
+		_, _, err := r.hooks.Create(context.Background(), r.ownerOf(eveAddress), webhook.Change{URL: &url, Events: &[]string{"export.ready"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := b.ready()
+		id := strings.TrimPrefix(path, "/v1/account/exports/")
+		if body := heard(t, told); !strings.Contains(body, `"type":"export.ready"`) || !strings.Contains(body, `"data":{"id":"`+id+`","url":"`+path+`"}`) {
+			t.Error(body)
+		}
+	})
+}
+
 // What the document offers is what the room knows.
 func TestTheEventsOfWebhooksAreTheRooms(t *testing.T) {
 	t.Parallel()

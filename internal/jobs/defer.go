@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 	"time"
 
 	"zimage/internal/db"
@@ -18,6 +19,25 @@ func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, until time.T
 		WHERE party = ? AND state = 'queued' ORDER BY id`+db.SkipLocked(tx)+`)`, until.UnixMilli(), party)
 	return err
 }
+
+// Drop ends what a party has waiting or queued, a bounded number in one statement, in
+// the caller's transaction, and returns how many. It is for kinds to which an end means
+// nothing; what runs goes on.
+func (q *Queue) Drop(ctx context.Context, tx *db.Tx, party, why string) (int, error) {
+	var ended []Job
+	err := tx.Select(ctx, &ended, `UPDATE jobs SET state = 'canceled', error_code = ?, finished_at = ? WHERE id IN (SELECT id FROM jobs
+		WHERE party = ? AND state IN ('queued', 'waiting') ORDER BY id LIMIT `+strconv.Itoa(dropped)+db.SkipLocked(tx)+`) RETURNING `+columns,
+		why, q.clock.Millis(), party)
+	tx.AfterCommit(func() {
+		for _, j := range ended {
+			q.metrics.ended(j, Canceled, q.clock.Millis())
+		}
+	})
+	return len(ended), err
+}
+
+// dropped bounds one Drop.
+const dropped = 1000
 
 // Hasten has a job that waits for its time wait until another and no longer, in the
 // caller's transaction. One that is due or runs is left as it is. It reports false when

@@ -13,7 +13,7 @@ const Columns = columns
 // Claim claims one job without a worker around it, so that the claim alone is
 // measured.
 func (q *Queue) Claim(ctx context.Context, lane, worker string) (j Job, ok bool, err error) {
-	list, err := q.claim(ctx, lane, worker, 1, nil)
+	list, err := q.claim(ctx, lane, worker, 1, full{})
 	if err != nil || len(list) == 0 {
 		return Job{}, false, err
 	}

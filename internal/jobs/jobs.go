@@ -70,6 +70,7 @@ type Job struct {
 	Lane            string `db:"lane"`
 	Kind            string `db:"kind"`
 	Party           string `db:"party"`
+	Owner           string `db:"owner"`
 	Ref             string `db:"ref"`
 	State           State  `db:"state"`
 	Attempt         int    `db:"attempt"` // 1 for the first run; it fences every write of that run
@@ -86,7 +87,7 @@ type Job struct {
 	FinishedAt      int64  `db:"finished_at"`
 }
 
-const columns = `id, lane, kind, party, ref, state, attempt, max_attempts, vstart, cost, cancel_requested,
+const columns = `id, lane, kind, party, owner, ref, state, attempt, max_attempts, vstart, cost, cancel_requested,
 	progress_done, progress_total, error_code, created_at, run_after, started_at, finished_at`
 
 // A Kind is one sort of work.
@@ -156,7 +157,8 @@ func (k Kind) backoff(attempt int) time.Duration {
 // NewJob describes a job to add.
 type NewJob struct {
 	Kind     string
-	Party    string    // default System
+	Party    string    // whose turn it takes; default System
+	Owner    string    // whose work it is; default the party
 	Ref      string    // the row that the work is about
 	Lane     string    // default the kind's
 	Cost     int64     // default 1; what a turn is charged
@@ -176,6 +178,7 @@ func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (Job, error) {
 		Lane: cmp.Or(n.Lane, k.Lane), Party: cmp.Or(n.Party, System), Cost: max(n.Cost, 1),
 		CreatedAt: now.UnixMilli(), RunAfter: now.UnixMilli(),
 	}
+	j.Owner = cmp.Or(n.Owner, j.Party)
 	if n.RunAfter.After(now) {
 		j.State, j.RunAfter = Waiting, n.RunAfter.UnixMilli() // it takes its turn when it is due
 	} else {
@@ -186,8 +189,8 @@ func (q *Queue) Add(ctx context.Context, tx *db.Tx, n NewJob) (Job, error) {
 		j.VStart = finish - j.Cost
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO jobs (`+columns+`, lease_until, worker)
-		VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, 0, 0, '', ?, ?, 0, 0, 0, '')`,
-		j.ID, j.Lane, j.Kind, j.Party, j.Ref, j.State, j.MaxAttempts, j.VStart, j.Cost, j.CreatedAt, j.RunAfter)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, 0, 0, '', ?, ?, 0, 0, 0, '')`,
+		j.ID, j.Lane, j.Kind, j.Party, j.Owner, j.Ref, j.State, j.MaxAttempts, j.VStart, j.Cost, j.CreatedAt, j.RunAfter)
 	if err != nil {
 		return Job{}, err
 	}
@@ -366,10 +369,10 @@ func Find(ctx context.Context, q db.Querier, id string) (Job, error) {
 }
 
 // claim takes the fairest queued jobs of a lane, n at most, in the order of their
-// turns, and none of the parties without. Kinds that are not registered here are left to newer workers. That costs
+// turns, and none of those who have all the slots they may have. Kinds that are not registered here are left to newer workers. That costs
 // no index: the claim reads the row that it takes anyway, and on PostgreSQL 0.3 ms
 // more for every 1,000 rows of such a kind before it.
-func (q *Queue) claim(ctx context.Context, lane, worker string, n int, without []any) (list []Job, err error) {
+func (q *Queue) claim(ctx context.Context, lane, worker string, n int, without full) (list []Job, err error) {
 	if len(q.kinds) == 0 {
 		return nil, nil
 	}
@@ -379,9 +382,13 @@ func (q *Queue) claim(ctx context.Context, lane, worker string, n int, without [
 		args = append(args, kind)
 	}
 	passed := ""
-	if len(without) > 0 {
-		passed = ` AND party NOT IN (` + db.Marks(len(without)) + `)`
-		args = append(args, without...)
+	if len(without.parties) > 0 {
+		passed += ` AND party NOT IN (` + db.Marks(len(without.parties)) + `)`
+		args = append(args, without.parties...)
+	}
+	if len(without.owners) > 0 {
+		passed += ` AND owner NOT IN (` + db.Marks(len(without.owners)) + `)`
+		args = append(args, without.owners...)
 	}
 	// n is written out: PostgreSQL plans an unknown limit as a tenth of the table.
 	fairest := `SELECT id FROM jobs WHERE lane = ? AND state = 'queued' AND kind IN (` + db.Marks(len(q.kinds)) + `)` + passed + `

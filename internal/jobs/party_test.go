@@ -61,6 +61,48 @@ func TestALaneBoundsTheSlotsOfAParty(t *testing.T) {
 	})
 }
 
+// So it is with all parties of one owner together.
+func TestALaneBoundsTheSlotsOfAnOwner(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		hang := make(chan struct{})
+		let := sync.OnceFunc(func() { close(hang) })
+		var hanging, most, done atomic.Int64
+		b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(_ context.Context, r *jobs.Run) error {
+			if r.Owner == "slow" {
+				most.Store(max(most.Load(), hanging.Add(1)))
+				<-hang
+				hanging.Add(-1)
+			}
+			done.Add(1)
+			return nil
+		}})
+		for i := range 60 {
+			b.add(jobs.NewJob{Kind: "test:run", Party: fmt.Sprint("slow", i%4), Owner: "slow", Ref: fmt.Sprint(i)})
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: jobs.NewFixed(6), CheckInterval: 10 * time.Millisecond, PerParty: 2, PerOwner: 3}}, time.Second)
+		stopped := make(chan error, 1)
+		go func() { stopped <- w.Run(ctx, nil) }()
+		t.Cleanup(func() {
+			let()
+			cancel()
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
+		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == 3 })
+		for i := range 40 {
+			b.await(b.add(jobs.NewJob{Kind: "test:run", Party: fmt.Sprint("quick", i)}), jobs.Succeeded)
+		}
+		if most.Load() != 3 || done.Load() != 40 {
+			t.Errorf("%d slots hung and %d jobs were done", most.Load(), done.Load())
+		}
+		let()
+		testenv.Eventually(t, 30*time.Second, func() bool { return done.Load() == 100 })
+	})
+}
+
 func TestDeferAndHasten(t *testing.T) {
 	t.Parallel()
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {

@@ -239,6 +239,8 @@ type Lane struct {
 	// PerParty is how many slots one party may have at once in this worker; 0: all.
 	// What hangs for one of them then leaves the others to everybody else.
 	PerParty int
+	// PerOwner is the same for all parties of an owner together.
+	PerOwner int
 }
 
 // Worker runs the jobs of its lanes.
@@ -275,7 +277,7 @@ func (q *Queue) NewWorker(lanes []Lane, shutdown time.Duration) *Worker {
 			l.CheckInterval = 250 * time.Millisecond
 		}
 		served := &lane{
-			Lane: l, worker: w, wake: make(chan struct{}, 1), parties: map[string]int{},
+			Lane: l, worker: w, wake: make(chan struct{}, 1), parties: map[string]int{}, owners: map[string]int{},
 			// A result that cannot be stored yet waits in memory: this bounds how many.
 			inflight: make(chan struct{}, 3*l.Slots.Size()+2),
 		}
@@ -380,6 +382,7 @@ type lane struct {
 	mu       sync.Mutex
 	closed   bool           // nobody enters any more
 	parties  map[string]int // slots that each has, where that is bounded
+	owners   map[string]int // so too
 	active   atomic.Int64
 	claims   shared[context.Context, *Job]
 	unit     atomic.Int64 // mean run time of one unit of cost, in microseconds
@@ -492,7 +495,7 @@ func (l *lane) claimAll(slots []*wish[context.Context, *Job]) error {
 	}
 	answered = true
 	for i := range list {
-		if l.admit(list[i].Party) {
+		if l.admit(list[i]) {
 			slots[i].out = &list[i]
 		} else if err := w.queue.release(ctx, list[i]); err != nil {
 			w.log.Warn("could not give back a job; its lease will run out", "job", list[i].ID, "error", err)
@@ -501,45 +504,59 @@ func (l *lane) claimAll(slots []*wish[context.Context, *Job]) error {
 	return nil
 }
 
-// full are the parties that have all the slots they may have.
-func (l *lane) full() (parties []any) {
+// full are those who have all the slots they may have.
+type full struct{ parties, owners []any }
+
+func (l *lane) full() (f full) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for party, n := range l.parties {
 		if n >= l.PerParty {
-			parties = append(parties, party)
+			f.parties = append(f.parties, party)
 		}
 	}
-	return parties
+	for owner, n := range l.owners {
+		if n >= l.PerOwner {
+			f.owners = append(f.owners, owner)
+		}
+	}
+	return f
 }
 
-// admit counts a slot of a party's, unless it has all it may have: those that were
-// claimed together may be more.
-func (l *lane) admit(party string) bool {
-	if l.PerParty == 0 {
-		return true
-	}
+// admit counts a slot of a job's party and owner, unless one of them has all it may
+// have: those that were claimed together may be more.
+func (l *lane) admit(j Job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.parties[party] >= l.PerParty {
+	if l.PerParty > 0 && l.parties[j.Party] >= l.PerParty || l.PerOwner > 0 && l.owners[j.Owner] >= l.PerOwner {
 		return false
 	}
-	l.parties[party]++
+	if l.PerParty > 0 {
+		l.parties[j.Party]++
+	}
+	if l.PerOwner > 0 {
+		l.owners[j.Owner]++
+	}
 	return true
 }
 
 // leave takes back what admit counted. What the claims have passed over is looked
 // for again.
-func (l *lane) leave(party string) {
-	if l.PerParty == 0 {
+func (l *lane) leave(j Job) {
+	if l.PerParty == 0 && l.PerOwner == 0 {
 		return
 	}
 	l.mu.Lock()
-	if l.parties[party]--; l.parties[party] == 0 {
-		delete(l.parties, party)
-	}
+	fewer(l.parties, j.Party)
+	fewer(l.owners, j.Owner)
 	l.mu.Unlock()
 	l.kick()
+}
+
+func fewer(counts map[string]int, who string) {
+	if counts[who]--; counts[who] <= 0 {
+		delete(counts, who)
+	}
 }
 
 // keepUnanswered is how long a claim without an answer may still turn out to have
@@ -615,7 +632,7 @@ func (l *lane) start(j Job, slot Slot) {
 				slot.Release()
 			}
 			<-l.inflight
-			l.leave(j.Party)
+			l.leave(j)
 		}()
 		if ctx.Err() != nil {
 			w.settle(ctx, r, context.Cause(ctx))

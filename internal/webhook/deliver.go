@@ -85,15 +85,13 @@ func (s *Service) deliver(ctx context.Context, run *jobs.Run) error {
 	if err == nil {
 		err = s.DB.Get(ctx, &r, selectRow+`WHERE id = ?`, d.Endpoint)
 	}
-	switch now := s.Clock.Millis(); {
+	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil // deleted
 	case err != nil:
 		return jobs.Retry("internal", err)
 	case r.DisabledAt.Valid:
 		return s.giveUp(ctx, run, d, codeDisabled)
-	case r.OpenUntil.Int64 > now:
-		return later("circuit_open", jitter(time.Duration(r.OpenUntil.Int64-now)*time.Millisecond))
 	}
 	if err := subject.May(ctx, s.DB, d.Owner, subject.Deliver); err != nil {
 		return s.refused(ctx, run, d, err)
@@ -107,6 +105,17 @@ func (s *Service) deliver(ctx context.Context, run *jobs.Run) error {
 	case err != nil:
 		return jobs.Retry("internal", err)
 	}
+	c, err := s.circuitOf(ctx, r, url)
+	if err != nil {
+		return jobs.Retry("internal", err)
+	}
+	wait, err := s.pass(ctx, c)
+	switch {
+	case err != nil:
+		return jobs.Retry("internal", err)
+	case wait > 0:
+		return later("circuit_open", wait)
+	}
 	o, err := s.send(ctx, d, r, url)
 	switch {
 	case ctx.Err() != nil:
@@ -114,9 +123,9 @@ func (s *Service) deliver(ctx context.Context, run *jobs.Run) error {
 	case err != nil:
 		return jobs.Retry("internal", err)
 	case o.code == "":
-		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error { return s.succeeded(ctx, tx, d, r, o) })
+		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error { return s.succeeded(ctx, tx, d, c, o) })
 	}
-	return s.failed(ctx, run, d, r, o)
+	return s.failed(ctx, run, d, r, c, o)
 }
 
 // later runs the job again at a time of ours.
@@ -186,17 +195,16 @@ func (s *Service) write(ctx context.Context, tx *db.Tx, d delivery, o outcome, s
 	return true, err
 }
 
-func (s *Service) succeeded(ctx context.Context, tx *db.Tx, d delivery, r row, o outcome) error {
+func (s *Service) succeeded(ctx context.Context, tx *db.Tx, d delivery, c circuit, o outcome) error {
 	there, err := s.write(ctx, tx, d, o, Delivered)
-	if err != nil || !there || r.Failures == 0 {
+	if err != nil || !there {
 		return err
 	}
-	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, r.ID)
-	return err
+	return s.closes(ctx, tx, c)
 }
 
 // failed records a failure and says when the next attempt is made, if there is one.
-func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, o outcome) error {
+func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, c circuit, o outcome) error {
 	gone := o.status == 410
 	if gone || d.Tries+1 >= len(schedule) {
 		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
@@ -204,7 +212,7 @@ func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, 
 			if err != nil || !there {
 				return err
 			}
-			_, err = s.fails(ctx, tx, d, r, o)
+			_, err = s.fails(ctx, tx, d, r, c, o)
 			return err
 		})
 	}
@@ -216,7 +224,7 @@ func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, 
 			there, err = s.write(ctx, tx, d, o, Pending)
 		}
 		if err == nil && there {
-			rest, err = s.fails(ctx, tx, d, r, o)
+			rest, err = s.fails(ctx, tx, d, r, c, o)
 		}
 		return err
 	})
@@ -231,49 +239,31 @@ func (s *Service) failed(ctx context.Context, run *jobs.Run, d delivery, r row, 
 	return later(o.code, max(jitter(schedule[d.Tries+1]), o.asked, rest))
 }
 
-// fails says what a failure means for the endpoint: it is left alone for a while, or
-// disabled. It returns how long it is left alone. The addresses of single generations
-// share one row and nothing of this: one that is dead says nothing of the others.
-func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o outcome) (time.Duration, error) {
-	if r.Once == 1 {
-		if o.status == 410 {
-			_, err := tx.Exec(ctx, `DELETE FROM webhook_once WHERE id = ?`, d.Ref)
-			return 0, err
-		}
-		return 0, nil
+// fails says what a failure means for what was called: it is left alone for a while, or
+// disabled. It returns how long it is left alone.
+func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, c circuit, o outcome) (time.Duration, error) {
+	if r.Once == 1 && o.status == 410 {
+		_, err := tx.Exec(ctx, `DELETE FROM webhook_once WHERE id = ?`, d.Ref)
+		return 0, err
 	}
 	now := s.Clock.Now()
-	var after struct {
-		Failures     int64         `db:"failures"`
-		FailingSince int64         `db:"failing_since"`
-		DisabledAt   sql.NullInt64 `db:"disabled_at"`
-	}
-	err := tx.Get(ctx, &after, `UPDATE webhook_endpoints SET failures = failures + 1, failing_since = coalesce(failing_since, ?) WHERE id = ?
-		RETURNING failures, failing_since, disabled_at`, now.UnixMilli(), r.ID)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil // deleted meanwhile
-	}
-	if err != nil {
-		return 0, err
-	}
-	r.FailingSince.Int64 = after.FailingSince
-	failing := now.Sub(time.UnixMilli(after.FailingSince))
+	f, err := s.counts(ctx, tx, c, now)
 	switch {
-	case after.DisabledAt.Valid:
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, nil // deleted meanwhile
+	case err != nil:
+		return 0, err
+	case f.DisabledAt.Valid:
 		return 0, nil
+	}
+	r.FailingSince = sql.NullInt64{Int64: f.FailingSince, Valid: true} // its owner is told since when
+	switch {
 	case o.status == 410:
 		return 0, s.disable(ctx, tx, r, Gone)
-	case failing >= disableAfter:
+	case r.Once == 0 && now.Sub(time.UnixMilli(f.FailingSince)) >= disableAfter:
 		return 0, s.disable(ctx, tx, r, Failing)
-	case after.Failures < patience && !o.slow():
-		return 0, nil
 	}
-	rest := min(max(failing/2, restLeast, o.asked), max(restMost, min(o.asked, time.Hour)))
-	until := now.Add(rest)
-	if _, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET open_until = ? WHERE id = ?`, until.UnixMilli(), r.ID); err != nil {
-		return 0, err
-	}
-	return rest, s.Queue.Defer(ctx, tx, r.ID, until)
+	return s.opens(ctx, tx, c, f, o, now)
 }
 
 // disable ends the calls to an endpoint and tells its owner.

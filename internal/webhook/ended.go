@@ -65,14 +65,17 @@ func (s *Service) EndEndpointsAgain(ctx context.Context, tx *db.Tx, lines []stri
 }
 
 func (s *Service) endAgain(ctx context.Context, tx *db.Tx, id string, changed int64, deleted bool) error {
-	if deleted {
-		return s.remove(ctx, tx, id)
-	}
 	var all []row
-	if err := tx.Select(ctx, &all, selectRow+`WHERE id = ?`+db.ForUpdate(tx), id); err != nil || len(all) == 0 || all[0].ChangedAt >= changed {
+	if err := tx.Select(ctx, &all, selectRow+`WHERE id = ?`+db.ForUpdate(tx), id); err != nil || len(all) == 0 {
 		return err
 	}
 	r := all[0]
+	if deleted {
+		return s.remove(ctx, tx, r.Owner, id)
+	}
+	if r.ChangedAt >= changed {
+		return nil
+	}
 	p, err := subject.Find(ctx, tx, r.Owner)
 	if err != nil || p.State != subject.Active {
 		return err // it goes with the account

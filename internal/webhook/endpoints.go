@@ -15,6 +15,7 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/events"
+	"zimage/internal/jobs"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
@@ -345,37 +346,26 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 	return e, away(err)
 }
 
-// Delete removes an endpoint with its log.
+// Delete removes an endpoint, and with it its secrets. A job removes its log: that may be
+// long.
 func (s *Service) Delete(ctx context.Context, owner, id string) error {
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 		if _, err := s.find(ctx, tx, owner, id, "AND once = 0"); err != nil {
 			return err
 		}
 		s.tellEnded(ctx, tx, owner, id)
-		return s.remove(ctx, tx, id)
+		return s.remove(ctx, tx, owner, id)
 	})
-	if err != nil {
-		return away(err)
-	}
-	if _, err := s.Queue.Stop(ctx, id, stopped); err != nil {
-		s.Log.WarnContext(ctx, "deliveries to a webhook that is deleted go on, to nobody", "error", err)
-	}
-	return nil
+	return away(err)
 }
 
-// remove deletes an endpoint with its log: the endpoint last, as who writes what came of
-// a delivery does.
-func (s *Service) remove(ctx context.Context, tx *db.Tx, id string) error {
-	for _, statement := range []string{
-		`DELETE FROM webhook_attempts WHERE delivery IN (SELECT id FROM webhook_deliveries WHERE endpoint = ?)`,
-		`DELETE FROM webhook_deliveries WHERE endpoint = ?`,
-		`DELETE FROM webhook_endpoints WHERE id = ?`,
-	} {
-		if _, err := tx.Exec(ctx, statement, id); err != nil {
-			return err
-		}
+// remove deletes an endpoint at once; its log goes by a job.
+func (s *Service) remove(ctx context.Context, tx *db.Tx, owner, id string) error {
+	if _, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindForget, Party: owner, Ref: id}); err != nil {
+		return err
 	}
-	return nil
+	_, err := tx.Exec(ctx, `DELETE FROM webhook_endpoints WHERE id = ?`, id) // last, as everybody does
+	return err
 }
 
 // after is now, and later than a change before: the newest is known by its time.
@@ -383,6 +373,41 @@ func (s *Service) after(changed int64) int64 { return max(s.Clock.Millis(), chan
 
 // stopped is the code of jobs whose endpoint is gone.
 const stopped = "webhook_deleted"
+
+// forget calls off what waits for an endpoint that was deleted, and removes its log.
+func (s *Service) forget(ctx context.Context, run *jobs.Run) error {
+	for _, piece := range []func(ctx context.Context, tx *db.Tx, endpoint string) (int, error){
+		func(ctx context.Context, tx *db.Tx, endpoint string) (int, error) {
+			return s.Queue.Drop(ctx, tx, endpoint, stopped)
+		},
+		s.forgetSome,
+	} {
+		for n := 1; n > 0; {
+			err := s.DB.Tx(ctx, func(tx *db.Tx) (err error) {
+				n, err = piece(ctx, tx, run.Ref)
+				return err
+			})
+			if err != nil {
+				return jobs.Retry("internal", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Service) forgetSome(ctx context.Context, tx *db.Tx, endpoint string) (int, error) {
+	var ids []any
+	err := tx.Select(ctx, &ids, `SELECT id FROM webhook_deliveries WHERE endpoint = ? ORDER BY id LIMIT ?`+db.ForUpdate(tx), endpoint, batch)
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	marks := db.Marks(len(ids))
+	if _, err := tx.Exec(ctx, `DELETE FROM webhook_attempts WHERE delivery IN (`+marks+`)`, ids...); err != nil {
+		return 0, err
+	}
+	_, err = tx.Exec(ctx, `DELETE FROM webhook_deliveries WHERE id IN (`+marks+`)`, ids...)
+	return len(ids), err
+}
 
 // Rotate gives an endpoint another secret and returns it. The one before signs too
 // for 24 hours; one before that no more.

@@ -87,10 +87,7 @@ func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
 	if len(all) == 0 {
 		return nil
 	}
-	id, err := s.keep(ctx, tx, e)
-	if err != nil {
-		return err
-	}
+	id := s.keep(ctx, tx, e)
 	for _, l := range all {
 		if l.hears(e.Type) {
 			s.begin(ctx, tx, e.Subject, l, id)
@@ -99,26 +96,41 @@ func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
 	return nil
 }
 
-func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id string, err error) {
-	id = db.NewID("evt", s.Clock.Now())
-	_, err = tx.Exec(ctx, `INSERT INTO webhook_events (id, owner, type, ref, whole, sequence, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, e.Subject, e.Type, e.Ref, e.Whole, e.Sequence, e.Reason, e.At.UnixMilli())
-	return id, err
+// keep writes an event at the end of the transaction, before its deliveries, and returns
+// where its id will stand. An owner's events get their ids in the order in which they are
+// committed: who has read one has missed none before it.
+func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id *string) {
+	id = new(string)
+	order := "events " + e.Subject // before job_turns, in the order in which everybody locks
+	tx.AtLast(order, func() error {
+		if err := tx.Alone(ctx, order); err != nil {
+			return err
+		}
+		var last string
+		if err := tx.Get(ctx, &last, `SELECT coalesce(max(id), '') FROM webhook_events WHERE owner = ?`, e.Subject); err != nil {
+			return err
+		}
+		*id = db.NextID("evt", s.Clock.Now(), last)
+		_, err := tx.Exec(ctx, `INSERT INTO webhook_events (id, owner, type, ref, whole, sequence, reason, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
+			*id, e.Subject, e.Type, e.Ref, e.Whole, e.Sequence, e.Reason, e.At.UnixMilli())
+		return err
+	})
+	return id
 }
 
 // begin writes a delivery and its job at the end of the transaction, and returns the
 // delivery's id: an endpoint's turn is taken last, in the order in which everybody
 // takes them.
-func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event string) string {
+func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event *string) string {
 	now := s.Clock.Now()
 	id := db.NewID("whd", now)
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
 		if err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO webhook_deliveries (id, owner, endpoint, event, job_id, state, tries, attempts, error, created_at)
-			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, event, j.ID, now.UnixMilli())
+			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, *event, j.ID, now.UnixMilli())
 		return err
 	})
 	return id
@@ -126,9 +138,9 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 
 // again has a delivery made from the start, at the end of the transaction and not
 // before a time.
-func (s *Service) again(ctx context.Context, tx *db.Tx, endpoint, delivery string, after time.Time) {
+func (s *Service) again(ctx context.Context, tx *db.Tx, owner, endpoint, delivery string, after time.Time) {
 	tx.AtLast("job_turns "+Lane+" "+endpoint, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Ref: delivery, RunAfter: after})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: endpoint, Owner: owner, Ref: delivery, RunAfter: after})
 		if err != nil {
 			return err
 		}
@@ -149,7 +161,7 @@ func (s *Service) resume(ctx context.Context, run *jobs.Run) error {
 			err := tx.Select(ctx, &waiting, `SELECT id, endpoint FROM webhook_deliveries WHERE owner = ? AND state = 'paused' ORDER BY id LIMIT ?`+db.ForUpdate(tx),
 				run.Ref, batch)
 			for _, d := range waiting {
-				s.again(ctx, tx, d.Endpoint, d.ID, time.Time{})
+				s.again(ctx, tx, run.Ref, d.Endpoint, d.ID, time.Time{})
 			}
 			n = len(waiting)
 			return err
@@ -179,8 +191,9 @@ func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) er
 }
 
 // farewell tells the endpoints of a closing account: the erasure waits for it, and then
-// they are gone. What was still to be told is not told any more, and nothing at all to
-// those of an account that was restricted or suspended when it closed.
+// they are gone. What was still to be told is given up when its time comes, or goes with
+// them; and nothing at all is told to those of an account that was restricted or suspended
+// when it closed.
 func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	id, millis, _ := strings.Cut(run.Ref, "@")
 	at, err := strconv.ParseInt(millis, 10, 64)
@@ -212,11 +225,6 @@ func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
 	calls.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	for _, r := range rows {
-		if _, err := s.Queue.Stop(ctx, r.ID, string(subject.BecauseClosed)); err != nil {
-			return jobs.Retry("internal", err)
-		}
 	}
 	return nil
 }

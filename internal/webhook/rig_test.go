@@ -110,7 +110,7 @@ func (r *rig) person(id string) {
 // work runs a worker until the test ends or the returned function is called.
 func (r *rig) work(slots, perParty int) (stop func()) {
 	w := r.queue.NewWorker([]jobs.Lane{
-		{Name: Lane, Slots: jobs.NewFixed(slots), PerParty: perParty, CheckInterval: 10 * time.Millisecond},
+		{Name: Lane, Slots: jobs.NewFixed(slots), PerParty: perParty, PerOwner: 2 * perParty, CheckInterval: 10 * time.Millisecond},
 		{Name: jobs.Housekeeping, Slots: jobs.NewFixed(1), CheckInterval: 10 * time.Millisecond},
 	}, time.Second)
 	ctx, cancel := context.WithCancel(context.Background())

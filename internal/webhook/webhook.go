@@ -29,6 +29,7 @@ const (
 	KindDeliver  = "webhook:deliver"
 	KindResume   = "webhook:resume"
 	KindFarewell = "webhook:farewell"
+	KindForget   = "webhook:forget"
 )
 
 const (
@@ -38,6 +39,8 @@ const (
 	Slots = 32
 	// SlotsPerEndpoint is how many of these may be to one endpoint.
 	SlotsPerEndpoint = 8
+	// SlotsPerOwner is how many may be to all endpoints of one person.
+	SlotsPerOwner = 16
 )
 
 const (
@@ -119,6 +122,7 @@ func New(o Options) *Service {
 	// Whether there is another attempt is decided by the schedule.
 	o.Queue.Register(jobs.Kind{Name: KindDeliver, Lane: Lane, MaxAttempts: 1 << 30, Timeout: time.Minute, Run: s.deliver})
 	o.Queue.Register(jobs.Kind{Name: KindResume, MaxAttempts: 100, Run: s.resume})
+	o.Queue.Register(jobs.Kind{Name: KindForget, MaxAttempts: 100, Run: s.forget})
 	o.Queue.Register(jobs.Kind{Name: KindFarewell, Lane: Lane, MaxAttempts: 100, Timeout: time.Minute, Run: s.farewell})
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/events"
-	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
@@ -134,7 +134,7 @@ func TestPromise_X2_NoAddressOrSecretLiesReadable(t *testing.T) {
 		r.happens(events.Event{Type: events.GenerationQueued, Ref: "gen_1", Facts: map[events.Fact]string{events.WebhookURL: url}})
 		r.succeeds("gen_1")
 		r.until("the calls", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts`) >= 2 })
-		for _, table := range []string{"webhook_endpoints", "webhook_once", "webhook_events", "webhook_deliveries", "webhook_attempts", "jobs"} {
+		for _, table := range []string{"webhook_endpoints", "webhook_once", "webhook_hosts", "webhook_events", "webhook_deliveries", "webhook_attempts", "jobs"} {
 			rows, err := r.db.Maps(context.Background(), "SELECT * FROM "+table)
 			r.must(err)
 			text := fmt.Sprintf("%s", rows)
@@ -291,7 +291,6 @@ func TestAnAnswer410DisablesAndTellsTheOwner(t *testing.T) {
 			t.Errorf("%v", m)
 		}
 		// What happened meanwhile is there to catch up with.
-		r.pass(time.Minute)
 		list, err := r.service.Events(context.Background(), "sub_ada", "", 10)
 		r.must(err)
 		if len(list) != 2 || list[1].Ref != "gen_2" {
@@ -540,6 +539,39 @@ func TestADeadEndpointLeavesALivingOneAlone(t *testing.T) {
 	})
 }
 
+// Somebody all of whose webhooks answer late has a part of the slots, and everybody else
+// the others.
+func TestSlowEndpointsOfOneAccountLeaveOthersAlone(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		release := make(chan struct{})
+		slow := receive(t, func(http.ResponseWriter, int) { <-release })
+		let := sync.OnceFunc(func() { close(release) })
+		t.Cleanup(let)
+		for range 4 {
+			r.endpoint(slow.URL)
+		}
+		const n = 20
+		for i := range n {
+			r.succeeds(fmt.Sprint("gen_", i))
+		}
+		r.until("the slow ones have all they may have", func() bool { return len(slow.got()) == SlotsPerOwner })
+		quick := receive(t, nil)
+		_, _, err := r.service.Create(context.Background(), "sub_ben", Change{URL: &quick.URL})
+		r.must(err)
+		for i := range n {
+			r.happens(events.Event{Type: events.GenerationSucceeded, Subject: "sub_ben", Ref: fmt.Sprint("gen_ben_", i)})
+		}
+		r.until("the quick one has all", func() bool { return len(quick.got()) == n })
+		if got := len(slow.got()); got != SlotsPerOwner {
+			t.Errorf("%d calls to slow ones, want %d", got, SlotsPerOwner)
+		}
+		let()
+		r.until("all is told", func() bool {
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 5*n
+		})
+	})
+}
+
 func TestReplay(t *testing.T) {
 	both(t, func(t *testing.T, r *rig) {
 		ctx := context.Background()
@@ -603,10 +635,6 @@ func TestEventsAreCaughtUpWith(t *testing.T) {
 			r.happens(events.Event{Type: events.ImageDeleted, Ref: fmt.Sprint("img_", i), Whole: "gen_1", Reason: "expired", Sequence: int64(5 + i)})
 			r.clock.Advance(time.Millisecond)
 		}
-		if list, err := r.service.Events(ctx, "sub_ada", "", 10); err != nil || len(list) != 0 {
-			t.Errorf("too early: %d, %v", len(list), err)
-		}
-		r.clock.Advance(settling)
 		list, err := r.service.Events(ctx, "sub_ada", "", 3)
 		if err != nil || len(list) != 4 || list[0].Ref != "img_0" || list[0].Generation != "gen_1" || list[0].Reason != "expired" || list[0].Sequence != 5 {
 			t.Fatalf("%+v, %v", list, err)
@@ -683,8 +711,11 @@ func TestAClosingAccountSaysFarewell(t *testing.T) {
 		if calls := dead.got(); len(calls) != 2 {
 			t.Errorf("%d calls", len(calls))
 		}
-		if n := r.count(`SELECT count(*) FROM jobs WHERE party = ? AND state = ?`, e.ID, jobs.Canceled); n != 1 {
-			t.Errorf("%d deliveries were called off", n)
+		// What waited is given up.
+		r.pass(6 * time.Minute)
+		r.until("it is given up", func() bool { return r.deliveries(e.ID)[0].State == Failed })
+		if d := r.deliveries(e.ID)[0]; d.Error != string(subject.BecauseClosed) || len(dead.got()) != 2 || len(v.got()) != 1 {
+			t.Errorf("%+v, %d and %d calls", d, len(dead.got()), len(v.got()))
 		}
 	})
 }

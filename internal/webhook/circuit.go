@@ -1,0 +1,124 @@
+package webhook
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net/url"
+	"time"
+
+	"zimage/internal/db"
+)
+
+// probing is how long the one call that tries what was left alone keeps all others
+// waiting: somewhat longer than a call can take.
+const probing = 20 * time.Second
+
+// A circuit is open while what is called is left alone. Once its time is over one
+// delivery tries, and what comes of that closes it or opens it again. An endpoint has
+// one, and so has each host of a person's addresses of single generations, from its first
+// failure until it has something.
+type circuit struct {
+	table string
+	party string // whose jobs wait for it; empty: each job finds out by itself
+	owner string
+
+	ID        string        `db:"id"`
+	Failures  int64         `db:"failures"`
+	OpenUntil sql.NullInt64 `db:"open_until"`
+}
+
+// circuitOf is the circuit of a call.
+func (s *Service) circuitOf(ctx context.Context, r row, address string) (circuit, error) {
+	if r.Once == 0 {
+		return circuit{table: "webhook_endpoints", party: r.ID, owner: r.Owner, ID: r.ID, Failures: r.Failures, OpenUntil: r.OpenUntil}, nil
+	}
+	host := ""
+	if u, err := url.Parse(address); err == nil {
+		host = u.Host
+	}
+	c := circuit{table: "webhook_hosts", owner: r.Owner, ID: s.Vault.Lookup("webhook host", r.Owner+" "+host)}
+	err := s.DB.Get(ctx, &c, `SELECT id, failures, open_until FROM webhook_hosts WHERE id = ?`, c.ID)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return c, err
+}
+
+// pass lets a call through, or says how long it is to wait.
+func (s *Service) pass(ctx context.Context, c circuit) (wait time.Duration, err error) {
+	now := s.Clock.Millis()
+	if !c.OpenUntil.Valid {
+		return 0, nil
+	}
+	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+		until := c.OpenUntil.Int64
+		if until <= now {
+			until = now + probing.Milliseconds()
+			n, err := tx.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ? AND open_until = ?`, until, c.ID, c.OpenUntil.Int64)
+			if err != nil {
+				return err
+			}
+			if wait = 0; n == 0 { // another one tries
+				wait = probing
+			}
+		} else {
+			wait = time.Duration(until-now) * time.Millisecond
+		}
+		return s.leave(ctx, tx, c, time.UnixMilli(until))
+	})
+	return wait, err
+}
+
+// leave has all that waits for a circuit wait until a time.
+func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, until time.Time) error {
+	if c.party == "" {
+		return nil
+	}
+	return s.Queue.Defer(ctx, tx, c.party, until)
+}
+
+// closes forgets the failures.
+func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) {
+	switch {
+	case c.Failures == 0:
+	case c.party == "":
+		_, err = tx.Exec(ctx, `DELETE FROM webhook_hosts WHERE id = ?`, c.ID)
+	default:
+		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, c.ID)
+	}
+	return err
+}
+
+// failing is how it stands with what was called, after a failure.
+type failing struct {
+	Failures     int64         `db:"failures"`
+	FailingSince int64         `db:"failing_since"`
+	DisabledAt   sql.NullInt64 `db:"disabled_at"`
+}
+
+// counts counts a failure; sql.ErrNoRows when the endpoint was deleted meanwhile.
+func (s *Service) counts(ctx context.Context, tx *db.Tx, c circuit, now time.Time) (f failing, err error) {
+	if c.party == "" {
+		err = tx.Get(ctx, &f, `INSERT INTO webhook_hosts (id, owner, failures, failing_since) VALUES (?, ?, 1, ?)
+			ON CONFLICT (id) DO UPDATE SET failures = webhook_hosts.failures + 1 RETURNING failures, failing_since`, c.ID, c.owner, now.UnixMilli())
+		return f, err
+	}
+	err = tx.Get(ctx, &f, `UPDATE webhook_endpoints SET failures = failures + 1, failing_since = coalesce(failing_since, ?) WHERE id = ?
+		RETURNING failures, failing_since, disabled_at`, now.UnixMilli(), c.ID)
+	return f, err
+}
+
+// opens opens a circuit after a failure, if it is the one too many, and returns how long
+// it stays so.
+func (s *Service) opens(ctx context.Context, tx *db.Tx, c circuit, f failing, o outcome, now time.Time) (time.Duration, error) {
+	if f.Failures < patience && !o.slow() {
+		return 0, nil
+	}
+	rest := min(max(now.Sub(time.UnixMilli(f.FailingSince))/2, restLeast, o.asked), max(restMost, min(o.asked, time.Hour)))
+	until := now.Add(rest)
+	if _, err := tx.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ?`, until.UnixMilli(), c.ID); err != nil {
+		return 0, err
+	}
+	return rest, s.leave(ctx, tx, c, until)
+}

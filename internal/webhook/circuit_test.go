@@ -1,0 +1,84 @@
+package webhook
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"zimage/internal/events"
+)
+
+// When an endpoint has been left alone for long enough one call tries it, however many
+// wait: what comes of that decides for all.
+func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, status(http.StatusBadGateway))
+		r.endpoint(v.URL)
+		const n = 50
+		waiting := func(want int) {
+			t.Helper()
+			r.until("the others wait", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == want })
+		}
+		for i := range n {
+			r.succeeds(fmt.Sprint("gen_", i))
+		}
+		waiting(n)
+		before := len(v.got())
+		r.pass(restMost + time.Second)
+		r.until("it is tried", func() bool { return len(v.got()) > before })
+		waiting(n)
+		if got := len(v.got()) - before; got != 1 {
+			t.Errorf("%d calls", got)
+		}
+		release := make(chan struct{})
+		let := sync.OnceFunc(func() { close(release) })
+		t.Cleanup(let)
+		v.answers(func(http.ResponseWriter, int) { <-release })
+		r.pass(2 * restMost)
+		r.until("it is tried again", func() bool { return len(v.got()) > before+1 })
+		waiting(n - 1)
+		if got := len(v.got()) - before; got != 2 {
+			t.Errorf("%d calls while one tries", got-1)
+		}
+		let()
+		r.until("all is told", func() bool {
+			r.passIdle(time.Minute)
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == n
+		})
+	})
+}
+
+// So it is with a host to which addresses of single generations lead, and with that one
+// alone; nothing of it stays once something has arrived.
+func TestAHostOfSingleAddressesIsLeftAlone(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		dead, living := receive(t, status(http.StatusBadGateway)), receive(t, nil)
+		one := func(generation, url string) {
+			t.Helper()
+			r.happens(events.Event{Type: events.GenerationQueued, Ref: generation, Facts: map[events.Fact]string{events.WebhookURL: url}})
+			r.succeeds(generation)
+		}
+		one("gen_0", dead.URL)
+		r.until("it is left alone", func() bool { return r.count(`SELECT count(*) FROM webhook_hosts WHERE open_until IS NOT NULL`) == 1 })
+		for i := 1; i < 5; i++ {
+			one(fmt.Sprint("gen_", i), dead.URL+fmt.Sprint("/", i))
+		}
+		one("gen_living", living.URL)
+		r.until("all wait and the other is told", func() bool {
+			return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 5 && len(living.got()) == 1
+		})
+		if got := len(dead.got()); got != 1 {
+			t.Errorf("%d calls", got)
+		}
+		dead.answers(nil)
+		r.until("all is told", func() bool {
+			r.passIdle(time.Minute)
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 6
+		})
+		if n := r.count(`SELECT count(*) FROM webhook_hosts`); n != 0 {
+			t.Errorf("%d hosts are kept", n)
+		}
+	})
+}
