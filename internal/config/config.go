@@ -71,7 +71,7 @@ type Config struct {
 
 	OutboundPorts    []string `env:"OUTBOUND_PORTS" without:"none" doc:"Ports beside 80 and 443 at which webhooks may be delivered. Comma list."`
 	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development: webhooks may lead to this machine, at any port and without TLS."`
-	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"none" doc:"Prefixes of your network beside the well-known ones that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
+	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"the well-known ones" doc:"Prefixes of your network that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`
 	DailyPerOwner     int `env:"DAILY_PER_OWNER" envDefault:"1000" min:"1" max:"1000000000" doc:"Generations one owner may submit in a day."`
