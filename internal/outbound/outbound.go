@@ -45,9 +45,10 @@ type Options struct {
 	// Loopback lets addresses of this machine through as well, at any port and
 	// without TLS: for development.
 	Loopback bool
-	Ports    []uint16              // that are allowed beside 80 and 443
-	NAT64    []netip.Prefix        // of the operator's network, which lead to IPv4
-	Roots    *x509.CertPool        // that vouch for receivers; nil: the system's
+	Ports    []uint16       // that are allowed beside 80 and 443
+	NAT64    []netip.Prefix // of the operator's network, which lead to IPv4
+	Roots    *x509.CertPool // that vouch for receivers; nil: the system's
+
 	Registry prometheus.Registerer // for metrics; nil: none
 }
 
