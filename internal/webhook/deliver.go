@@ -9,6 +9,7 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/jobs"
+	"zimage/internal/mail"
 	"zimage/internal/outbound"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
@@ -256,7 +257,6 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o out
 	if err != nil {
 		return 0, err
 	}
-	r.FailingSince.Int64 = after.FailingSince
 	failing := now.Sub(time.UnixMilli(after.FailingSince))
 	switch {
 	case after.DisabledAt.Valid:
@@ -276,6 +276,12 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, o out
 	return rest, s.Queue.Defer(ctx, tx, r.ID, until)
 }
 
+// whyDisabled tells the owner, in a sentence.
+var whyDisabled = map[string]string{
+	Gone:    "It answered 410, which says that it is gone.",
+	Failing: "For five days nothing but failure came of calling it.",
+}
+
 // disable ends the calls to an endpoint and tells its owner.
 func (s *Service) disable(ctx context.Context, tx *db.Tx, r row, why string) error {
 	n, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET disabled_at = ?, disabled_why = ? WHERE id = ? AND disabled_at IS NULL`,
@@ -283,7 +289,11 @@ func (s *Service) disable(ctx context.Context, tx *db.Tx, r row, why string) err
 	if err != nil || n == 0 {
 		return err
 	}
-	return s.tellDisabled(ctx, tx, r, why)
+	host, err := s.host(ctx, r)
+	if err != nil {
+		return err
+	}
+	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Host": host, "Why": whyDisabled[why]})
 }
 
 // giveUp ends a delivery without a call.

@@ -4,25 +4,17 @@ import (
 	"context"
 	"fmt"
 	"net/url"
-
-	"zimage/internal/db"
-	"zimage/internal/mail"
 )
 
-// tellDisabled mails an endpoint's owner why it is disabled, and names it by its host:
-// the rest of an address may hold a secret.
-func (s *Service) tellDisabled(ctx context.Context, tx *db.Tx, r row, why string) error {
+// host is what a mail may say of an endpoint's address: the rest may hold a secret.
+func (s *Service) host(ctx context.Context, r row) (string, error) {
 	address, err := s.open(ctx, r, "url", r.URL)
 	if err != nil {
-		return fmt.Errorf("open a webhook: %w", err)
+		return "", fmt.Errorf("open a webhook: %w", err)
 	}
-	host := "an address of yours"
-	if u, err := url.Parse(address); err == nil {
-		host = u.Hostname()
+	u, err := url.Parse(address)
+	if err != nil {
+		return "an address of yours", nil
 	}
-	reason := "it answered 410, which says that it is gone"
-	if why == Failing {
-		reason = "every call since " + moment(r.FailingSince.Int64).Format("2 January 2006, 15:04 UTC") + " has failed"
-	}
-	return s.Tell(ctx, tx, r.Owner, mail.WebhookDisabled, map[string]string{"Endpoint": r.ID, "Host": host, "Why": reason})
+	return u.Hostname(), nil
 }
