@@ -12,9 +12,8 @@ func (s *Service) host(ctx context.Context, r row) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("open a webhook: %w", err)
 	}
-	u, err := url.Parse(address)
-	if err != nil {
-		return "an address of yours", nil
+	if u, err := url.Parse(address); err == nil {
+		return u.Hostname(), nil
 	}
-	return u.Hostname(), nil
+	return "an address of yours", nil
 }
