@@ -57,7 +57,7 @@ const (
 	AccountClosed       Template = "account-closed"        //
 	ExportAsked         Template = "export-asked"          //
 	ExportReady         Template = "export-ready"          //
-	WebhookDisabled     Template = "webhook-disabled"      // Endpoint: its id, Host: of its address, Why: half a sentence
+	WebhookDisabled     Template = "webhook-disabled"      // Endpoint: its id, Host: of its address, Why: one sentence
 	ErasureAsked        Template = "erasure-asked"         // by a letter: When it is begun, ID of the request that can be withdrawn until then, Contact
 	RequestConfirm      Template = "request-confirm"       // Request: which right, in words; Code, Contact; to an address that may have no account
 	RequestNothingHeld  Template = "request-nothing-held"  // Request, Complaint: how to complain; likewise

@@ -255,9 +255,6 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, c cir
 		return 0, err
 	case f.DisabledAt.Valid:
 		return 0, nil
-	}
-	r.FailingSince = sql.NullInt64{Int64: f.FailingSince, Valid: true} // its owner is told since when
-	switch {
 	case o.status == 410:
 		return 0, s.disable(ctx, tx, r, Gone)
 	case r.Once == 0 && now.Sub(time.UnixMilli(f.FailingSince)) >= disableAfter:
