@@ -35,10 +35,12 @@ import (
 	"zimage/internal/jobs"
 	"zimage/internal/mail"
 	"zimage/internal/objects"
+	"zimage/internal/outbound"
 	"zimage/internal/privacy"
 	"zimage/internal/subject"
 	"zimage/internal/testenv"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // mark stands in everything that a person of these tests gives the service.
@@ -85,6 +87,8 @@ type home struct {
 	ledger   *privacy.Ledger // nil: nothing is told to one
 	registry *prometheus.Registry
 	engine   func(ctx context.Context, r engine.Request) ([]byte, error)
+	client   *outbound.Client // nil: there are no webhooks
+	hooks    *webhook.Service
 	public   ed25519.PublicKey
 	log      *testenv.Lines
 	options  privacy.Options
@@ -306,6 +310,12 @@ func (h *home) rooms() {
 				return nil
 			}
 			return h.ledger.Happened(ctx, tx, e)
+		},
+		func(ctx context.Context, tx *db.Tx, e events.Event) error {
+			if h.client == nil {
+				return nil
+			}
+			return h.hooks.Happened(ctx, tx, e)
 		})
 	if h.post == nil {
 		h.post = h.folder
@@ -321,6 +331,13 @@ func (h *home) rooms() {
 	})
 	h.t.Cleanup(rooms.Close)
 	h.generate = rooms
+	if h.client != nil {
+		h.hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: h.client, PublicURL: "http://127.0.0.1", Tell: h.accounts.Tell,
+			Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
+				g, err := rooms.Get(ctx, owner, id)
+				return webhook.Generation{ID: g.ID, Status: string(g.Status), Prompt: g.Request.Prompt}, err
+			}})
+	}
 	h.registry = prometheus.NewRegistry()
 	o := h.options
 	o.Metrics = privacy.NewMetrics(h.registry)
@@ -336,6 +353,15 @@ func (h *home) rooms() {
 	own, err = privacy.New(o)
 	must(h.t, err)
 	h.privacy = own
+}
+
+// withWebhooks opens the rooms again, with that which tells programs.
+func (h *home) withWebhooks() {
+	h.t.Helper()
+	h.client = outbound.New(outbound.Options{Loopback: true})
+	h.t.Cleanup(h.client.Close)
+	h.options.Notices = []string{webhook.KindFarewell}
+	h.rooms()
 }
 
 // reopen opens the same parts at other addresses; empty: as it is.
@@ -578,6 +604,8 @@ func (h *home) found(text string) map[string]int {
 		tables, err := db.Tables(ctx, d)
 		must(h.t, err)
 		for _, t := range tables {
+			var where []string
+			var args []any
 			for _, c := range t.Columns {
 				// Text as it is, bytes by their hex: sealed ones hold no text of anybody.
 				as, want := "lower(CAST("+c.Name+" AS text))", strings.ToLower(text)
@@ -587,11 +615,12 @@ func (h *home) found(text string) map[string]int {
 						as = "encode(" + c.Name + ", 'hex')"
 					}
 				}
-				var n int
-				must(h.t, d.Get(ctx, &n, "SELECT count(*) FROM "+t.Name+" WHERE "+as+" LIKE ?", "%"+want+"%"))
-				if n > 0 {
-					places[store+"/"+t.Name] = max(places[store+"/"+t.Name], n)
-				}
+				where, args = append(where, as+" LIKE ?"), append(args, "%"+want+"%")
+			}
+			var n int
+			must(h.t, d.Get(ctx, &n, "SELECT count(*) FROM "+t.Name+" WHERE "+strings.Join(where, " OR "), args...))
+			if n > 0 {
+				places[store+"/"+t.Name] = n
 			}
 		}
 	}
