@@ -72,6 +72,7 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	}
 	ctx, r, c := context.Background(), &rig{t: t}, clock.New()
 	t.Cleanup(func() {
+		r.namesNoClient()
 		if t.Failed() {
 			t.Log(r.log.String())
 		}

@@ -15,7 +15,9 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/privacy"
+	"zimage/internal/problem"
 	"zimage/internal/vault"
+	"zimage/internal/webhook"
 )
 
 // TestDoomedEraser is the other process of the next tests, and nothing by itself.
@@ -40,10 +42,12 @@ func TestDoomedEraser(t *testing.T) {
 
 // A process that is killed at any step of an erasure, or within one, has done nothing
 // that another could not go on with: the receipt is that of somebody at whose erasure
-// nobody was killed, and as little is left.
+// nobody was killed, and as little is left: nothing of webhooks and of what was shared,
+// also as long as a hold keeps the picture.
 func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 	everywhere(t, func(t *testing.T, h *home) {
 		ctx := context.Background()
+		h.withFarewells()
 		steps := []string{"", "copy", "copied", "delete", "deleted"}
 		for _, step := range privacy.Steps() {
 			for _, phase := range []privacy.Phase{privacy.Before, privacy.Unrecorded, privacy.Recorded} {
@@ -58,9 +62,15 @@ func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 		for i, step := range steps {
 			p := h.newcomer(fmt.Sprint("ann", i))
 			image := h.paint(p, 3)[0]
+			share := h.tells(p, image)
 			for _, table := range dataMap(t).Tables {
 				if table.Store == privacy.StoreMain && table.Nobody == "" && table.Erase.Do == privacy.Delete {
 					h.fill(p.id, table)
+				}
+			}
+			for table, n := range h.toldOf(p) {
+				if n == 0 {
+					t.Errorf("nothing is in %s", table)
 				}
 			}
 			hold, err := h.place(p.id, "images", image)
@@ -73,6 +83,14 @@ func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 			must(t, h.erase(id))
 			if n := len(h.objects("held/" + p.id + "/")); n != 2 || len(h.objects("images/"+p.id+"/")) != 0 || h.count(`SELECT count(*) FROM images WHERE owner = ?`, p.id) != 1 {
 				t.Errorf("%s: %d objects are held", step, n)
+			}
+			for table, n := range h.toldOf(p) {
+				if n != 0 {
+					t.Errorf("%s: %d rows of %s are left", step, n, table)
+				}
+			}
+			if _, err := h.generate.Shared(ctx, share); problem.CodeOf(err) != problem.NotFound {
+				t.Errorf("%s: a held picture is shown: %v", step, err)
 			}
 
 			must(t, h.privacy.ReleaseHold(ctx, h.machine(), hold.ID))
@@ -93,6 +111,32 @@ func TestPromise_R7_AProcessKilledAtEveryStepOfAnErasure(t *testing.T) {
 			t.Errorf("somebody else had %v and has %v", before, after)
 		}
 	})
+}
+
+// tells has a person share a picture, void links, and have a webhook that is about to be
+// told of something.
+func (h *home) tells(p person, image string) (share string) {
+	h.t.Helper()
+	ctx := context.Background()
+	shown, err := h.generate.Share(ctx, p.id, image, 0)
+	must(h.t, err)
+	must(h.t, h.generate.RevokeLinks(ctx, p.id))
+	url := "https://hooks.example.org/" + mark
+	hook, _, err := h.webhooks.Create(ctx, p.id, webhook.Change{URL: &url})
+	must(h.t, err)
+	_, err = h.webhooks.SendTest(ctx, p.id, hook.ID)
+	must(h.t, err)
+	return shown.Token
+}
+
+// toldOf counts what is stored of a person's shares and webhooks.
+func (h *home) toldOf(p person) map[string]int {
+	h.t.Helper()
+	n := map[string]int{}
+	for _, table := range []string{"shares", "link_epochs", "webhook_endpoints", "webhook_once", "webhook_events", "webhook_deliveries", "webhook_attempts"} {
+		n[table] = h.count(`SELECT count(*) FROM `+table+` WHERE owner = ?`, p.id)
+	}
+	return n
 }
 
 // killed has another process erase, or replay, until it is killed at a step: in the

@@ -335,10 +335,10 @@ func (h *home) rooms() {
 		h.options.Policy = privacy.DefaultPolicy()
 	}
 	kept, _ := h.options.Policy.Window("webhooks")
-	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, Tell: h.accounts.Tell, Ended: ended, Kept: kept.Before,
+	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, PublicURL: "http://127.0.0.1", Tell: h.accounts.Tell, Ended: ended, Kept: kept.Before,
 		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
 			g, err := rooms.Get(ctx, owner, id)
-			return webhook.Generation{ID: g.ID, Status: string(g.Status)}, err
+			return webhook.Generation{ID: g.ID, Status: string(g.Status), Prompt: g.Request.Prompt}, err
 		}})
 	h.webhooks = hooks
 	h.registry = prometheus.NewRegistry()
@@ -359,6 +359,13 @@ func (h *home) rooms() {
 	own, err = privacy.New(o)
 	must(h.t, err)
 	h.privacy = own
+}
+
+// withFarewells opens the rooms again, so that an erasure waits for the last calls.
+func (h *home) withFarewells() {
+	h.t.Helper()
+	h.options.Notices = []string{webhook.KindFarewell}
+	h.rooms()
 }
 
 // reopen opens the same parts at other addresses; empty: as it is.
@@ -601,6 +608,8 @@ func (h *home) found(text string) map[string]int {
 		tables, err := db.Tables(ctx, d)
 		must(h.t, err)
 		for _, t := range tables {
+			var where []string
+			var args []any
 			for _, c := range t.Columns {
 				// Text as it is, bytes by their hex: sealed ones hold no text of anybody.
 				as, want := "lower(CAST("+c.Name+" AS text))", strings.ToLower(text)
@@ -610,11 +619,12 @@ func (h *home) found(text string) map[string]int {
 						as = "encode(" + c.Name + ", 'hex')"
 					}
 				}
-				var n int
-				must(h.t, d.Get(ctx, &n, "SELECT count(*) FROM "+t.Name+" WHERE "+as+" LIKE ?", "%"+want+"%"))
-				if n > 0 {
-					places[store+"/"+t.Name] = max(places[store+"/"+t.Name], n)
-				}
+				where, args = append(where, as+" LIKE ?"), append(args, "%"+want+"%")
+			}
+			var n int
+			must(h.t, d.Get(ctx, &n, "SELECT count(*) FROM "+t.Name+" WHERE "+strings.Join(where, " OR "), args...))
+			if n > 0 {
+				places[store+"/"+t.Name] = n
 			}
 		}
 	}

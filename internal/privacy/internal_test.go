@@ -40,6 +40,16 @@ func (s *Service) AgeStatus(d time.Duration) {
 // Issue writes a receipt once more.
 func (s *Service) Issue(ctx context.Context, id string) error { return s.issue(ctx, id) }
 
+// EndOf is when a row of a table is deleted whose time began then.
+func (s *Service) EndOf(table string, began time.Time) (end time.Time) {
+	for _, k := range s.Map.Table(StoreMain, table).Keep {
+		if k.Then == Delete {
+			end = k.end(s.Policy, began)
+		}
+	}
+	return end
+}
+
 // RunPurge is the job that sweeps a table.
 func (s *Service) RunPurge(ctx context.Context, table string) error {
 	return s.purgeKind().Run(ctx, &jobs.Run{Job: jobs.Job{Ref: table}})

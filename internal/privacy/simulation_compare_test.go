@@ -44,6 +44,11 @@ func (w *world) ends() {
 			w.t.Errorf("%v from its end the export %s is there: %v (%v)", now.Sub(e.ends), e.id, there, err)
 		}
 	}
+	for _, h := range w.shares {
+		if h.ends.Sub(now).Abs() <= 2*time.Hour {
+			w.shown(h)
+		}
+	}
 	var want []string
 	for _, k := range w.holds {
 		if !k.view.After(now) {
@@ -100,6 +105,7 @@ func (w *world) compare() {
 	w.compareRecords()
 
 	w.compareRequests()
+	w.compareTold()
 	w.comparePassing()
 }
 
@@ -428,6 +434,9 @@ func (w *world) compareRequests() {
 	}
 }
 
+// life is how long the map keeps a row of a table.
+func (w *world) life(table string) time.Duration { return w.privacy.EndOf(table, start).Sub(start) }
+
 // comparePassing looks at rows that the service writes by itself: each is there until its
 // time is over, by what it said when it was last seen, and not after.
 func (w *world) comparePassing() {
@@ -443,6 +452,11 @@ func (w *world) comparePassing() {
 		"mails":          {`SELECT id, subject AS owner, coalesce(accepted_at, 0) AS since FROM mails`, 30 * day},
 		"sessions":       {`SELECT id, owner, last_used_at AS since FROM sessions`, 90 * day},
 		"ledger_details": {`SELECT entry_id AS id, subject AS owner, 0 AS since FROM ledger_details`, 0},
+
+		"webhook_once":       {`SELECT id, owner, created_at AS since FROM webhook_once`, w.life("webhook_once")},
+		"webhook_events":     {`SELECT id, owner, at AS since FROM webhook_events`, w.life("webhook_events")},
+		"webhook_deliveries": {`SELECT id, owner, created_at AS since FROM webhook_deliveries`, w.life("webhook_deliveries")},
+		"webhook_attempts":   {`SELECT delivery || ':' || n AS id, owner, at AS since FROM webhook_attempts`, w.life("webhook_attempts")},
 	} {
 		var rows []struct {
 			ID    string `db:"id"`

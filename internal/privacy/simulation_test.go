@@ -26,6 +26,7 @@ import (
 	"zimage/internal/privacy"
 	"zimage/internal/subject"
 	"zimage/internal/testenv"
+	"zimage/internal/webhook"
 )
 
 const (
@@ -42,9 +43,9 @@ const (
 //
 // At 8:00 of every fifth day everybody acts, and workers do what follows of it at once. At
 // 9:55 of every day all that is scheduled comes round once, so that whatever ended since
-// 8:00 has less than two hours; then everything is compared. On a day on which anything
-// ends, by what is kept in memory, which is around 8:00 too, that happens every hour from
-// 6:55 on.
+// 8:00 has less than two hours; then everything is compared. Where anything ends within an
+// hour, by what is kept in memory, which is around 8:00 too, that happens at 6:55, 7:55 and
+// 8:55 as well.
 func TestPromise_R1_R3_R4_R5_R6_R8_EightHundredDays(t *testing.T) {
 	on(t, every, func(t *testing.T, s privacy.Stack) {
 		w := newWorld(t, s)
@@ -75,6 +76,9 @@ type world struct {
 	exports   []*copied
 	letters   []*letter
 	asks      []*asking
+	shares    []*showing
+	told      []*told
+	receiver  string
 	passing   map[string]map[string]*passing // by table and id
 	holds     []*keeping
 	sweptAt   time.Time // what was over then is gone
@@ -92,6 +96,8 @@ type soul struct {
 	erasure, secret string
 	works           []*piece
 	uses            []time.Time
+	revoked         int  // how often, their links
+	once            bool // they gave an address with a generation
 }
 
 // piece is a generation.
@@ -180,7 +186,8 @@ func newWorld(t *testing.T, s privacy.Stack) *world {
 	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}, passing: map[string]map[string]*passing{}} //nolint:gosec // it must be the same each time
 	h.away.Store = w.refusing
 	h.at.Redis = testenv.Redis(t)
-	h.rooms()
+	h.withFarewells()
+	w.receivers()
 	h.engine = func(context.Context, engine.Request) ([]byte, error) { return w.picture, nil }
 	var hourly, daily []jobs.Schedule
 	for _, one := range schedules {
@@ -192,7 +199,7 @@ func newWorld(t *testing.T, s privacy.Stack) *world {
 	}
 	w.scheduler, w.compares = h.queue.NewScheduler(hourly...), h.queue.NewScheduler(daily...)
 	w.usage = privacy.NewUsage(privacy.UsageOptions{DB: h.db, Vault: h.vault, Clock: h.clock, Window: h.options.Policy.Windows.Usage})
-	h.work(jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)})
+	h.work(jobs.Lane{Name: privacy.ExportLane, Slots: jobs.NewFixed(1)}, jobs.Lane{Name: webhook.Lane, Slots: jobs.NewFixed(2)})
 	return w
 }
 
@@ -214,32 +221,38 @@ func (w *world) day(d int) {
 		w.clock.Advance(to.Sub(w.clock.Now()))
 	}
 	ends := w.due(midnight, midnight.Add(day))
-	for what, n := range ends {
-		w.did["hourly around "+what] += n
+	var all []time.Time
+	for what, times := range ends {
+		w.did["hourly around "+what] += len(times)
+		all = append(all, times...)
 	}
-	hour := func(n int) {
+	round := func(n int) {
 		at(n, 55)
 		w.ends()
 		w.tick()
 		w.compare()
 	}
-	if len(ends) > 0 {
-		hour(6)
-		if d == refusedTo {
-			w.refusing.of = ""
+	hour := func(n int) {
+		then := midnight.Add(time.Duration(n)*time.Hour + 55*time.Minute)
+		if slices.ContainsFunc(all, func(end time.Time) bool { return end.Sub(then).Abs() <= time.Hour }) {
+			round(n)
 		}
-		hour(7)
 	}
+	hour(6)
+	if d == refusedTo {
+		w.refusing.of = ""
+	}
+	hour(7)
 	at(8, 0)
 	if d%actsEvery == 0 {
 		w.act(d)
 		w.settle()
 	}
-	if len(ends) > 0 {
+	if len(all) > 0 {
 		w.ends()
-		hour(8)
 	}
-	hour(9)
+	hour(8)
+	round(9)
 	w.measure()
 	// The comparison by itself: it may not find what others should have deleted.
 	must(w.t, w.compares.Tick(w.t.Context()))
@@ -250,11 +263,11 @@ func (w *world) day(d int) {
 }
 
 // due are the ends between two times, by what it is that ends.
-func (w *world) due(from, to time.Time) map[string]int {
-	ends := map[string]int{}
+func (w *world) due(from, to time.Time) map[string][]time.Time {
+	ends := map[string][]time.Time{}
 	end := func(what string, at time.Time) {
 		if !at.Before(from) && at.Before(to) {
-			ends[what]++
+			ends[what] = append(ends[what], at)
 		}
 	}
 	for _, s := range w.people {
@@ -291,6 +304,16 @@ func (w *world) due(from, to time.Time) map[string]int {
 	}
 	for _, k := range w.holds {
 		end("a hold's review", k.view)
+	}
+	for _, h := range w.shares {
+		if h.owner().living() {
+			end("a share", h.ends)
+		}
+	}
+	for _, h := range w.told {
+		if h.owner.living() && !h.rotated.IsZero() {
+			end("a replaced secret", h.rotated.Add(replacedSecret))
+		}
 	}
 	for _, a := range w.asks {
 		switch {
@@ -543,6 +566,7 @@ func (w *world) acts(d int) {
 		return k != nil && w.closes(k.piece.owner)
 	})
 	w.writes(often, living)
+	w.shows(free, living)
 }
 
 func (w *world) closes(s *soul) bool {
@@ -676,7 +700,11 @@ func (w *world) generates(s *soul, days int) bool {
 	if s == nil {
 		return false
 	}
-	g, _, err := w.generate.Submit(ctx, s.id, generate.Request{Prompt: mark, Width: 256, Height: 256, N: 2, RetentionDays: days}, nil)
+	request := generate.Request{Prompt: mark, Width: 256, Height: 256, N: 2, RetentionDays: days}
+	if w.chance.IntN(3) == 0 {
+		request.Webhook.URL = w.receiver + "/once"
+	}
+	g, _, err := w.generate.Submit(ctx, s.id, request, nil)
 	if s.restricted {
 		if err == nil {
 			w.t.Errorf("%s has restricted the processing, and generates", s.id)
@@ -684,6 +712,7 @@ func (w *world) generates(s *soul, days int) bool {
 		return false
 	}
 	must(w.t, err)
+	s.once = s.once || request.Webhook.URL != ""
 	p := &piece{owner: s, id: g.ID, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days), shortened: days != 90}
 	w.settle()
 	var images []struct {
@@ -740,6 +769,11 @@ func (w *world) gone(s *soul) {
 		}
 	}
 	w.erased(s.person, keeps...)
+	for _, h := range w.told {
+		if h.owner == s && w.count(`SELECT count(*) FROM jobs WHERE party = ? AND state IN ('queued', 'waiting', 'running')`, h.id) > 0 {
+			w.t.Errorf("the webhook %s of somebody who is erased is to be told something", h.id)
+		}
+	}
 }
 
 // end looks once more at everybody, living or erased, and whether there was enough to
@@ -763,9 +797,12 @@ func (w *world) end() {
 		"closed by a letter": 5, "restricted by a letter": 5, "wrote without an account": 30, "asked the staff": 15, "was answered": 10, "mails have ended": 200, "sessions have ended": 100,
 		"hourly around a window": 200, "hourly around a shortened window": 80, "hourly around what is left of a generation": 200, "hourly around a use": 500, "hourly around an export": 15,
 		"hourly around correspondence": 5, "hourly around an erasure's deadline": 1, "hourly around an objection's time": 2, "hourly around a hold's review": 10,
+		"shared": 60, "ended a share": 10, "revoked links": 15, "made a webhook": 30, "was told": 25, "replaced a secret": 4, "deleted a webhook": 3, "webhook_once have ended": 10,
+		"webhook_events have ended": 100, "webhook_deliveries have ended": 100, "webhook_attempts have ended": 100, "hourly around a share": 30, "hourly around a replaced secret": 4,
+		"hourly around webhook_once": 10, "hourly around webhook_events": 100, "hourly around webhook_deliveries": 100, "hourly around webhook_attempts": 100,
 		"hourly around a confirmation": 8, "hourly around what a request said": 20, "hourly around mails": 200, "hourly around sessions": 100}
 	if w.at.Versioned {
-		enough = map[string]int{"made": 80, "generated": 8, "exported": 2, "held": 4, "closed": 3, "hourly around a window": 10, "hourly around what is left of a generation": 10}
+		enough = map[string]int{"made": 80, "generated": 8, "exported": 2, "held": 4, "closed": 3, "shared": 10, "made a webhook": 3, "webhook_deliveries have ended": 5, "hourly around a window": 10, "hourly around what is left of a generation": 10}
 	}
 	for what, least := range enough {
 		if w.did[what] < least {
