@@ -23,8 +23,8 @@ type service struct {
 	directory string // for the files of the test
 }
 
-// start starts the service as zimage up does, with a user and a key that has
-// these scopes.
+// start starts the service as zimage up does, in the folder for the test's files,
+// with a user and a key that has these scopes.
 func start(t *testing.T, scopes ...string) *service {
 	t.Helper()
 	must := func(err error) {
@@ -37,7 +37,7 @@ func start(t *testing.T, scopes ...string) *service {
 	address := free(t)
 	c, err := config.ForRole(map[string]string{
 		"ZIMAGE_LISTEN": address, "ZIMAGE_METRICS_LISTEN": "off", "ZIMAGE_SHUTDOWN_TIMEOUT": "5s",
-		"ZIMAGE_DATA": filepath.Join(t.TempDir(), "data"), "ZIMAGE_OUTBOUND_LOOPBACK": "true",
+		"ZIMAGE_DATA": filepath.Join(s.directory, "zimage-data"), "ZIMAGE_OUTBOUND_LOOPBACK": "true",
 	}, config.RoleUp)
 	must(err)
 	s.url = c.PublicURL

@@ -1,17 +1,24 @@
 package clients
 
 import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"zimage/internal/testenv"
 )
 
 // The commands of docs/api.md, one after the other as a reader pastes them, in
-// a folder where zimage up has run.
+// the folder where zimage up runs.
 func TestTheTourWithCurl(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/api.md")
@@ -31,16 +38,21 @@ func TestTheTourWithCurl(t *testing.T) {
 	}
 
 	s := start(t, usual...)
-	if err := os.Mkdir(filepath.Join(s.directory, "zimage-data"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.WriteFile(filepath.Join(s.directory, "zimage-data", "first-key"), []byte(s.key+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	const before = `set -euo pipefail
 curl() { command curl --max-time 60 --write-out '%{stderr}%{http_code}\n' "$@"; }
 `
-	commands := strings.ReplaceAll(script.String(), "http://127.0.0.1:8080", s.url)
+	var told sync.Map // the events that were sent, by their type
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var event struct{ Type string }
+		if err := json.NewDecoder(r.Body).Decode(&event); err == nil && r.Header.Get("Webhook-Signature") != "" {
+			told.Store(event.Type, true)
+		}
+	}))
+	t.Cleanup(receiver.Close)
+	commands := strings.NewReplacer("http://127.0.0.1:8080", s.url, "http://127.0.0.1:9000", receiver.URL).Replace(script.String())
 	cmd := exec.CommandContext(t.Context(), "bash", "-c", before+commands)
 	cmd.Dir, cmd.Env = s.directory, []string{"PATH=" + os.Getenv("PATH")}
 	var out, statuses strings.Builder
@@ -51,7 +63,12 @@ curl() { command curl --max-time 60 --write-out '%{stderr}%{http_code}\n' "$@"; 
 	if got := strings.Fields(statuses.String()); !slices.Equal(got, want) {
 		t.Errorf("the answers are\n%v, told are\n%v\n%s", got, want, &out)
 	}
-	for name, begins := range map[string]string{"lighthouse.png": "\x89PNG", "lighthouse.jpg": "\xff\xd8", "events": "retry: "} {
+	for _, event := range []string{"webhook.test", "generation.succeeded"} {
+		testenv.Eventually(t, 30*time.Second, func() bool { _, is := told.Load(event); return is })
+	}
+	for name, begins := range map[string]string{
+		"lighthouse.png": "\x89PNG", "lighthouse.jpg": "\xff\xd8", "events": "retry: ", "heron.png": "\x89PNG", "page.html": "<!", "dawn.png": "\x89PNG",
+	} {
 		if text, err := os.ReadFile(filepath.Join(s.directory, name)); err != nil || !strings.HasPrefix(string(text), begins) {
 			t.Errorf("%s: %.20q, %v", name, text, err)
 		}
