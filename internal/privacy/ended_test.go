@@ -9,6 +9,7 @@ import (
 
 	"zimage/internal/db"
 	"zimage/internal/generate"
+	"zimage/internal/privacy"
 	"zimage/internal/problem"
 	"zimage/internal/testenv"
 	"zimage/internal/webhook"
@@ -223,6 +224,40 @@ func TestPromise_D4_ADeletedWebhookStaysDeletedAfterARestore(t *testing.T) {
 				t.Errorf("%d are to be replayed, %v", n, err)
 			}
 		})
+	})
+}
+
+// What somebody changed before they left goes with the account: it is not waited for when the
+// replay cannot erase that yet.
+func TestAChangedWebhookOfSomebodyErasedClosesNothing(t *testing.T) {
+	bothDatabases(t, func(t *testing.T, h *home) {
+		ctx := t.Context()
+		ann := h.newcomer("ann")
+		url := "http://127.0.0.1:1/"
+		e, _, err := h.webhooks.Create(ctx, ann.id, webhook.Change{URL: &url})
+		must(t, err)
+		before := h.backup()
+		_, _, err = h.webhooks.Rotate(ctx, ann.id, e.ID)
+		must(t, err)
+		h.endsKept()
+		id, _ := h.close(ann)
+		must(t, h.erase(id))
+		h.reopen(before, "")
+		if n, err := h.privacy.Unreplayed(ctx); n != 2 || err != nil {
+			t.Errorf("%d are to be replayed, %v: want the account and its webhook", n, err)
+		}
+		h.privacy.EndAt(func(step string, phase privacy.Phase) error {
+			if step == "holds_kept" && phase == privacy.Before {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if done, err := h.privacy.Replay(ctx); err == nil || done.Open != 1 {
+			t.Errorf("%+v, %v", done, err)
+		}
+		if n, err := h.privacy.Unreplayed(ctx); n != 0 || err != nil || h.count(`SELECT count(*) FROM webhook_endpoints`) != 1 {
+			t.Errorf("%d are to be replayed, %v", n, err)
+		}
 	})
 }
 

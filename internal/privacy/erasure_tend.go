@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"zimage/internal/db"
@@ -47,24 +48,50 @@ func (s *Service) Look(ctx context.Context, alarm bool) error {
 		s.measureSweeps(ctx), s.tendRequests(ctx, alarm), s.measureHolds(ctx, alarm))
 }
 
+// each does something for all that page finds, by their ids. One that fails keeps nobody else
+// waiting: they are told together.
+func each(ctx context.Context, page func(after string) ([]entry, error), do func(entry) error) error {
+	failed, first := 0, error(nil)
+	for after := ""; ; {
+		some, err := page(after)
+		if err != nil {
+			return err
+		}
+		for _, one := range some {
+			after = one.ID
+			err := do(one)
+			if ctx.Err() != nil || db.IsAway(err) {
+				return err
+			}
+			if err != nil {
+				if failed++; first == nil {
+					first = err
+				}
+			}
+		}
+		if len(some) == eraseBatch {
+			continue
+		}
+		if failed > 0 {
+			return fmt.Errorf("%d fail, the first with: %w", failed, first)
+		}
+		return nil
+	}
+}
+
 // adopt requests erasures of accounts that closed before there was one.
 func (s *Service) adopt(ctx context.Context) error {
-	var closing []struct {
-		ID string `db:"id"`
-		At int64  `db:"changed_at"`
-	}
-	err := s.DB.Select(ctx, &closing, `SELECT id, changed_at FROM subjects WHERE state = ? AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.subject = subjects.id) LIMIT ?`,
-		subject.Closing, eraseBatch)
-	if err != nil {
-		return fmt.Errorf("look for closed accounts: %w", err)
-	}
-	for _, c := range closing {
-		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+	err := each(ctx, func(after string) (closing []entry, err error) {
+		err = s.DB.Select(ctx, &closing, `SELECT id, changed_at AS at FROM subjects WHERE state = ? AND id > ?
+			AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.subject = subjects.id) ORDER BY id LIMIT ?`, subject.Closing, after, eraseBatch)
+		return closing, err
+	}, func(c entry) error {
+		return s.DB.Tx(ctx, func(tx *db.Tx) error {
 			return s.requestErasure(ctx, tx, db.NewID("era", s.Clock.Now()), c.ID, at(c.At), nil)
 		})
-		if err != nil {
-			return fmt.Errorf("request an erasure: %w", err)
-		}
+	})
+	if err != nil {
+		return fmt.Errorf("request erasures of closed accounts: %w", err)
 	}
 	return nil
 }
@@ -72,28 +99,26 @@ func (s *Service) adopt(ctx context.Context) error {
 // resume adds jobs for what has work to do and no job.
 func (s *Service) resume(ctx context.Context) error {
 	const idle = `NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = erasures.job_id AND j.state IN ('queued', 'waiting', 'running'))`
-	var ids []string
-	err := s.DB.Select(ctx, &ids, `SELECT id FROM erasures WHERE completed_at = 0 AND `+idle+`
-		UNION SELECT id FROM erasures WHERE completed_at > 0 AND `+idle+` AND id IN (SELECT x.erasure_id FROM erasure_exceptions x WHERE `+free+`
-			UNION SELECT x.erasure_id FROM erasure_exceptions x WHERE x.ended_at > erasures.receipt_at) ORDER BY id LIMIT ?`, eraseBatch)
-	if err != nil {
-		return fmt.Errorf("look for erasures: %w", err)
-	}
-	for _, id := range ids {
-		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
+	err := each(ctx, func(after string) (all []entry, err error) {
+		err = s.DB.Select(ctx, &all, `SELECT id FROM erasures WHERE id > ? AND completed_at = 0 AND `+idle+`
+			UNION SELECT id FROM erasures WHERE id > ? AND completed_at > 0 AND `+idle+` AND id IN (SELECT x.erasure_id FROM erasure_exceptions x WHERE `+free+`
+				UNION SELECT x.erasure_id FROM erasure_exceptions x WHERE x.ended_at > erasures.receipt_at) ORDER BY id LIMIT ?`, after, after, eraseBatch)
+		return all, err
+	}, func(e entry) error {
+		return s.DB.Tx(ctx, func(tx *db.Tx) error {
 			var locked string
-			if err := tx.Get(ctx, &locked, `SELECT id FROM erasures WHERE id = ?`+db.ForUpdate(tx), id); err != nil {
+			if err := tx.Get(ctx, &locked, `SELECT id FROM erasures WHERE id = ?`+db.ForUpdate(tx), e.ID); err != nil {
 				return err
 			}
 			var n int // another scheduler may have been first
-			if err := tx.Get(ctx, &n, `SELECT count(*) FROM erasures WHERE id = ? AND `+idle, id); err != nil || n == 0 {
+			if err := tx.Get(ctx, &n, `SELECT count(*) FROM erasures WHERE id = ? AND `+idle, e.ID); err != nil || n == 0 {
 				return err
 			}
-			return s.enqueue(ctx, tx, id, 0)
+			return s.enqueue(ctx, tx, e.ID, 0)
 		})
-		if err != nil {
-			return fmt.Errorf("go on with an erasure: %w", err)
-		}
+	})
+	if err != nil {
+		return fmt.Errorf("go on with erasures: %w", err)
 	}
 	return nil
 }
@@ -120,25 +145,46 @@ func (s *Service) forgetReceipts(ctx context.Context) error {
 	return nil
 }
 
-// forgetAccounts removes lines of accounts that are erased.
+// forgetAccounts removes lines of accounts that are erased. Others stay, and are passed over.
 func (s *Service) forgetAccounts(ctx context.Context) error {
-	var old []entry
-	err := s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND at < ? ORDER BY at LIMIT ?`,
-		journalAccount, s.journalEnd().UnixMilli(), eraseBatch)
-	if err != nil {
-		return fmt.Errorf("forget the old journal: %w", err)
-	}
-	for _, j := range old {
-		var open int
-		err := s.DB.Get(ctx, &open, `SELECT count(*) FROM subjects WHERE id = ? AND state <> ?`, j.ID, subject.Erased)
-		if err == nil && open == 0 {
-			_, err = s.Keys.Exec(ctx, `DELETE FROM erasure_journal WHERE kind = ? AND id = ?`, journalAccount, j.ID)
+	end := s.journalEnd().UnixMilli()
+	for last := (entry{}); ; {
+		var old []entry
+		err := s.Keys.Select(ctx, &old, `SELECT id, erasure, secret, at FROM erasure_journal WHERE kind = ? AND at < ? AND (at, id) > (?, ?) ORDER BY at, id LIMIT ?`,
+			journalAccount, end, last.At, last.ID, eraseBatch)
+		if err == nil && len(old) == 0 {
+			return nil
+		}
+		if err == nil {
+			last = old[len(old)-1]
+			err = s.forgetErased(ctx, old)
 		}
 		if err != nil {
 			return fmt.Errorf("forget the old journal: %w", err)
 		}
 	}
-	return nil
+}
+
+func (s *Service) forgetErased(ctx context.Context, old []entry) error {
+	named := []any{subject.Erased}
+	for _, e := range old {
+		named = append(named, e.ID)
+	}
+	var open []string
+	if err := s.DB.Select(ctx, &open, `SELECT id FROM subjects WHERE state <> ? AND id IN (`+db.Marks(len(old))+`)`, named...); err != nil {
+		return err
+	}
+	over := []any{journalAccount}
+	for _, e := range old {
+		if !slices.Contains(open, e.ID) {
+			over = append(over, e.ID)
+		}
+	}
+	if len(over) == 1 {
+		return nil
+	}
+	_, err := s.Keys.Exec(ctx, `DELETE FROM erasure_journal WHERE kind = ? AND id IN (`+db.Marks(len(over)-1)+`)`, over...)
+	return err
 }
 
 // measure counts what is open.

@@ -36,16 +36,19 @@ func (s *Service) EndpointsBack(ctx context.Context, q db.Querier, lines []strin
 	for i, line := range lines {
 		ids[i], _, _ = parseBefore(line)
 	}
-	var there []row
-	err = q.Select(ctx, &there, selectRow+`WHERE id IN (`+db.Marks(len(ids))+`)`, ids...)
-	changed := map[string]int64{}
-	for _, r := range there {
-		changed[r.ID] = r.ChangedAt
+	var there []struct {
+		ID      string        `db:"id"`
+		Changed int64         `db:"changed_at"`
+		State   subject.State `db:"state"`
 	}
+	err = q.Select(ctx, &there, `SELECT w.id, w.changed_at, s.state FROM webhook_endpoints w JOIN subjects s ON s.id = w.owner WHERE w.id IN (`+db.Marks(len(ids))+`)`, ids...)
 	for _, line := range lines {
 		id, last, deleted := parseBefore(line)
-		if is, there := changed[id]; there && (deleted || is < last) {
-			back = append(back, line)
+		for _, e := range there {
+			// Of an account that closes it goes with the account.
+			if e.ID == id && (deleted || e.Changed < last && e.State == subject.Active) {
+				back = append(back, line)
+			}
 		}
 	}
 	return back, err
