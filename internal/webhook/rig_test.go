@@ -42,6 +42,7 @@ type rig struct {
 
 	mu    sync.Mutex
 	gone  map[string]bool // generations
+	ends  []Image         // that end soon
 	mails []map[string]string
 }
 
@@ -86,7 +87,7 @@ func newRig(t testing.TB, d *db.DB) *rig {
 	r.queue = jobs.New(d, r.clock, bell, measured, log)
 	out := outbound.New(outbound.Options{Loopback: true})
 	t.Cleanup(out.Close)
-	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Tell: r.tell, PublicURL: "https://zimage.example"})
+	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Expiring: r.ending, Tell: r.tell, PublicURL: "https://zimage.example"})
 	r.events = events.New(r.service.Happened)
 	r.person("sub_ada")
 	r.person("sub_ben")
@@ -139,6 +140,19 @@ func (r *rig) generation(_ context.Context, _, id string) (Generation, error) {
 	}
 	return Generation{ID: id, Status: "succeeded", Images: []string{"img_1"}, CreatedAt: start, FinishedAt: start, ExpiresAt: start, Prompt: prompt,
 		Metadata: map[string]string{"order": "17 of hers"}}, nil
+}
+
+// ending are ada's images that end soon, in pages.
+func (r *rig) ending(_ context.Context, owner string, until time.Time, life time.Duration, after string, _ int) ([]Image, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var page []Image
+	for _, image := range r.ends {
+		if image.ID > after && len(page) < 2 && until.Equal(r.clock.Now().Add(expiring)) && life == expiring {
+			page = append(page, Image{image.ID, "gen_of_" + owner})
+		}
+	}
+	return page, nil
 }
 
 func (r *rig) tell(_ context.Context, _ *db.Tx, owner string, template mail.Template, data map[string]string) error {
