@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -182,6 +183,20 @@ func (r *rig) happens(e events.Event) {
 func (r *rig) succeeds(generation string) {
 	r.t.Helper()
 	r.happens(events.Event{Type: events.GenerationSucceeded, Ref: generation, Sequence: 4})
+}
+
+// queues tells of a new generation of ada's with an address of its own.
+func (r *rig) queues(generation, url, told string) error {
+	return r.db.Tx(context.Background(), func(tx *db.Tx) error {
+		return r.events.Append(context.Background(), tx, events.Event{Type: events.GenerationQueued, Subject: "sub_ada", Ref: generation, At: r.clock.Now(),
+			Facts: map[events.Fact]string{events.WebhookURL: url, events.WebhookEvents: told}})
+	})
+}
+
+// waits is over when so many jobs wait for their time.
+func (r *rig) waits(n int) {
+	r.t.Helper()
+	r.until(fmt.Sprint(n, " wait"), func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == n })
 }
 
 // endpoint is a new one of ada's.
