@@ -26,6 +26,7 @@ const (
 	AddWebhookEventsGenerationStarted   AddWebhookEvents = "generation.started"
 	AddWebhookEventsGenerationSucceeded AddWebhookEvents = "generation.succeeded"
 	AddWebhookEventsImageDeleted        AddWebhookEvents = "image.deleted"
+	AddWebhookEventsImageExpiring       AddWebhookEvents = "image.expiring"
 )
 
 // Defines values for ConsentPurpose.
@@ -237,6 +238,7 @@ const (
 	UpdateWebhookEventsGenerationStarted   UpdateWebhookEvents = "generation.started"
 	UpdateWebhookEventsGenerationSucceeded UpdateWebhookEvents = "generation.succeeded"
 	UpdateWebhookEventsImageDeleted        UpdateWebhookEvents = "image.deleted"
+	UpdateWebhookEventsImageExpiring       UpdateWebhookEvents = "image.expiring"
 )
 
 // Defines values for WebhookDisabledReason.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"zimage/internal/config"
 	"zimage/internal/db"
@@ -39,7 +40,7 @@ func (a *App) openWebhooks() {
 	kept, _ := a.policy.Window("webhooks")
 	a.Webhooks = webhook.New(webhook.Options{
 		DB: a.db, Vault: a.vault, Queue: a.queue, Clock: a.clock, Log: a.log, Client: client, PublicURL: a.config.PublicURL,
-		Generation: toldGeneration(a.Generate), Tell: a.Accounts.Tell, Ended: a.Privacy.Ended, Kept: kept.Before,
+		Generation: toldGeneration(a.Generate), Expiring: toldExpiring(a.Generate), Tell: a.Accounts.Tell, Ended: a.Privacy.Ended, Kept: kept.Before,
 	})
 }
 
@@ -82,5 +83,17 @@ func toldGeneration(rooms *generate.Service) func(ctx context.Context, owner, id
 			told.Images = append(told.Images, i.ID)
 		}
 		return told, nil
+	}
+}
+
+// toldExpiring is what a webhook may tell of images that end.
+func toldExpiring(rooms *generate.Service) func(ctx context.Context, owner string, until time.Time, life time.Duration, after string, limit int) ([]webhook.Image, error) {
+	return func(ctx context.Context, owner string, until time.Time, life time.Duration, after string, limit int) ([]webhook.Image, error) {
+		list, err := rooms.Expiring(ctx, owner, until, life, after, limit)
+		told := make([]webhook.Image, len(list))
+		for i, ending := range list {
+			told[i] = webhook.Image(ending)
+		}
+		return told, err
 	}
 }

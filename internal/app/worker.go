@@ -111,7 +111,7 @@ func (a *App) runScheduler(ctx context.Context) error {
 
 // schedules are all recurring work.
 func schedules() []jobs.Schedule {
-	return slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), []jobs.Schedule{
+	return slices.Concat(generate.Schedules(), privacy.LedgerSchedules(), privacy.Schedules(), webhook.Schedules(), []jobs.Schedule{
 		{Name: "account-sweep", Every: 24 * time.Hour, Kind: kindKeySweep},
 	})
 }

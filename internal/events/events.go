@@ -25,6 +25,7 @@ const (
 	GenerationCanceled  Type = "generation.canceled"
 	GenerationDeleted   Type = "generation.deleted"
 	ImageDeleted        Type = "image.deleted"
+	ImageExpiring       Type = "image.expiring" // its time is nearly over
 
 	ExportReady Type = "export.ready"
 

@@ -12,14 +12,14 @@ import (
 type addWebhookBody struct {
 	URL           string   `json:"url" minLength:"1" maxLength:"2048" doc:"The address to call: https, public, without a user or fragment."`
 	Description   string   `json:"description,omitempty" maxLength:"200" doc:"For you. Kept sealed."`
-	Events        []string `json:"events,omitempty" nullable:"false" maxItems:"8" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,export.ready,account.closing" doc:"Of which it is told. Left out or empty: all."`
+	Events        []string `json:"events,omitempty" nullable:"false" maxItems:"9" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,image.expiring,export.ready,account.closing" doc:"Of which it is told. Left out or empty: all."`
 	IncludePrompt bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along. Left out: no."`
 }
 
 type updateWebhookBody struct {
 	URL           *string   `json:"url,omitempty" minLength:"1" maxLength:"2048" doc:"The address to call."`
 	Description   *string   `json:"description,omitempty" maxLength:"200" doc:"For you. Empty: none."`
-	Events        *[]string `json:"events,omitempty" maxItems:"8" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,export.ready,account.closing" doc:"Of which it is told. Empty: all."`
+	Events        *[]string `json:"events,omitempty" maxItems:"9" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,image.expiring,export.ready,account.closing" doc:"Of which it is told. Empty: all."`
 	IncludePrompt *bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along."`
 	Enabled       *bool     `json:"enabled,omitempty" doc:"false: nothing is sent any more. true: begin anew, its failures forgotten."`
 }

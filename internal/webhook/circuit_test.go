@@ -6,8 +6,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"zimage/internal/events"
 )
 
 // When an endpoint has been left alone for long enough one call tries it, however many
@@ -17,18 +15,14 @@ func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
 		v := receive(t, status(http.StatusBadGateway))
 		r.endpoint(v.URL)
 		const n = 50
-		waiting := func(want int) {
-			t.Helper()
-			r.until("the others wait", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == want })
-		}
 		for i := range n {
 			r.succeeds(fmt.Sprint("gen_", i))
 		}
-		waiting(n)
+		r.waits(n)
 		before := len(v.got())
 		r.pass(restMost + time.Second)
 		r.until("it is tried", func() bool { return len(v.got()) > before })
-		waiting(n)
+		r.waits(n)
 		if got := len(v.got()) - before; got != 1 {
 			t.Errorf("%d calls", got)
 		}
@@ -38,7 +32,7 @@ func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
 		v.answers(func(http.ResponseWriter, int) { <-release })
 		r.pass(2 * restMost)
 		r.until("it is tried again", func() bool { return len(v.got()) > before+1 })
-		waiting(n - 1)
+		r.waits(n - 1)
 		if got := len(v.got()) - before; got != 2 {
 			t.Errorf("%d calls while one tries", got-1)
 		}
@@ -57,7 +51,7 @@ func TestAHostOfSingleAddressesIsLeftAlone(t *testing.T) {
 		dead, living := receive(t, status(http.StatusBadGateway)), receive(t, nil)
 		one := func(generation, url string) {
 			t.Helper()
-			r.happens(events.Event{Type: events.GenerationQueued, Ref: generation, Facts: map[events.Fact]string{events.WebhookURL: url}})
+			r.must(r.queues(generation, url, ""))
 			r.succeeds(generation)
 		}
 		one("gen_0", dead.URL)

@@ -84,12 +84,13 @@ func (s *Service) record(ctx context.Context, tx *db.Tx, e events.Event) error {
 		}
 		all = append(all, once...)
 	}
-	if len(all) == 0 {
+	hears := func(l listener) bool { return l.hears(e.Type) }
+	if len(all) == 0 || e.Type == events.ImageExpiring && !slices.ContainsFunc(all, hears) {
 		return nil
 	}
 	id := s.keep(ctx, tx, e)
 	for _, l := range all {
-		if l.hears(e.Type) {
+		if hears(l) {
 			s.begin(ctx, tx, e.Subject, l, id)
 		}
 	}

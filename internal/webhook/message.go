@@ -56,6 +56,8 @@ type refData struct {
 	Reason       string `json:"reason,omitempty"` // of a deletion: user, expired, erased
 	Code         string `json:"code,omitempty"`   // data_removed: deleted since
 	URL          string `json:"url,omitempty"`
+
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 }
 
 // body is what a delivery says now: of a generation that has been deleted since, that
@@ -66,6 +68,11 @@ func (s *Service) body(ctx context.Context, d delivery, prompt bool) ([]byte, er
 	case contains(ToldOnce, d.Type):
 		var err error
 		if m.Data, err = s.generation(ctx, d, prompt); err != nil {
+			return nil, err
+		}
+	case e == events.ImageExpiring:
+		var err error
+		if m.Data, err = s.ending(ctx, d); err != nil {
 			return nil, err
 		}
 	case e == events.ExportReady:

@@ -50,7 +50,7 @@ func TestAReplayLeavesAnOpenCircuitOpen(t *testing.T) {
 		ctx, v := context.Background(), receive(t, status(http.StatusBadGateway))
 		e, _ := r.endpoint(v.URL)
 		r.succeeds("gen_1")
-		r.until("it is left alone", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.waits(1)
 		open := r.count(`SELECT coalesce(open_until, 0) FROM webhook_endpoints`)
 		_, err := r.service.Replay(ctx, "sub_ada", r.deliveries(e.ID)[0].ID)
 		r.must(err)

@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -42,6 +43,7 @@ type rig struct {
 
 	mu    sync.Mutex
 	gone  map[string]bool // generations
+	ends  []Image         // that end soon
 	mails []map[string]string
 }
 
@@ -86,7 +88,7 @@ func newRig(t testing.TB, d *db.DB) *rig {
 	r.queue = jobs.New(d, r.clock, bell, measured, log)
 	out := outbound.New(outbound.Options{Loopback: true})
 	t.Cleanup(out.Close)
-	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Tell: r.tell,
+	r.service = New(Options{DB: d, Vault: r.vault, Queue: r.queue, Clock: r.clock, Log: log, Client: out, Generation: r.generation, Expiring: r.ending, Tell: r.tell,
 		Kept: func(now time.Time) time.Time { return now.AddDate(0, 0, -30) }, PublicURL: "https://zimage.example"})
 	r.events = events.New(r.service.Happened)
 	r.person("sub_ada")
@@ -142,6 +144,19 @@ func (r *rig) generation(_ context.Context, _, id string) (Generation, error) {
 		Metadata: map[string]string{"order": "17 of hers"}}, nil
 }
 
+// ending are ada's images that end soon, in pages.
+func (r *rig) ending(_ context.Context, owner string, until time.Time, life time.Duration, after string, _ int) ([]Image, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var page []Image
+	for _, image := range r.ends {
+		if image.ID > after && len(page) < 2 && until.Equal(r.clock.Now().Add(expiring)) && life == expiring {
+			page = append(page, Image{image.ID, "gen_of_" + owner})
+		}
+	}
+	return page, nil
+}
+
 func (r *rig) tell(_ context.Context, _ *db.Tx, owner string, template mail.Template, data map[string]string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -169,6 +184,20 @@ func (r *rig) happens(e events.Event) {
 func (r *rig) succeeds(generation string) {
 	r.t.Helper()
 	r.happens(events.Event{Type: events.GenerationSucceeded, Ref: generation, Sequence: 4})
+}
+
+// queues tells of a new generation of ada's with an address of its own.
+func (r *rig) queues(generation, url, told string) error {
+	return r.db.Tx(context.Background(), func(tx *db.Tx) error {
+		return r.events.Append(context.Background(), tx, events.Event{Type: events.GenerationQueued, Subject: "sub_ada", Ref: generation, At: r.clock.Now(),
+			Facts: map[events.Fact]string{events.WebhookURL: url, events.WebhookEvents: told}})
+	})
+}
+
+// waits is over when so many jobs wait for their time.
+func (r *rig) waits(n int) {
+	r.t.Helper()
+	r.until(fmt.Sprint(n, " wait"), func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == n })
 }
 
 // endpoint is a new one of ada's.

@@ -30,6 +30,7 @@ const (
 	KindResume   = "webhook:resume"
 	KindFarewell = "webhook:farewell"
 	KindForget   = "webhook:forget"
+	KindExpiring = "webhook:expiring"
 )
 
 const (
@@ -61,7 +62,7 @@ var schedule = []time.Duration{0, 5 * time.Second, 5 * time.Minute, 30 * time.Mi
 // are documented.
 var Told = []events.Type{
 	events.GenerationStarted, events.GenerationSucceeded, events.GenerationFailed, events.GenerationCanceled,
-	events.GenerationDeleted, events.ImageDeleted, events.ExportReady, events.AccountClosing,
+	events.GenerationDeleted, events.ImageDeleted, events.ImageExpiring, events.ExportReady, events.AccountClosing,
 }
 
 // ToldOnce are those of which an address can be told that was given with one
@@ -100,6 +101,9 @@ type Options struct {
 	// Generation looks a generation up for its owner: NotFound and DataRemoved once it
 	// is gone.
 	Generation func(ctx context.Context, owner, id string) (Generation, error)
+	// Expiring are an owner's images behind one of them that are deleted by themselves by
+	// then, in the order of their ids; without those that were made for no longer than life.
+	Expiring func(ctx context.Context, owner string, until time.Time, life time.Duration, after string, limit int) ([]Image, error)
 	// Tell mails the person, in the transaction.
 	Tell func(ctx context.Context, tx *db.Tx, owner string, template mail.Template, data map[string]string) error
 	// Ended is told, in the transaction, which endpoints people deleted or changed. Nil: nobody is.
@@ -122,6 +126,7 @@ func New(o Options) *Service {
 	// Whether there is another attempt is decided by the schedule.
 	o.Queue.Register(jobs.Kind{Name: KindDeliver, Lane: Lane, MaxAttempts: 1 << 30, Timeout: time.Minute, Run: s.deliver})
 	o.Queue.Register(jobs.Kind{Name: KindResume, MaxAttempts: 100, Run: s.resume})
+	o.Queue.Register(jobs.Kind{Name: KindExpiring, Run: s.tellExpiring})
 	o.Queue.Register(jobs.Kind{Name: KindForget, MaxAttempts: 100, Run: s.forget})
 	o.Queue.Register(jobs.Kind{Name: KindFarewell, Lane: Lane, MaxAttempts: 100, Timeout: time.Minute, Run: s.farewell})
 	return s

@@ -131,7 +131,7 @@ func TestPromise_X2_NoAddressOrSecretLiesReadable(t *testing.T) {
 		}
 		_, second, err := r.service.Rotate(context.Background(), "sub_ada", e.ID)
 		r.must(err)
-		r.happens(events.Event{Type: events.GenerationQueued, Ref: "gen_1", Facts: map[events.Fact]string{events.WebhookURL: url}})
+		r.must(r.queues("gen_1", url, ""))
 		r.succeeds("gen_1")
 		r.until("the calls", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts`) >= 2 })
 		for _, table := range []string{"webhook_endpoints", "webhook_once", "webhook_hosts", "webhook_events", "webhook_deliveries", "webhook_attempts", "jobs"} {
@@ -424,7 +424,7 @@ func TestAFailureOfALostWorkerLosesNoDelivery(t *testing.T) {
 		})
 		e, _ := r.endpoint(v.URL)
 		r.succeeds("gen_1")
-		r.until("it waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.waits(1)
 		r.pass(6 * time.Minute)
 		r.until("it is told", func() bool { return r.deliveries(e.ID)[0].State == Delivered })
 		if d := r.deliveries(e.ID)[0]; len(v.got()) != 2 || len(d.Attempts) != 4 {
@@ -445,7 +445,7 @@ func TestARetryAfterTheDeletionSaysDataRemoved(t *testing.T) {
 		_, _, err := r.service.Create(context.Background(), "sub_ada", Change{URL: &v.URL, IncludePrompt: &yes})
 		r.must(err)
 		r.succeeds("gen_1")
-		r.until("it waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.waits(1)
 		r.mu.Lock()
 		r.gone["gen_1"] = true
 		r.mu.Unlock()
@@ -578,7 +578,7 @@ func TestReplay(t *testing.T) {
 		v := receive(t, status(http.StatusBadRequest))
 		e, _ := r.endpoint(v.URL)
 		r.succeeds("gen_old")
-		r.until("the old one waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.waits(1)
 		r.pass(time.Hour)
 		since := r.clock.Now()
 		r.clock.Advance(time.Second)
@@ -653,14 +653,8 @@ func TestEventsAreCaughtUpWith(t *testing.T) {
 func TestAnAddressOfOneGeneration(t *testing.T) {
 	both(t, func(t *testing.T, r *rig) {
 		v := receive(t, nil)
-		submit := func(id, url, told string) error {
-			return r.db.Tx(context.Background(), func(tx *db.Tx) error {
-				return r.events.Append(context.Background(), tx, events.Event{Type: events.GenerationQueued, Subject: "sub_ada", Ref: id, At: r.clock.Now(),
-					Facts: map[events.Fact]string{events.WebhookURL: url, events.WebhookEvents: told}})
-			})
-		}
-		code(t, "a private address", submit("gen_0", "https://10.0.0.1/", ""), problem.InvalidRequest)
-		r.must(submit("gen_1", v.URL, "generation.succeeded"))
+		code(t, "a private address", r.queues("gen_0", "https://10.0.0.1/", ""), problem.InvalidRequest)
+		r.must(r.queues("gen_1", v.URL, "generation.succeeded"))
 		r.succeeds("gen_0")
 		r.happens(events.Event{Type: events.GenerationStarted, Ref: "gen_1", Sequence: 2})
 		r.succeeds("gen_1")
@@ -673,8 +667,8 @@ func TestAnAddressOfOneGeneration(t *testing.T) {
 		}
 		// One that is gone is forgotten; the others are called as before.
 		gone := receive(t, status(http.StatusGone))
-		r.must(submit("gen_2", gone.URL, ""))
-		r.must(submit("gen_3", v.URL, ""))
+		r.must(r.queues("gen_2", gone.URL, ""))
+		r.must(r.queues("gen_3", v.URL, ""))
 		r.succeeds("gen_2")
 		r.succeeds("gen_3")
 		r.until("both calls", func() bool {
@@ -696,7 +690,7 @@ func TestAClosingAccountSaysFarewell(t *testing.T) {
 		_, secret := r.endpoint(v.URL, "account.closing")
 		e, _ := r.endpoint(dead.URL)
 		r.succeeds("gen_1")
-		r.until("it waits", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting'`) == 1 })
+		r.waits(1)
 		r.tx(func(tx *db.Tx) error {
 			_, err := subject.Close(ctx, tx, "sub_ada", start)
 			return err

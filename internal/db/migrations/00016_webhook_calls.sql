@@ -20,3 +20,6 @@ CREATE TABLE webhook_hosts (
 
 CREATE INDEX webhook_hosts_by_owner ON webhook_hosts (owner);
 CREATE INDEX webhook_hosts_old ON webhook_hosts (failing_since);
+
+-- That an image will be deleted by itself is told once.
+CREATE UNIQUE INDEX webhook_events_expiring ON webhook_events (ref) WHERE type = 'image.expiring';
