@@ -10,13 +10,29 @@ import (
 	"zimage/internal/db"
 )
 
-// Defer has all that a party has queued wait until a time, in the caller's
-// transaction: what it needs is away, and to try each would cost as much as to do it.
-func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, until time.Time) error {
+// Defer has what a party has queued, or waiting for an earlier time, wait until a time, in
+// the caller's transaction: what it needs is away, and to try each would cost as much as to
+// do it. One of them waits until first alone, to find out.
+func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, first, until time.Time) error {
 	// In the order in which everybody locks; what is claimed at this moment is passed
 	// over.
-	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
-		WHERE party = ? AND state = 'queued' ORDER BY id`+db.SkipLocked(tx)+`)`, until.UnixMilli(), party)
+	n, err := tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
+		WHERE party = ? AND state IN ('queued', 'waiting') AND (state = 'queued' OR run_after < ?) ORDER BY id`+db.SkipLocked(tx)+`)`,
+		until.UnixMilli(), party, until.UnixMilli())
+	if err != nil || n == 0 {
+		return err
+	}
+	_, err = tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = (SELECT id FROM jobs
+		WHERE party = ? AND state IN ('queued', 'waiting') AND run_after = ? ORDER BY id LIMIT 1`+db.SkipLocked(tx)+`)`, first.UnixMilli(), party, until.UnixMilli())
+	return err
+}
+
+// Recall has what a party has waiting until a time wait no longer, in the caller's
+// transaction: what was away is there again.
+func (q *Queue) Recall(ctx context.Context, tx *db.Tx, party string, until time.Time) error {
+	_, err := tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id IN (SELECT id FROM jobs
+		WHERE party = ? AND state IN ('queued', 'waiting') AND state = 'waiting' AND run_after <= ? ORDER BY id`+db.SkipLocked(tx)+`)`,
+		q.clock.Millis(), party, until.UnixMilli())
 	return err
 }
 

@@ -103,12 +103,14 @@ func TestALaneBoundsTheSlotsOfAnOwner(t *testing.T) {
 	})
 }
 
-func TestDeferAndHasten(t *testing.T) {
+func TestDeferHastenAndRecall(t *testing.T) {
 	t.Parallel()
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {
 		ctx, c := context.Background(), clock.Manual(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))
 		b := open(t, d, testenv.Redis(t), c, jobs.Kind{Name: "test:run", Lane: "a", Run: func(context.Context, *jobs.Run) error { return nil }})
-		first, second := b.add(jobs.NewJob{Kind: "test:run", Party: "p"}), b.add(jobs.NewJob{Kind: "test:run", Party: "p"})
+		first := b.add(jobs.NewJob{Kind: "test:run", Party: "p"})
+		c.Advance(time.Millisecond) // ids of one millisecond have no order
+		second := b.add(jobs.NewJob{Kind: "test:run", Party: "p"})
 		other := b.add(jobs.NewJob{Kind: "test:run", Party: "q"})
 		until := c.Now().Add(time.Minute)
 		run := func(f func(tx *db.Tx) error) {
@@ -117,10 +119,14 @@ func TestDeferAndHasten(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", until) })
-		for _, id := range []string{first, second} {
-			if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != until.UnixMilli() {
-				t.Errorf("%+v", j)
+		tried := until.Add(-time.Second)
+		soon, late := b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: c.Now().Add(time.Second)}), b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: until.Add(time.Hour)})
+		for range 2 { // the second has nothing left to do
+			run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", tried, until) })
+			for id, after := range map[string]time.Time{first: tried, second: until, soon: until, late: until.Add(time.Hour)} {
+				if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != after.UnixMilli() {
+					t.Errorf("%+v", j)
+				}
 			}
 		}
 		if j := b.find(other); j.State != jobs.Queued {
@@ -146,6 +152,12 @@ func TestDeferAndHasten(t *testing.T) {
 		}
 		if one, two := b.find(first), b.find(second); one.State != jobs.Queued || two.State != jobs.Waiting {
 			t.Errorf("hastened it is %s, the other %s", one.State, two.State)
+		}
+		run(func(tx *db.Tx) error { return b.queue.Recall(ctx, tx, "p", until) })
+		for id, after := range map[string]time.Time{second: c.Now(), soon: c.Now(), late: until.Add(time.Hour)} {
+			if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != after.UnixMilli() {
+				t.Errorf("%+v", j)
+			}
 		}
 		run(func(tx *db.Tx) error {
 			_, err := b.queue.Cancel(ctx, tx, second, jobs.AtWish)

@@ -47,38 +47,30 @@ func (s *Service) circuitOf(ctx context.Context, r row, address string) (circuit
 
 // pass lets a call through, or says how long it is to wait.
 func (s *Service) pass(ctx context.Context, c circuit) (wait time.Duration, err error) {
-	now := s.Clock.Millis()
 	if !c.OpenUntil.Valid {
 		return 0, nil
 	}
-	err = s.DB.Tx(ctx, func(tx *db.Tx) error {
-		until := c.OpenUntil.Int64
-		if until <= now {
-			until = now + probing.Milliseconds()
-			n, err := tx.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ? AND open_until = ?`, until, c.ID, c.OpenUntil.Int64)
-			if err != nil {
-				return err
-			}
-			if wait = 0; n == 0 { // another one tries
-				wait = probing
-			}
-		} else {
-			wait = time.Duration(until-now) * time.Millisecond
-		}
-		return s.leave(ctx, tx, c, time.UnixMilli(until))
-	})
+	now := s.Clock.Now()
+	if until := time.UnixMilli(c.OpenUntil.Int64); until.After(now) {
+		return until.Sub(now), s.DB.Tx(ctx, func(tx *db.Tx) error { return s.leave(ctx, tx, c, until) })
+	}
+	n, err := s.DB.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ? AND open_until = ?`, now.Add(probing).UnixMilli(), c.ID, c.OpenUntil.Int64)
+	if err == nil && n == 0 { // another one tries
+		wait = probing
+	}
 	return wait, err
 }
 
-// leave has all that waits for a circuit wait until a time.
-func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, until time.Time) error {
+// leave has all that waits for a circuit wait until it is known what came of the one call
+// that tries at a time.
+func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, tried time.Time) error {
 	if c.party == "" {
 		return nil
 	}
-	return s.Queue.Defer(ctx, tx, c.party, until)
+	return s.Queue.Defer(ctx, tx, c.party, tried, tried.Add(probing))
 }
 
-// closes forgets the failures.
+// closes forgets the failures, and has what waited go on.
 func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) {
 	switch {
 	case c.Failures == 0:
@@ -86,6 +78,9 @@ func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) 
 		_, err = tx.Exec(ctx, `DELETE FROM webhook_hosts WHERE id = ?`, c.ID)
 	default:
 		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, c.ID)
+		if err == nil && c.OpenUntil.Valid {
+			err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(2*probing))
+		}
 	}
 	return err
 }

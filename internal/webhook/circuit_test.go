@@ -19,6 +19,10 @@ func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
 			r.succeeds(fmt.Sprint("gen_", i))
 		}
 		r.waits(n)
+		// Those that were called wait for their own time; of the others one.
+		if due := r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting' AND run_after <= (SELECT max(open_until) FROM webhook_endpoints)`); due < 1 || due > 10 {
+			t.Errorf("%d of %d are due when it is tried", due, n)
+		}
 		before := len(v.got())
 		r.pass(restMost + time.Second)
 		r.until("it is tried", func() bool { return len(v.got()) > before })

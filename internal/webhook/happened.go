@@ -125,8 +125,12 @@ func (s *Service) keep(ctx context.Context, tx *db.Tx, e events.Event) (id *stri
 func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listener, event *string) string {
 	now := s.Clock.Now()
 	id := db.NewID("whd", now)
+	var after time.Time
+	if to.OpenUntil.Valid { // another one tries first
+		after = time.UnixMilli(to.OpenUntil.Int64).Add(probing)
+	}
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
-		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: time.UnixMilli(to.OpenUntil.Int64)})
+		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: after})
 		if err != nil {
 			return err
 		}
