@@ -37,7 +37,8 @@ func (q *Queue) Recall(ctx context.Context, tx *db.Tx, party string, until time.
 }
 
 // Drop ends what a party has waiting or queued, a bounded number in one statement, in
-// the caller's transaction, and returns how many. It is for kinds to which an end means
+// the caller's transaction, and returns how many; once there are none, its turns are
+// forgotten. It is for kinds to which an end means
 // nothing; what runs goes on.
 func (q *Queue) Drop(ctx context.Context, tx *db.Tx, party, why string) (int, error) {
 	var ended []Job
@@ -49,6 +50,9 @@ func (q *Queue) Drop(ctx context.Context, tx *db.Tx, party, why string) (int, er
 			q.metrics.ended(j, Canceled, q.clock.Millis())
 		}
 	})
+	if err == nil && len(ended) == 0 {
+		_, err = tx.Exec(ctx, `DELETE FROM job_turns WHERE party = ?`, party)
+	}
 	return len(ended), err
 }
 

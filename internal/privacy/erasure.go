@@ -420,14 +420,16 @@ func (s *Service) stopped(ctx context.Context, e *erasure) error {
 		if err != nil || len(parties) == 0 {
 			return err
 		}
+		running := 0
 		for _, party := range parties {
-			running, err := s.Queue.Stop(ctx, party, string(subject.BecauseClosed))
+			n, err := s.Queue.Stop(ctx, party, string(subject.BecauseClosed))
 			if err != nil {
 				return err
 			}
-			if running > 0 {
-				return wait{2 * time.Second}
-			}
+			running += n
+		}
+		if running > 0 {
+			return wait{2 * time.Second}
 		}
 	}
 }

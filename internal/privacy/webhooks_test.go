@@ -192,6 +192,9 @@ func (h *home) leavesNothing(farewell bool) {
 		})
 	}
 	called("generation.succeeded", 2)
+	testenv.Eventually(t, time.Minute, func() bool {
+		return h.count(`SELECT count(*) FROM jobs WHERE lane = ? AND state IN ('queued', 'running')`, webhook.Lane) == 0
+	})
 	stop()
 	g, err = h.generate.Get(ctx, ann.id, g.ID)
 	must(t, err)

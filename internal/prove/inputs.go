@@ -24,7 +24,7 @@ var ours = []string{
 	"path.id", "query.cursor", "query.after", "query.account", // ids
 	"body.ids.[]", "body.account", "body.record", "passkey.challenge_id",
 	"path.token", "body.code", "body.secret", "body.token", "passkey.response", // what opens something
-	"generations body.model", "header.X-Stainless-Retry-Count",
+	"generations body.model", "path.model", "header.X-Stainless-Retry-Count",
 }
 
 // unsent are inputs that get none, and why.

@@ -212,6 +212,7 @@ var rowsOfRetention = map[string]string{
 	"webhook_deliveries": "What your webhooks were told",
 	"webhook_endpoints":  "The secret of a webhook that you replaced",
 	"webhook_events":     "What your webhooks were told",
+	"webhook_hosts":      "What your webhooks were told",
 	"webhook_once":       "What your webhooks were told",
 }
 

@@ -72,15 +72,14 @@ func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, tried time.Ti
 
 // closes forgets the failures, and has what waited go on.
 func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) {
-	switch {
-	case c.Failures == 0:
-	case c.party == "":
+	if c.party == "" {
 		_, err = tx.Exec(ctx, `DELETE FROM webhook_hosts WHERE id = ?`, c.ID)
-	default:
-		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, c.ID)
-		if err == nil && c.OpenUntil.Valid {
-			err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(2*probing))
-		}
+		return err
+	}
+	// Others may have failed during the call.
+	n, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ? AND failures > 0`, c.ID)
+	if err == nil && n > 0 && c.OpenUntil.Valid {
+		err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(2*probing))
 	}
 	return err
 }

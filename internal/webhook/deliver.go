@@ -86,8 +86,11 @@ func (s *Service) deliver(ctx context.Context, run *jobs.Run) error {
 		err = s.DB.Get(ctx, &r, selectRow+`WHERE id = ?`, d.Endpoint)
 	}
 	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil // deleted
+	case errors.Is(err, sql.ErrNoRows): // deleted, and what was told to it at that moment goes too
+		return run.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
+			_, err := s.DropDeliveries(ctx, tx, []string{d.ID})
+			return err
+		})
 	case err != nil:
 		return jobs.Retry("internal", err)
 	case r.DisabledAt.Valid:
@@ -257,7 +260,7 @@ func (s *Service) fails(ctx context.Context, tx *db.Tx, d delivery, r row, c cir
 		return 0, nil
 	case o.status == 410:
 		return 0, s.disable(ctx, tx, r, Gone)
-	case r.Once == 0 && now.Sub(time.UnixMilli(f.FailingSince)) >= disableAfter:
+	case r.Once == 0 && f.Failures >= patience && now.Sub(time.UnixMilli(f.FailingSince)) >= disableAfter:
 		return 0, s.disable(ctx, tx, r, Failing)
 	}
 	return s.opens(ctx, tx, c, f, o, now)

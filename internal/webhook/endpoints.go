@@ -80,6 +80,15 @@ type row struct {
 	AskedUntil    int64         `db:"asked_until"`
 }
 
+// told is what decides what leaves, and for where.
+type told struct {
+	url, events string
+	prompt      int
+	disabled    bool
+}
+
+func (r row) told() told { return told{string(r.URL), r.Events, r.IncludePrompt, r.DisabledAt.Valid} }
+
 const selectRow = `SELECT id, owner, once, url, description, secret, old_secret, old_until, events, include_prompt, created_at, changed_at,
 	disabled_at, disabled_why, failures, failing_since, open_until, asked_until FROM webhook_endpoints `
 
@@ -322,6 +331,7 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 		if r, err = s.find(ctx, tx, owner, id, "AND once = 0"+db.ForUpdate(tx)); err != nil {
 			return err
 		}
+		was := r.told()
 		if err := s.apply(ctx, &r, c); err != nil {
 			return err
 		}
@@ -330,13 +340,20 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 		case c.Enabled != nil && !*c.Enabled && !r.DisabledAt.Valid:
 			r.DisabledAt, r.DisabledWhy = sql.NullInt64{Int64: r.ChangedAt, Valid: true}, ByUser
 		case c.Enabled != nil && *c.Enabled:
+			if r.Failures > 0 {
+				if err := s.charge(ctx, tx, r); err != nil { // it is tried at once
+					return err
+				}
+			}
 			r.DisabledAt, r.DisabledWhy = sql.NullInt64{}, ""
 			r.Failures, r.FailingSince, r.OpenUntil = 0, sql.NullInt64{}, sql.NullInt64{}
 		}
 		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET url = ?, description = ?, events = ?, include_prompt = ?, changed_at = ?, disabled_at = ?,
 			disabled_why = ?, failures = ?, failing_since = ?, open_until = ? WHERE id = ?`,
 			r.URL, r.Description, r.Events, r.IncludePrompt, r.ChangedAt, r.DisabledAt, r.DisabledWhy, r.Failures, r.FailingSince, r.OpenUntil, r.ID)
-		s.tellEnded(ctx, tx, owner, before(r))
+		if was != r.told() {
+			s.tellEnded(ctx, tx, owner, before(r))
+		}
 		return err
 	})
 	if err != nil {
@@ -350,7 +367,7 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 // long.
 func (s *Service) Delete(ctx context.Context, owner, id string) error {
 	err := s.DB.Tx(ctx, func(tx *db.Tx) error {
-		if _, err := s.find(ctx, tx, owner, id, "AND once = 0"); err != nil {
+		if _, err := s.find(ctx, tx, owner, id, "AND once = 0"+db.ForUpdate(tx)); err != nil {
 			return err
 		}
 		s.tellEnded(ctx, tx, owner, id)
@@ -361,10 +378,11 @@ func (s *Service) Delete(ctx context.Context, owner, id string) error {
 
 // remove deletes an endpoint at once; its log goes by a job.
 func (s *Service) remove(ctx context.Context, tx *db.Tx, owner, id string) error {
-	if _, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindForget, Party: owner, Ref: id}); err != nil {
+	tx.AtLast("job_turns "+jobs.Housekeeping+" "+owner, func() error {
+		_, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindForget, Party: owner, Ref: id})
 		return err
-	}
-	_, err := tx.Exec(ctx, `DELETE FROM webhook_endpoints WHERE id = ?`, id) // last, as everybody does
+	})
+	_, err := tx.Exec(ctx, `DELETE FROM webhook_endpoints WHERE id = ?`, id)
 	return err
 }
 
@@ -396,17 +414,12 @@ func (s *Service) forget(ctx context.Context, run *jobs.Run) error {
 }
 
 func (s *Service) forgetSome(ctx context.Context, tx *db.Tx, endpoint string) (int, error) {
-	var ids []any
+	var ids []string
 	err := tx.Select(ctx, &ids, `SELECT id FROM webhook_deliveries WHERE endpoint = ? ORDER BY id LIMIT ?`+db.ForUpdate(tx), endpoint, batch)
 	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
-	marks := db.Marks(len(ids))
-	if _, err := tx.Exec(ctx, `DELETE FROM webhook_attempts WHERE delivery IN (`+marks+`)`, ids...); err != nil {
-		return 0, err
-	}
-	_, err = tx.Exec(ctx, `DELETE FROM webhook_deliveries WHERE id IN (`+marks+`)`, ids...)
-	return len(ids), err
+	return s.DropDeliveries(ctx, tx, ids)
 }
 
 // Rotate gives an endpoint another secret and returns it. The one before signs too

@@ -241,12 +241,12 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 		since = end
 	}
 	after := db.FloorID("whd", since)
-	for page := range replayBatches {
+	for range replayBatches {
 		var found []replayed
 		err := s.DB.Tx(ctx, func(tx *db.Tx) error {
 			found = found[:0]
 			r, err := s.ready(ctx, tx, owner, id)
-			if err == nil && page == 0 {
+			if err == nil {
 				err = s.charge(ctx, tx, r)
 			}
 			if err != nil {
@@ -262,6 +262,9 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 			}
 			return err
 		})
+		if n > 0 && problem.CodeOf(err) == problem.RateLimited {
+			return n, true, nil
+		}
 		if err != nil {
 			return n, false, away(fmt.Errorf("replay: %w", err))
 		}

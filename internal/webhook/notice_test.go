@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -34,6 +35,11 @@ func TestTheMailOfADisabledWebhookNamesItsHostAlone(t *testing.T) {
 		said(1, whyDisabled[Gone])
 		r.succeeds("gen_2")
 		r.until("a failure", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts WHERE status = 500`) > 0 })
+		for gen := range patience - 1 {
+			r.succeeds(fmt.Sprint("gen_again_", gen))
+		}
+		r.until("failures", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts WHERE status = 500`) >= patience })
+		r.idle()
 		r.pass(5*24*time.Hour + time.Minute)
 		said(2, whyDisabled[Failing])
 	})

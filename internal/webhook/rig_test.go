@@ -229,7 +229,13 @@ func (r *rig) pass(d time.Duration) {
 	r.must(r.queue.NewScheduler().Reconcile(context.Background()))
 }
 
-// passIdle is pass, once nothing is due: a lease that time runs away from is lost.
+// idle waits until nothing is due: a lease that time runs away from is lost.
+func (r *rig) idle() {
+	r.t.Helper()
+	r.until("nothing is due", func() bool { return r.count(`SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')`) == 0 })
+}
+
+// passIdle is pass, if nothing is due.
 func (r *rig) passIdle(d time.Duration) {
 	r.t.Helper()
 	if r.count(`SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')`) == 0 {

@@ -89,7 +89,7 @@ type Generation struct {
 	Metadata       map[string]string
 }
 
-// Options for New. All are required but Ended and PublicURL.
+// Options for New. All are required but Ended and PublicURL; Expiring for its schedule alone.
 type Options struct {
 	DB     *db.DB
 	Vault  *vault.Vault

@@ -65,6 +65,7 @@ func TestCallsAreSignedByTheRulesOfStandardWebhooks(t *testing.T) {
 		if c := v.got()[1]; !verifies(t, first, c) || !verifies(t, second, c) || len(strings.Fields(c.header.Get("webhook-signature"))) != 2 {
 			t.Errorf("%v", c.header)
 		}
+		r.idle()
 		r.pass(24*time.Hour + time.Second)
 		r.succeeds("gen_3")
 		r.until("the third call", func() bool { return len(v.got()) == 3 })
@@ -314,6 +315,7 @@ func TestFiveDaysOfNothingButFailureDisable(t *testing.T) {
 			n := r.count(`SELECT count(*) FROM webhook_attempts`)
 			r.succeeds(generation)
 			r.until("a failure", func() bool { return r.count(`SELECT count(*) FROM webhook_attempts`) > n })
+			r.idle()
 		}
 		fail("gen_1")
 		r.pass(4 * 24 * time.Hour)
@@ -338,6 +340,7 @@ func TestFiveDaysOfNothingButFailureDisable(t *testing.T) {
 		if !r.look(e.ID).DisabledAt.IsZero() {
 			t.Error("disabled in spite of a success")
 		}
+		fail("gen_5")
 		r.pass(5*24*time.Hour + time.Minute)
 		r.until("it is disabled", func() bool { return r.look(e.ID).DisabledWhy == Failing })
 		if m := r.mailed(); len(m) != 1 || m[0]["endpoint"] != e.ID {
