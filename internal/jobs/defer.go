@@ -10,20 +10,20 @@ import (
 	"zimage/internal/db"
 )
 
-// Defer has what a party has queued, or waiting for an earlier time, wait until a time, in
+// Defer has what a party has queued, or due before it may be, wait until long after, in
 // the caller's transaction: what it needs is away, and to try each would cost as much as to
-// do it. One of them waits until first alone, to find out.
-func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, first, until time.Time) error {
+// do it. One of them waits until first, to find out; Recall calls the others.
+func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, first, due, after time.Time) error {
 	// In the order in which everybody locks; what is claimed at this moment is passed
 	// over.
-	n, err := tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
+	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
 		WHERE party = ? AND state IN ('queued', 'waiting') AND (state = 'queued' OR run_after < ?) ORDER BY id`+db.SkipLocked(tx)+`)`,
-		until.UnixMilli(), party, until.UnixMilli())
-	if err != nil || n == 0 {
+		after.UnixMilli(), party, due.UnixMilli())
+	if err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = (SELECT id FROM jobs
-		WHERE party = ? AND state IN ('queued', 'waiting') AND run_after = ? ORDER BY id LIMIT 1`+db.SkipLocked(tx)+`)`, first.UnixMilli(), party, until.UnixMilli())
+		WHERE party = ? AND state IN ('queued', 'waiting') AND run_after <= ? ORDER BY id LIMIT 1`+db.SkipLocked(tx)+`)`, first.UnixMilli(), party, after.UnixMilli())
 	return err
 }
 

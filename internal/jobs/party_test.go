@@ -122,7 +122,7 @@ func TestDeferHastenAndRecall(t *testing.T) {
 		tried := until.Add(-time.Second)
 		soon, late := b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: c.Now().Add(time.Second)}), b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: until.Add(time.Hour)})
 		for range 2 { // the second has nothing left to do
-			run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", tried, until) })
+			run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", tried, tried.Add(time.Millisecond), until) })
 			for id, after := range map[string]time.Time{first: tried, second: until, soon: until, late: until.Add(time.Hour)} {
 				if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != after.UnixMilli() {
 					t.Errorf("%+v", j)

@@ -14,6 +14,10 @@ import (
 // waiting: somewhat longer than a call can take.
 const probing = 20 * time.Second
 
+// called is when the others come by themselves, if whoever tries is lost: what closes
+// the circuit calls them. It is long, so that a backlog is not put off anew each time.
+const called = restMost + 2*probing
+
 // A circuit is open while what is called is left alone. Once its time is over one
 // delivery tries, and what comes of that closes it or opens it again. An endpoint has
 // one, and so has each host of a person's addresses of single generations, from its first
@@ -67,7 +71,7 @@ func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, tried time.Ti
 	if c.party == "" {
 		return nil
 	}
-	return s.Queue.Defer(ctx, tx, c.party, tried, tried.Add(probing))
+	return s.Queue.Defer(ctx, tx, c.party, tried, tried.Add(probing), tried.Add(called))
 }
 
 // closes forgets the failures, and has what waited go on.
@@ -77,9 +81,16 @@ func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) 
 		return err
 	}
 	// Others may have failed during the call.
-	n, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ? AND failures > 0`, c.ID)
-	if err == nil && n > 0 && c.OpenUntil.Valid {
-		err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(2*probing))
+	var open sql.NullInt64
+	err = tx.Get(ctx, &open, `SELECT open_until FROM webhook_endpoints WHERE id = ? AND failures > 0`+db.ForUpdate(tx), c.ID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, c.ID)
+	}
+	if err == nil && open.Valid {
+		err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(called))
 	}
 	return err
 }

@@ -341,7 +341,10 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 			r.DisabledAt, r.DisabledWhy = sql.NullInt64{Int64: r.ChangedAt, Valid: true}, ByUser
 		case c.Enabled != nil && *c.Enabled:
 			if r.Failures > 0 {
-				if err := s.charge(ctx, tx, r); err != nil { // it is tried at once
+				if err := s.charge(ctx, tx, r); err != nil {
+					return err
+				}
+				if err := s.Queue.Recall(ctx, tx, r.ID, s.Clock.Now().Add(called)); err != nil {
 					return err
 				}
 			}

@@ -126,8 +126,8 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 	now := s.Clock.Now()
 	id := db.NewID("whd", now)
 	var after time.Time
-	if to.OpenUntil.Valid { // another one tries first
-		after = time.UnixMilli(to.OpenUntil.Int64).Add(probing)
+	if tried := time.UnixMilli(to.OpenUntil.Int64); to.OpenUntil.Valid && tried.Add(probing).After(now) { // by another one
+		after = tried.Add(called)
 	}
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
 		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: after})
