@@ -2,11 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -127,6 +129,78 @@ func TestWebhooksOverTheAPI(t *testing.T) {
 		}
 		if log := r.log.String(); strings.Contains(log, "secret-path") || strings.Contains(log, "whsec") {
 			t.Error("the log has an address or a secret")
+		}
+	})
+}
+
+// Behind the last event that is known come those that were missed, in their order.
+func TestEventsAreCaughtUpWithOverTheAPI(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		keys := map[string]string{}
+		for name, key := range map[string]string{"ada": r.ada, "ben": r.ben} {
+			owner := r.ownerOf(name + "@example.org")
+			r.webhookOf(owner)
+			keys[name] = r.keyWith(owner, account.ScopeWebhooks)
+			if a := r.do("GET", "/v1/events", key, ""); a.status != 403 {
+				t.Errorf("without the scope: %d", a.status)
+			}
+		}
+		adas, image := r.finished(r.ada)
+		bens, _ := r.finished(r.ben)
+		if a := r.do("DELETE", "/v1/images/"+image, r.ada, ""); a.status != 204 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		read := func(name, query string) (list []toldEventView, more bool) {
+			t.Helper()
+			var v toldEventsView
+			a := r.do("GET", "/v1/events"+query, keys[name], "")
+			if err := json.Unmarshal([]byte(a.body), &v); err != nil || a.status != 200 {
+				t.Fatalf("%d %s (%v)", a.status, a.body, err)
+			}
+			return v.Data, v.More
+		}
+		all, more := read("ada", "")
+		var told []string
+		for i, e := range all {
+			told = append(told, e.Type+" "+e.Ref)
+			if i > 0 && e.ID <= all[i-1].ID || e.At.IsZero() {
+				t.Errorf("%+v stands behind %+v", e, all[max(i, 1)-1])
+			}
+		}
+		want := []string{"webhook.test " + all[0].Ref, "generation.started " + adas, "generation.succeeded " + adas, "image.deleted " + image}
+		if !slices.Equal(told, want) || more {
+			t.Fatalf("%q, want %q, more: %v", told, want, more)
+		}
+		if last := all[len(all)-1]; last.GenerationID != adas || last.Reason != "user" || last.Sequence <= all[len(all)-2].Sequence {
+			t.Errorf("%+v", last)
+		}
+		// Page by page they are the same, and behind the last is none.
+		var paged []toldEventView
+		for after, more := "", true; more; after = "&after=" + paged[len(paged)-1].ID {
+			var page []toldEventView
+			if page, more = read("ada", "?limit=2"+after); len(page) == 0 || len(page) > 2 {
+				t.Fatalf("a page of %d", len(page))
+			}
+			paged = append(paged, page...)
+		}
+		if !slices.Equal(paged, all) {
+			t.Errorf("by pages\n%+v, at once\n%+v", paged, all)
+		}
+		if a := r.do("GET", "/v1/events?after="+all[len(all)-1].ID, keys["ada"], ""); a.body != `{"data":[],"more":false}`+"\n" {
+			t.Errorf("behind the last: %s", a.body)
+		}
+		// Another person reads their own alone, also behind an id that is not theirs.
+		for _, query := range []string{"", "?after=" + all[0].ID} {
+			list, _ := read("ben", query)
+			if !slices.ContainsFunc(list, func(e toldEventView) bool { return e.Ref == bens }) {
+				t.Errorf("%q: ben's are not there: %+v", query, list)
+			}
+			for _, e := range list {
+				if e.Ref != bens && e.Type != "webhook.test" || e.Ref == all[0].Ref {
+					t.Errorf("%q: ben reads %+v", query, e)
+				}
+			}
 		}
 	})
 }
