@@ -328,7 +328,7 @@ type AddWebhook struct {
 	// Events Of which it is told. Left out or empty: all.
 	Events []AddWebhookEvents `json:"events,omitempty"`
 
-	// IncludePrompt Send prompt, negative prompt and metadata along. Left out: no.
+	// IncludePrompt Send prompt, negative prompt and metadata along. Left out: no. A key needs the scope read, too.
 	IncludePrompt *bool `json:"include_prompt,omitempty"`
 
 	// URL The address to call: https, public, without a user or fragment.
@@ -1321,7 +1321,7 @@ type UpdateWebhook struct {
 	// Events Of which it is told. Empty: all.
 	Events []UpdateWebhookEvents `json:"events,omitempty"`
 
-	// IncludePrompt Send prompt, negative prompt and metadata along.
+	// IncludePrompt Send prompt, negative prompt and metadata along. A key needs the scope read, too.
 	IncludePrompt *bool `json:"include_prompt,omitempty"`
 
 	// URL The address to call.
@@ -1794,7 +1794,7 @@ func (c *Client) ListWebhooks(ctx context.Context) (*Webhooks, error) {
 
 // CreateWebhook: Make a webhook.
 //
-// Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once. A key needs the scope `webhooks`.
+// Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once. With `include_prompt` a key needs the scope `read`, too. A key needs the scope `webhooks`.
 func (c *Client) CreateWebhook(ctx context.Context, body AddWebhook) (*NewWebhook, error) {
 	r := newRequest(http.MethodPost, "/v1/webhooks")
 	r.body = body
@@ -1835,7 +1835,7 @@ func (c *Client) GetWebhook(ctx context.Context, id string) (*Webhook, error) {
 
 // UpdateWebhook: Change a webhook.
 //
-// What is left out stays. Enabling one that was disabled begins anew. A key needs the scope `webhooks`.
+// What is left out stays. Enabling one that was disabled begins anew. To set `include_prompt`, or another `url` of one that has it, a key needs the scope `read`, too. A key needs the scope `webhooks`.
 func (c *Client) UpdateWebhook(ctx context.Context, id string, body UpdateWebhook) (*Webhook, error) {
 	r := newRequest(http.MethodPatch, "/v1/webhooks/%s", id)
 	r.body = body

@@ -111,8 +111,16 @@ func (a *API) admit(ctx context.Context, c *gin.Context, need access) error {
 			return err
 		}
 	}
-	if need.scope != "" && !who.Has(need.scope) {
-		return problem.New(problem.Forbidden, "The scope "+need.scope+" is needed here.")
+	if need.scope != "" {
+		return needs(who, need.scope)
+	}
+	return nil
+}
+
+// needs refuses a key or session without a scope.
+func needs(who account.Principal, scope string) error {
+	if !who.Has(scope) {
+		return problem.New(problem.Forbidden, "The scope "+scope+" is needed here.")
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ var (
 	createWebhookDoc = doc{
 		id: "create-webhook", tag: tagWebhooks, summary: "Make a webhook",
 		description: "Every event that it is told of is a POST to its address, signed by the rules of Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`. " +
-			"What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once.",
+			"What is not answered with 2xx within 15 s is sent again, nine times in about three days, always under the same `webhook-id`. The secret is shown this once. With `include_prompt` a key needs the scope `read`, too.",
 		request: addWebhookBody{URL: sampleHook.URL, Description: sampleHook.Description, Events: sampleHook.Events},
 		answers: ok("Made.", newWebhookView{Secret: sampleSigning, Webhook: sampleHook}, "Location"),
 		codes:   []problem.Code{problem.Conflict},
@@ -40,7 +40,7 @@ var (
 	}
 	updateWebhookDoc = doc{
 		id: "update-webhook", tag: tagWebhooks, summary: "Change a webhook",
-		description: "What is left out stays. Enabling one that was disabled begins anew.",
+		description: "What is left out stays. Enabling one that was disabled begins anew. To set `include_prompt`, or another `url` of one that has it, a key needs the scope `read`, too.",
 		request:     updateWebhookBody{Enabled: pointer(true)},
 		answers:     ok("As it is now.", sampleHook),
 		codes:       []problem.Code{problem.NotFound},

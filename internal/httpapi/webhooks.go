@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"zimage/internal/account"
 	"zimage/internal/problem"
 	"zimage/internal/webhook"
 )
@@ -13,14 +14,14 @@ type addWebhookBody struct {
 	URL           string   `json:"url" minLength:"1" maxLength:"2048" doc:"The address to call: https, public, without a user or fragment."`
 	Description   string   `json:"description,omitempty" maxLength:"200" doc:"For you. Kept sealed."`
 	Events        []string `json:"events,omitempty" nullable:"false" maxItems:"9" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,image.expiring,export.ready,account.closing" doc:"Of which it is told. Left out or empty: all."`
-	IncludePrompt bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along. Left out: no."`
+	IncludePrompt bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along. Left out: no. A key needs the scope read, too."`
 }
 
 type updateWebhookBody struct {
 	URL           *string   `json:"url,omitempty" minLength:"1" maxLength:"2048" doc:"The address to call."`
 	Description   *string   `json:"description,omitempty" maxLength:"200" doc:"For you. Empty: none."`
 	Events        *[]string `json:"events,omitempty" maxItems:"9" enum:"generation.started,generation.succeeded,generation.failed,generation.canceled,generation.deleted,image.deleted,image.expiring,export.ready,account.closing" doc:"Of which it is told. Empty: all."`
-	IncludePrompt *bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along."`
+	IncludePrompt *bool     `json:"include_prompt,omitempty" doc:"Send prompt, negative prompt and metadata along. A key needs the scope read, too."`
 	Enabled       *bool     `json:"enabled,omitempty" doc:"false: nothing is sent any more. true: begin anew, its failures forgotten."`
 }
 
@@ -39,6 +40,11 @@ func (a *API) createWebhook(ctx context.Context, in *struct {
 	Body addWebhookBody `contentType:"application/json"`
 }) (*newWebhookOutput, error) {
 	b := in.Body
+	if b.IncludePrompt {
+		if err := needs(callOf(ctx).who, account.ScopeRead); err != nil {
+			return nil, err
+		}
+	}
 	e, secret, err := a.rooms.Webhooks.Create(ctx, callOf(ctx).owner, webhook.Change{URL: &b.URL, Description: &b.Description, Events: &b.Events, IncludePrompt: &b.IncludePrompt})
 	if err != nil {
 		return nil, inBody(err)
@@ -76,11 +82,33 @@ func (a *API) updateWebhook(ctx context.Context, in *updateWebhookInput) (*webho
 	if err := known("whe", in.ID); err != nil {
 		return nil, err
 	}
+	if err := a.mayLead(ctx, in.ID, in.Body); err != nil {
+		return nil, err
+	}
 	e, err := a.rooms.Webhooks.Update(ctx, callOf(ctx).owner, in.ID, webhook.Change(in.Body))
 	if err != nil {
 		return nil, inBody(err)
 	}
 	return &webhookOutput{Body: webhookOf(e)}, nil
+}
+
+// mayLead refuses a change that leads prompts to somewhere new by a key that may not
+// read them.
+func (a *API) mayLead(ctx context.Context, id string, b updateWebhookBody) error {
+	refusal := needs(callOf(ctx).who, account.ScopeRead)
+	switch {
+	case refusal == nil:
+		return nil
+	case b.IncludePrompt != nil && *b.IncludePrompt:
+		return refusal
+	case b.IncludePrompt != nil || b.URL == nil:
+		return nil
+	}
+	e, err := a.rooms.Webhooks.Endpoint(ctx, callOf(ctx).owner, id)
+	if err == nil && e.IncludePrompt {
+		err = refusal
+	}
+	return err
 }
 
 func (a *API) deleteWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {

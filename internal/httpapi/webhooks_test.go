@@ -205,6 +205,57 @@ func TestEventsAreCaughtUpWithOverTheAPI(t *testing.T) {
 	})
 }
 
+// A webhook that is told prompts reads them for whoever has its address.
+func TestPromptsAreLedSomewhereByWhoMayReadThem(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		ada := r.ownerOf("ada@example.org")
+		blind, seeing := r.keyWith(ada, account.ScopeWebhooks), r.keyWith(ada, account.ScopeWebhooks, account.ScopeRead)
+		const telling, silent = `{"url":"https://hooks.example.org/x","include_prompt":true}`, `{"url":"https://hooks.example.org/y","include_prompt":false}`
+		refused := func(a answered) {
+			t.Helper()
+			if a.status != 403 || a.field(t, "code") != "forbidden" || !strings.Contains(a.text(t, "detail"), "scope read") {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+		}
+		refused(r.do("POST", "/v1/webhooks", blind, telling))
+		if a := r.do("GET", "/v1/webhooks", blind, ""); !strings.Contains(a.body, `"data":[]`) {
+			t.Errorf("it is there all the same: %s", a.body)
+		}
+		a := r.do("POST", "/v1/webhooks", blind, silent)
+		if a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		refused(r.do("PATCH", "/v1/webhooks/"+a.text(t, "webhook.id"), blind, `{"include_prompt":true}`))
+
+		a = r.do("POST", "/v1/webhooks", seeing, telling)
+		if a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		path := "/v1/webhooks/" + a.text(t, "webhook.id")
+		refused(r.do("PATCH", path, blind, `{"url":"https://hooks.example.org/of-the-thief"}`))
+		refused(r.do("PATCH", path, blind, telling))
+		if a := r.do("GET", path, blind, ""); a.field(t, "url") != "https://hooks.example.org/x" || !strings.Contains(a.body, `"include_prompt":true`) {
+			t.Errorf("%s", a.body)
+		}
+		for _, step := range [][2]string{
+			{blind, `{"enabled":false}`},
+			{blind, `{"description":"shop","enabled":true}`},
+			{seeing, `{"url":"https://hooks.example.org/z"}`},
+			{blind, silent},
+			{blind, `{"url":"https://hooks.example.org/z"}`},
+			{seeing, `{"include_prompt":true}`},
+		} {
+			if a := r.do("PATCH", path, step[0], step[1]); a.status != 200 {
+				t.Errorf("%s: %d %s", step[1], a.status, a.body)
+			}
+		}
+		if a := r.do("PATCH", path, r.keyWith(r.ownerOf("ben@example.org"), account.ScopeWebhooks), `{"url":"https://hooks.example.org/x"}`); a.status != 404 {
+			t.Errorf("somebody else's: %d %s", a.status, a.body)
+		}
+	})
+}
+
 func TestAGenerationCanHaveAWebhookOfItsOwn(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {

@@ -278,6 +278,97 @@ func TestAFailedDeliveryIsTriedByTheSchedule(t *testing.T) {
 	})
 }
 
+// A tenth less to a tenth more, and not all at one moment.
+func TestJitterSpreadsADelayByATenth(t *testing.T) {
+	t.Parallel()
+	for _, d := range schedule {
+		low, high := d, d
+		for range 1000 {
+			j := jitter(d)
+			low, high = min(low, j), max(high, j)
+		}
+		if low < d*9/10 || high > d*11/10 {
+			t.Errorf("%s is spread over %s to %s", d, low, high)
+		}
+		if d > 0 && (low > d*95/100 || high < d*105/100) { // of a thousand
+			t.Errorf("%s is spread over %s to %s alone", d, low, high)
+		}
+	}
+}
+
+// What the schedule says of a receiver that failed once and twice: nothing is left alone
+// yet, so that nothing else decides.
+func TestTheFirstRetriesComeSoon(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, status(http.StatusInternalServerError))
+		e, _ := r.endpoint(v.URL)
+		r.succeeds("gen_1")
+		for n, want := range []time.Duration{5 * time.Second, 5 * time.Minute} {
+			r.waits(1)
+			r.until("it is recorded", func() bool {
+				return len(r.deliveries(e.ID)[0].Attempts) == n+1 && !r.deliveries(e.ID)[0].NextAt.IsZero()
+			})
+			next := r.deliveries(e.ID)[0].NextAt.Sub(r.clock.Now())
+			if next < want*9/10-time.Millisecond || next > want*11/10+time.Millisecond {
+				t.Errorf("attempt %d comes after %s, want %s, a tenth more or less", n+2, next, want)
+			}
+			r.pass(next + time.Millisecond)
+		}
+	})
+}
+
+func TestADisabledWebhookIsNotToldUntilItIsEnabled(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, nil)
+		e, _ := r.endpoint(v.URL)
+		change := func(c Change) {
+			t.Helper()
+			_, err := r.service.Update(context.Background(), "sub_ada", e.ID, c)
+			r.must(err)
+		}
+		no, yes := false, true
+		change(Change{Enabled: &no})
+		if now := r.look(e.ID); now.DisabledWhy != ByUser || now.DisabledAt.IsZero() {
+			t.Errorf("%+v", now)
+		}
+		r.succeeds("gen_meanwhile")
+		if list := r.deliveries(e.ID); len(list) != 0 {
+			t.Errorf("%+v", list)
+		}
+		change(Change{Enabled: &yes})
+		r.succeeds("gen_after")
+		r.until("the call", func() bool { return len(r.deliveries(e.ID)) == 1 && r.deliveries(e.ID)[0].State == Delivered })
+		if told := fmt.Sprint(v.got()); !strings.Contains(told, "gen_after") || strings.Contains(told, "gen_meanwhile") {
+			t.Error(told)
+		}
+		if len(r.mailed()) != 0 {
+			t.Error("a mail about what the owner did")
+		}
+	})
+}
+
+// Also of what waited for another attempt at the address before.
+func TestAChangedAddressIsTheOneThatIsCalled(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		before, after := receive(t, status(http.StatusInternalServerError)), receive(t, nil)
+		e, _ := r.endpoint(before.URL)
+		r.succeeds("gen_1")
+		r.waits(1)
+		called := len(before.got())
+		_, err := r.service.Update(context.Background(), "sub_ada", e.ID, Change{URL: &after.URL})
+		r.must(err)
+		r.succeeds("gen_2")
+		r.until("both are told", func() bool {
+			r.passIdle(time.Minute)
+			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 2
+		})
+		told := fmt.Sprint(after.got())
+		if !strings.Contains(told, "gen_1") || !strings.Contains(told, "gen_2") || len(before.got()) != called {
+			t.Errorf("%s; the one before was called %d times", told, len(before.got()))
+		}
+	})
+}
+
 func TestAnAnswer410DisablesAndTellsTheOwner(t *testing.T) {
 	both(t, func(t *testing.T, r *rig) {
 		v := receive(t, status(http.StatusGone))
