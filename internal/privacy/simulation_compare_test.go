@@ -456,7 +456,7 @@ func (w *world) comparePassing() {
 		"webhook_once":       {`SELECT id, owner, created_at AS since FROM webhook_once`, w.life("webhook_once")},
 		"webhook_events":     {`SELECT id, owner, at AS since FROM webhook_events`, w.life("webhook_events")},
 		"webhook_deliveries": {`SELECT id, owner, created_at AS since FROM webhook_deliveries`, w.life("webhook_deliveries")},
-		"webhook_attempts":   {`SELECT delivery || ':' || n AS id, owner, at AS since FROM webhook_attempts`, w.life("webhook_attempts")},
+		"webhook_attempts":   {`SELECT a.delivery || ':' || a.n AS id, a.owner, d.created_at AS since FROM webhook_attempts a JOIN webhook_deliveries d ON d.id = a.delivery`, w.life("webhook_deliveries")}, // they go together
 	} {
 		var rows []struct {
 			ID    string `db:"id"`

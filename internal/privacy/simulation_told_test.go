@@ -173,7 +173,12 @@ func (w *world) compareTold() {
 		must(w.t, w.db.Select(w.t.Context(), &rows, query))
 		return rows
 	}
-	w.shares = slices.DeleteFunc(w.shares, func(h *showing) bool { return !h.ends.After(w.sweptAt) || h.owner().erased })
+	w.shares = slices.DeleteFunc(w.shares, func(h *showing) bool {
+		if !h.shot.gone.IsZero() { // a share goes with its picture
+			w.shown(h)
+		}
+		return !h.ends.After(w.sweptAt) || !h.shot.gone.IsZero() || h.owner().erased
+	})
 	w.same("shares", rows(`SELECT owner || ' ' || id FROM shares`), func(s *soul) (ids []string) {
 		for _, h := range w.shares {
 			if h.owner() == s {
