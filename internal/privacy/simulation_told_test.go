@@ -83,7 +83,7 @@ func (w *world) shows(free, living func(*soul) bool) {
 		return true
 	})
 	w.often("ended a share", 0.03, func() bool {
-		h := one(w, w.shares, func(h *showing) bool { return living(h.owner()) && h.ends.After(w.clock.Now()) })
+		h := one(w, w.shares, func(h *showing) bool { return living(h.owner()) && h.ends.After(w.clock.Now()) && h.shot.gone.IsZero() })
 		if h == nil {
 			return false
 		}
