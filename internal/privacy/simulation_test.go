@@ -253,10 +253,11 @@ func (w *world) day(d int) {
 	}
 	hour(8)
 	round(9)
-	w.measure()
-	// The comparison by itself: it may not find what others should have deleted.
+	// The comparison by itself: it may not find what others should have deleted. What it did
+	// is remembered for a day, so the status is asked behind it.
 	must(w.t, w.compares.Tick(w.t.Context()))
 	w.settle()
+	w.measure()
 	if n := w.figure("zimage_orphans_deleted_total"); n != 0 {
 		w.t.Errorf("%v objects had lost their rows", n)
 	}
