@@ -196,10 +196,7 @@ func (s *Service) Owned(ctx context.Context, subjects []string) (map[string]bool
 	if len(subjects) == 0 {
 		return owned, nil
 	}
-	args := make([]any, len(subjects))
-	for i, id := range subjects {
-		args[i] = id
-	}
+	args := db.Args(subjects)
 	in := ` WHERE id IN (` + db.Marks(len(args)) + `)`
 	var ids []string
 	// One statement: a sign-up that is confirmed meanwhile stands in one of both.

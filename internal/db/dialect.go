@@ -47,6 +47,15 @@ func Greatest(q Querier) string {
 // Marks is "?, ?, ?" for n parameters, for IN lists and rows of values.
 func Marks(n int) string { return Rows("?", n) }
 
+// Args are what Marks stand for.
+func Args(list []string) []any {
+	all := make([]any, len(list))
+	for i, one := range list {
+		all[i] = one
+	}
+	return all
+}
+
 // Rows is a row of parameters such as "(?, ?)" n times, behind VALUES.
 func Rows(row string, n int) string {
 	return strings.TrimSuffix(strings.Repeat(row+", ", n), ", ")

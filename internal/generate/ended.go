@@ -32,13 +32,13 @@ func parseBefore(id string) (owner string, epoch int64) {
 
 // SharesBack are those of some shares that were ended and are there.
 func (s *Service) SharesBack(ctx context.Context, q db.Querier, ids []string) (back []string, err error) {
-	err = q.Select(ctx, &back, `SELECT id FROM shares WHERE id IN (`+db.Marks(len(ids))+`) ORDER BY id`, anys(ids)...)
+	err = q.Select(ctx, &back, `SELECT id FROM shares WHERE id IN (`+db.Marks(len(ids))+`) ORDER BY id`, db.Args(ids)...)
 	return back, err
 }
 
 // EndSharesAgain ends them again.
 func (s *Service) EndSharesAgain(ctx context.Context, tx *db.Tx, ids []string) error {
-	_, err := tx.Exec(ctx, `DELETE FROM shares WHERE id IN (`+db.Marks(len(ids))+`)`, anys(ids)...)
+	_, err := tx.Exec(ctx, `DELETE FROM shares WHERE id IN (`+db.Marks(len(ids))+`)`, db.Args(ids)...)
 	return err
 }
 

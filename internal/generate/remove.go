@@ -233,7 +233,7 @@ func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reaso
 	// in that of their ids.
 	var working []jobs.Job
 	if err := tx.Select(ctx, &working, `SELECT id, attempt FROM jobs WHERE id IN (SELECT job_id FROM generations WHERE status = '' AND id IN (`+db.Marks(len(ids))+`))
-		ORDER BY id`+db.ForUpdate(tx), anys(ids)...); err != nil {
+		ORDER BY id`+db.ForUpdate(tx), db.Args(ids)...); err != nil {
 		return 0, false, err
 	}
 	free, err := subject.Free(ctx, tx, "generations", ids)
@@ -250,7 +250,7 @@ func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reaso
 		Job   string `db:"job_id"`
 	}
 	err = tx.Select(ctx, &gone, `UPDATE generations SET request = NULL, seed = 0, model = '', removed_at = ?, removed_reason = ?, unswept = 1
-		WHERE removed_at = 0 AND id IN (`+db.Marks(len(free))+`) RETURNING id, owner, job_id`, append([]any{now.UnixMilli(), reason}, anys(free)...)...)
+		WHERE removed_at = 0 AND id IN (`+db.Marks(len(free))+`) RETURNING id, owner, job_id`, append([]any{now.UnixMilli(), reason}, db.Args(free)...)...)
 	if err != nil || len(gone) == 0 {
 		return 0, len(free) < len(ids), err
 	}
@@ -270,7 +270,7 @@ func (s *Service) removeSome(ctx context.Context, tx *db.Tx, ids []string, reaso
 			return 0, false, err
 		}
 	}
-	if _, err := s.removeImages(ctx, tx, `generation_id IN (`+db.Marks(len(each))+`)`, anys(each), reason, now); err != nil {
+	if _, err := s.removeImages(ctx, tx, `generation_id IN (`+db.Marks(len(each))+`)`, db.Args(each), reason, now); err != nil {
 		return 0, false, err
 	}
 	for _, g := range gone {
@@ -292,7 +292,7 @@ func (s *Service) withoutHeldImages(ctx context.Context, tx *db.Tx, ids []string
 		ID    string `db:"id"`
 		Whole string `db:"generation_id"`
 	}
-	if err := tx.Select(ctx, &images, `SELECT id, generation_id FROM images WHERE generation_id IN (`+db.Marks(len(ids))+`) ORDER BY id`, anys(ids)...); err != nil {
+	if err := tx.Select(ctx, &images, `SELECT id, generation_id FROM images WHERE generation_id IN (`+db.Marks(len(ids))+`) ORDER BY id`, db.Args(ids)...); err != nil {
 		return nil, err
 	}
 	all := make([]string, len(images))
@@ -309,14 +309,6 @@ func (s *Service) withoutHeldImages(ctx context.Context, tx *db.Tx, ids []string
 		}
 	}
 	return ids, nil
-}
-
-func anys(ids []string) []any {
-	all := make([]any, len(ids))
-	for i, id := range ids {
-		all[i] = id
-	}
-	return all
 }
 
 // removeImages makes tombstones of images, ends their shares, and says how many images.

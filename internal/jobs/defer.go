@@ -38,8 +38,7 @@ func (q *Queue) Recall(ctx context.Context, tx *db.Tx, party string, until time.
 
 // Drop ends what a party has waiting or queued, a bounded number in one statement, in
 // the caller's transaction, and returns how many; once there are none, its turns are
-// forgotten. It is for kinds to which an end means
-// nothing; what runs goes on.
+// forgotten. It is for kinds to which an end means nothing; what runs goes on.
 func (q *Queue) Drop(ctx context.Context, tx *db.Tx, party, why string) (int, error) {
 	var ended []Job
 	err := tx.Select(ctx, &ended, `UPDATE jobs SET state = 'canceled', error_code = ?, finished_at = ? WHERE id IN (SELECT id FROM jobs

@@ -17,59 +17,29 @@ import (
 // A party whose jobs all hang has the slots it may have and no more; everybody
 // else's go on, and so do its own once it is well again.
 func TestALaneBoundsTheSlotsOfAParty(t *testing.T) {
-	t.Parallel()
-	testenv.Databases(t, func(t *testing.T, d *db.DB) {
-		hang := make(chan struct{})
-		let := sync.OnceFunc(func() { close(hang) })
-		var hanging, most, done atomic.Int64
-		b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(_ context.Context, r *jobs.Run) error {
-			if r.Party == "dead" {
-				most.Store(max(most.Load(), hanging.Add(1)))
-				<-hang
-				hanging.Add(-1)
-			}
-			done.Add(1)
-			return nil
-		}})
-		for i := range 60 {
-			b.add(jobs.NewJob{Kind: "test:run", Party: "dead", Ref: fmt.Sprint(i)})
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: jobs.NewFixed(4), CheckInterval: 10 * time.Millisecond, PerParty: 2}}, time.Second)
-		stopped := make(chan error, 1)
-		go func() { stopped <- w.Run(ctx, nil) }()
-		t.Cleanup(func() {
-			let()
-			cancel()
-			if err := <-stopped; err != nil {
-				t.Error(err)
-			}
-		})
-		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == 2 })
-		var living []string
-		for i := range 40 {
-			living = append(living, b.add(jobs.NewJob{Kind: "test:run", Party: "living", Ref: fmt.Sprint(i)}))
-		}
-		for _, id := range living {
-			b.await(id, jobs.Succeeded)
-		}
-		if most.Load() != 2 || done.Load() != 40 {
-			t.Errorf("%d slots hung and %d jobs were done", most.Load(), done.Load())
-		}
-		let()
-		testenv.Eventually(t, 30*time.Second, func() bool { return done.Load() == 100 })
-	})
+	boundsSlots(t, jobs.Lane{Slots: jobs.NewFixed(4), PerParty: 2}, 2, func(int) jobs.NewJob { return jobs.NewJob{Party: "hangs"} })
 }
 
 // So it is with all parties of one owner together.
 func TestALaneBoundsTheSlotsOfAnOwner(t *testing.T) {
+	boundsSlots(t, jobs.Lane{Slots: jobs.NewFixed(6), PerParty: 2, PerOwner: 3}, 3, func(i int) jobs.NewJob {
+		return jobs.NewJob{Party: fmt.Sprint("hangs", i%4), Owner: "hangs"}
+	})
+}
+
+// boundsSlots has 60 jobs of one owner hang in a lane, and looks that they take so many
+// slots while 40 of others are done.
+func boundsSlots(t *testing.T, lane jobs.Lane, slots int64, hangs func(i int) jobs.NewJob) {
 	t.Parallel()
+	lane.Name, lane.CheckInterval = "a", 10*time.Millisecond
 	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		lane := lane
+		lane.Slots = jobs.NewFixed(lane.Slots.Size())
 		hang := make(chan struct{})
 		let := sync.OnceFunc(func() { close(hang) })
 		var hanging, most, done atomic.Int64
 		b := open(t, d, testenv.Redis(t), clock.New(), jobs.Kind{Name: "test:run", Lane: "a", Run: func(_ context.Context, r *jobs.Run) error {
-			if r.Owner == "slow" {
+			if r.Owner == "hangs" {
 				most.Store(max(most.Load(), hanging.Add(1)))
 				<-hang
 				hanging.Add(-1)
@@ -78,10 +48,12 @@ func TestALaneBoundsTheSlotsOfAnOwner(t *testing.T) {
 			return nil
 		}})
 		for i := range 60 {
-			b.add(jobs.NewJob{Kind: "test:run", Party: fmt.Sprint("slow", i%4), Owner: "slow", Ref: fmt.Sprint(i)})
+			j := hangs(i)
+			j.Kind, j.Ref = "test:run", fmt.Sprint(i)
+			b.add(j)
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		w := b.queue.NewWorker([]jobs.Lane{{Name: "a", Slots: jobs.NewFixed(6), CheckInterval: 10 * time.Millisecond, PerParty: 2, PerOwner: 3}}, time.Second)
+		w := b.queue.NewWorker([]jobs.Lane{lane}, time.Second)
 		stopped := make(chan error, 1)
 		go func() { stopped <- w.Run(ctx, nil) }()
 		t.Cleanup(func() {
@@ -91,11 +63,15 @@ func TestALaneBoundsTheSlotsOfAnOwner(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == 3 })
-		for i := range 40 {
-			b.await(b.add(jobs.NewJob{Kind: "test:run", Party: fmt.Sprint("quick", i)}), jobs.Succeeded)
+		testenv.Eventually(t, 10*time.Second, func() bool { return hanging.Load() == slots })
+		var others []string
+		for i := range 20 {
+			others = append(others, b.add(jobs.NewJob{Kind: "test:run", Party: "living", Ref: fmt.Sprint(i)}), b.add(jobs.NewJob{Kind: "test:run", Party: fmt.Sprint("quick", i)}))
 		}
-		if most.Load() != 3 || done.Load() != 40 {
+		for _, id := range others {
+			b.await(id, jobs.Succeeded)
+		}
+		if most.Load() != slots || done.Load() != 40 {
 			t.Errorf("%d slots hung and %d jobs were done", most.Load(), done.Load())
 		}
 		let()

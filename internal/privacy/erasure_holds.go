@@ -273,10 +273,7 @@ func (s *Service) Owned(ctx context.Context, ids []string) (map[string]bool, err
 	if len(ids) == 0 {
 		return owned, nil
 	}
-	args := make([]any, len(ids))
-	for i, id := range ids {
-		args[i] = id
-	}
+	args := db.Args(ids)
 	var found []string
 	in := ` AND id IN (` + db.Marks(len(args)) + `)`
 	err := s.DB.Select(ctx, &found, `SELECT id FROM erasure_exceptions WHERE ended_at = 0`+in+`

@@ -393,11 +393,7 @@ func (s *Service) free(ctx context.Context, tx *db.Tx, t *Table, ids []string) (
 			ID     string `db:"id"`
 			Parent string `db:"parent"`
 		}
-		args := make([]any, len(ids))
-		for i, id := range ids {
-			args[i] = id
-		}
-		err := tx.Select(ctx, &rows, "SELECT "+t.record()+" AS id, "+p.column+" AS parent FROM "+t.Name+" WHERE "+t.record()+" IN ("+db.Marks(len(ids))+") ORDER BY 2, 1", args...)
+		err := tx.Select(ctx, &rows, "SELECT "+t.record()+" AS id, "+p.column+" AS parent FROM "+t.Name+" WHERE "+t.record()+" IN ("+db.Marks(len(ids))+") ORDER BY 2, 1", db.Args(ids)...)
 		if err != nil {
 			return nil, err
 		}

@@ -41,10 +41,7 @@ func Allowing(ctx context.Context, q db.Querier, subjects []string, purpose Purp
 		return may, nil
 	}
 	condition, args := Those(purpose)
-	ids := make([]any, len(subjects))
-	for i, id := range subjects {
-		ids[i] = id
-	}
+	ids := db.Args(subjects)
 	var found []string
 	err := q.Select(ctx, &found, `SELECT s.id FROM subjects s WHERE s.id IN (`+db.Marks(len(ids))+`) AND `+condition, append(ids, args...)...)
 	if err != nil {

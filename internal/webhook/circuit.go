@@ -28,21 +28,20 @@ type circuit struct {
 	owner string
 
 	ID        string        `db:"id"`
-	Failures  int64         `db:"failures"`
 	OpenUntil sql.NullInt64 `db:"open_until"`
 }
 
 // circuitOf is the circuit of a call.
 func (s *Service) circuitOf(ctx context.Context, r row, address string) (circuit, error) {
 	if r.Once == 0 {
-		return circuit{table: "webhook_endpoints", party: r.ID, owner: r.Owner, ID: r.ID, Failures: r.Failures, OpenUntil: r.OpenUntil}, nil
+		return circuit{table: "webhook_endpoints", party: r.ID, owner: r.Owner, ID: r.ID, OpenUntil: r.OpenUntil}, nil
 	}
 	host := ""
 	if u, err := url.Parse(address); err == nil {
 		host = u.Host
 	}
 	c := circuit{table: "webhook_hosts", owner: r.Owner, ID: s.Vault.Lookup("webhook host", r.Owner+" "+host)}
-	err := s.DB.Get(ctx, &c, `SELECT id, failures, open_until FROM webhook_hosts WHERE id = ?`, c.ID)
+	err := s.DB.Get(ctx, &c, `SELECT id, open_until FROM webhook_hosts WHERE id = ?`, c.ID)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil
 	}

@@ -279,10 +279,7 @@ func (s *Service) ReplayFailed(ctx context.Context, owner, id string, since time
 // DropDeliveries deletes deliveries whose time is over with what came of their attempts,
 // however late these were.
 func (s *Service) DropDeliveries(ctx context.Context, tx *db.Tx, ids []string) (int, error) {
-	args := make([]any, len(ids))
-	for i, id := range ids {
-		args[i] = id
-	}
+	args := db.Args(ids)
 	_, err := tx.Exec(ctx, `DELETE FROM webhook_attempts WHERE delivery IN (`+db.Marks(len(ids))+`)`, args...)
 	if err != nil {
 		return 0, err
