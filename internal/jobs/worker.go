@@ -528,7 +528,7 @@ func (l *lane) full() (f full) {
 func (l *lane) admit(j Job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.PerParty > 0 && l.parties[j.Party] >= l.PerParty || l.PerOwner > 0 && l.owners[j.Owner] >= l.PerOwner {
+	if l.hasAll(j) {
 		return false
 	}
 	if l.PerParty > 0 {
@@ -540,17 +540,22 @@ func (l *lane) admit(j Job) bool {
 	return true
 }
 
-// leave takes back what admit counted. What the claims have passed over is looked
-// for again.
+// hasAll reports whether a job's party or owner has all the slots it may have.
+func (l *lane) hasAll(j Job) bool {
+	return l.PerParty > 0 && l.parties[j.Party] >= l.PerParty || l.PerOwner > 0 && l.owners[j.Owner] >= l.PerOwner
+}
+
+// leave takes back what admit counted. Of one who had all, claims may have passed over
+// something: it is looked for again.
 func (l *lane) leave(j Job) {
-	if l.PerParty == 0 && l.PerOwner == 0 {
-		return
-	}
 	l.mu.Lock()
+	passed := l.hasAll(j)
 	fewer(l.parties, j.Party)
 	fewer(l.owners, j.Owner)
 	l.mu.Unlock()
-	l.kick()
+	if passed {
+		l.kick()
+	}
 }
 
 func fewer(counts map[string]int, who string) {
