@@ -89,9 +89,14 @@ func (s *Service) closes(ctx context.Context, tx *db.Tx, c circuit) (err error) 
 		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET failures = 0, failing_since = NULL, open_until = NULL WHERE id = ?`, c.ID)
 	}
 	if err == nil && open.Valid {
-		err = s.Queue.Recall(ctx, tx, c.party, s.Clock.Now().Add(called))
+		err = s.recall(ctx, tx, c.ID, open.Int64)
 	}
 	return err
+}
+
+// recall has what waits for an endpoint that was open until then go on.
+func (s *Service) recall(ctx context.Context, tx *db.Tx, endpoint string, open int64) error {
+	return s.Queue.Recall(ctx, tx, endpoint, time.UnixMilli(max(open, s.Clock.Millis())).Add(called))
 }
 
 // failing is how it stands with what was called, after a failure.
@@ -120,9 +125,12 @@ func (s *Service) opens(ctx context.Context, tx *db.Tx, c circuit, f failing, o 
 		return 0, nil
 	}
 	rest := min(max(now.Sub(time.UnixMilli(f.FailingSince))/2, restLeast, o.asked), max(restMost, min(o.asked, time.Hour)))
-	until := now.Add(rest)
-	if _, err := tx.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ?`, until.UnixMilli(), c.ID); err != nil {
+	var open int64 // another call may have been asked to wait for longer
+	err := tx.Get(ctx, &open, `UPDATE `+c.table+` SET open_until = `+db.Greatest(tx)+`(coalesce(open_until, 0), ?) WHERE id = ? RETURNING open_until`,
+		now.Add(rest).UnixMilli(), c.ID)
+	if err != nil {
 		return 0, err
 	}
-	return rest, s.leave(ctx, tx, c, until)
+	until := time.UnixMilli(open)
+	return until.Sub(now), s.leave(ctx, tx, c, until)
 }

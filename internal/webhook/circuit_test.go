@@ -1,11 +1,15 @@
 package webhook
 
 import (
+	"database/sql"
 	"fmt"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
+
+	"zimage/internal/db"
+	"zimage/internal/events"
 )
 
 // When an endpoint has been left alone for long enough one call tries it, however many
@@ -44,6 +48,65 @@ func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
 		r.until("all is told", func() bool {
 			r.passIdle(time.Minute)
 			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == n
+		})
+	})
+}
+
+// What happens while it is tried goes on with all others, once that has succeeded, and
+// does not wait for the time at which it would come by itself.
+func TestWhatComesWhileItIsTriedIsCalledWithTheOthers(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, status(http.StatusBadGateway))
+		r.endpoint(v.URL)
+		r.succeeds("gen_1")
+		r.waits(1)
+		release := make(chan struct{})
+		let := sync.OnceFunc(func() { close(release) })
+		t.Cleanup(let)
+		v.answers(func(http.ResponseWriter, int) { <-release })
+		r.pass(restMost)
+		r.until("it is tried", func() bool { return len(v.got()) == 2 })
+		r.succeeds("gen_2")
+		if n := r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting' AND run_after > ?`, r.clock.Now().Add(called).UnixMilli()); n != 1 {
+			t.Errorf("%d jobs wait to be called", n)
+		}
+		let()
+		r.until("the first is told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 1 })
+		r.idle()
+		r.pass(time.Millisecond)
+		r.until("the other is told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 2 })
+	})
+}
+
+// What happens at the very moment at which it closes does not miss the call.
+func TestWhatComesAsItClosesIsCalledToo(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, nil)
+		e, _ := r.endpoint(v.URL)
+		r.tx(func(tx *db.Tx) error { // as an event that has seen it open
+			event := r.service.keep(t.Context(), tx, events.Event{Type: events.GenerationSucceeded, Subject: "sub_ada", Ref: "gen_1", At: r.clock.Now()})
+			r.service.begin(t.Context(), tx, "sub_ada", listener{ID: e.ID, OpenUntil: sql.NullInt64{Int64: r.clock.Now().Add(time.Minute).UnixMilli(), Valid: true}}, event)
+			return nil
+		})
+		r.pass(time.Millisecond)
+		r.until("it is told", func() bool { return len(v.got()) == 1 })
+	})
+}
+
+// What one call was asked to wait for is not shortened by another that fails.
+func TestALongerRestIsKept(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		e, _ := r.endpoint("http://127.0.0.1:9")
+		c := circuit{table: "webhook_endpoints", party: e.ID, owner: "sub_ada", ID: e.ID}
+		f := failing{Failures: patience, FailingSince: r.clock.Millis()}
+		r.tx(func(tx *db.Tx) error {
+			for _, asked := range []time.Duration{30 * time.Minute, 0} {
+				rest, err := r.service.opens(t.Context(), tx, c, f, outcome{asked: asked}, r.clock.Now())
+				if err != nil || rest != 30*time.Minute {
+					t.Errorf("asked to wait %v it is left alone for %v, %v", asked, rest, err)
+				}
+			}
+			return nil
 		})
 	})
 }

@@ -344,7 +344,7 @@ func (s *Service) Update(ctx context.Context, owner, id string, c Change) (Endpo
 				if err := s.charge(ctx, tx, r); err != nil {
 					return err
 				}
-				if err := s.Queue.Recall(ctx, tx, r.ID, s.Clock.Now().Add(called)); err != nil {
+				if err := s.recall(ctx, tx, r.ID, r.OpenUntil.Int64); err != nil {
 					return err
 				}
 			}

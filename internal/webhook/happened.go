@@ -129,16 +129,35 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 	if tried := time.UnixMilli(to.OpenUntil.Int64); to.OpenUntil.Valid && tried.Add(probing).After(now) { // by another one
 		after = tried.Add(called)
 	}
+	var job string
 	tx.AtLast("job_turns "+Lane+" "+to.ID, func() error {
 		j, err := s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindDeliver, Party: to.ID, Owner: owner, Ref: id, RunAfter: after})
 		if err != nil {
 			return err
 		}
+		job = j.ID
 		_, err = tx.Exec(ctx, `INSERT INTO webhook_deliveries (id, owner, endpoint, event, job_id, state, tries, attempts, error, created_at)
 			VALUES (?, ?, ?, ?, ?, 'pending', 0, 0, '', ?)`, id, owner, to.ID, *event, j.ID, now.UnixMilli())
 		return err
 	})
+	if !after.IsZero() {
+		tx.AtLast("webhook_endpoints "+to.ID, func() error { return s.catchUp(ctx, tx, to.ID, job) })
+	}
 	return id
+}
+
+// catchUp has a job that is to be called wait no longer, if that has happened meanwhile:
+// whoever calls comes before this, or finds the job.
+func (s *Service) catchUp(ctx context.Context, tx *db.Tx, endpoint, job string) error {
+	var open sql.NullInt64
+	err := tx.Get(ctx, &open, `SELECT open_until FROM webhook_endpoints WHERE id = ?`+db.ForUpdate(tx), endpoint)
+	switch {
+	case errors.Is(err, sql.ErrNoRows): // deleted, and what waits for it goes too
+		return nil
+	case err == nil && !open.Valid:
+		_, err = s.Queue.Hasten(ctx, tx, job, s.Clock.Now())
+	}
+	return err
 }
 
 // again has a delivery made from the start, at the end of the transaction and not
