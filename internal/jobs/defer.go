@@ -12,19 +12,19 @@ import (
 
 // Defer has what a party has queued, or due before it may be, wait until long after, in
 // the caller's transaction: what it needs is away, and to try each would cost as much as to
-// do it. One of them waits until first, to find out; Recall calls the others.
-func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, first, due, after time.Time) error {
+// do it. One of them, if there is any, waits until first, to find out; Recall calls the others.
+func (q *Queue) Defer(ctx context.Context, tx *db.Tx, party string, first, due, after time.Time) (waits bool, err error) {
 	// In the order in which everybody locks; what is claimed at this moment is passed
 	// over.
-	_, err := tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
+	_, err = tx.Exec(ctx, `UPDATE jobs SET state = 'waiting', run_after = ? WHERE id IN (SELECT id FROM jobs
 		WHERE party = ? AND state IN ('queued', 'waiting') AND (state = 'queued' OR run_after < ?) ORDER BY id`+db.SkipLocked(tx)+`)`,
 		after.UnixMilli(), party, due.UnixMilli())
 	if err != nil {
-		return err
+		return false, err
 	}
-	_, err = tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = (SELECT id FROM jobs
+	n, err := tx.Exec(ctx, `UPDATE jobs SET run_after = ? WHERE id = (SELECT id FROM jobs
 		WHERE party = ? AND state IN ('queued', 'waiting') AND run_after <= ? ORDER BY id LIMIT 1`+db.SkipLocked(tx)+`)`, first.UnixMilli(), party, after.UnixMilli())
-	return err
+	return n > 0, err
 }
 
 // Recall has what a party has waiting until a time wait no longer, in the caller's

@@ -98,7 +98,13 @@ func TestDeferHastenAndRecall(t *testing.T) {
 		tried := until.Add(-time.Second)
 		soon, late := b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: c.Now().Add(time.Second)}), b.add(jobs.NewJob{Kind: "test:run", Party: "p", RunAfter: until.Add(time.Hour)})
 		for range 2 { // the second has nothing left to do
-			run(func(tx *db.Tx) error { return b.queue.Defer(ctx, tx, "p", tried, tried.Add(time.Millisecond), until) })
+			run(func(tx *db.Tx) error {
+				found, err := b.queue.Defer(ctx, tx, "p", tried, tried.Add(time.Millisecond), until)
+				if !found {
+					t.Error("nobody is to find out")
+				}
+				return err
+			})
 			for id, after := range map[string]time.Time{first: tried, second: until, soon: until, late: until.Add(time.Hour)} {
 				if j := b.find(id); j.State != jobs.Waiting || j.RunAfter != after.UnixMilli() {
 					t.Errorf("%+v", j)
@@ -108,6 +114,13 @@ func TestDeferHastenAndRecall(t *testing.T) {
 		if j := b.find(other); j.State != jobs.Queued {
 			t.Errorf("another party's is %s", j.State)
 		}
+		run(func(tx *db.Tx) error {
+			found, err := b.queue.Defer(ctx, tx, "nobody", tried, tried, until)
+			if found {
+				t.Error("somebody is to find out who is not there")
+			}
+			return err
+		})
 		hasten := func(id string, until time.Time) (live bool) {
 			t.Helper()
 			run(func(tx *db.Tx) (err error) {

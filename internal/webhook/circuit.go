@@ -55,7 +55,23 @@ func (s *Service) pass(ctx context.Context, c circuit) (wait time.Duration, err 
 	}
 	now := s.Clock.Now()
 	if until := time.UnixMilli(c.OpenUntil.Int64); until.After(now) {
-		return until.Sub(now), s.DB.Tx(ctx, func(tx *db.Tx) error { return s.leave(ctx, tx, c, until) })
+		if c.party == "" {
+			return until.Sub(now), nil
+		}
+		err = s.DB.Tx(ctx, func(tx *db.Tx) error {
+			wait = until.Sub(now)
+			var open sql.NullInt64
+			err := tx.Get(ctx, &open, `SELECT open_until FROM webhook_endpoints WHERE id = ?`+db.ForUpdate(tx), c.ID)
+			if errors.Is(err, sql.ErrNoRows) || err == nil && open != c.OpenUntil {
+				wait = time.Second // it has closed meanwhile, or is tried: nobody would call what is put off now
+				return nil
+			}
+			if err == nil {
+				_, err = s.leave(ctx, tx, c, until)
+			}
+			return err
+		})
+		return wait, err
 	}
 	n, err := s.DB.Exec(ctx, `UPDATE `+c.table+` SET open_until = ? WHERE id = ? AND open_until = ?`, now.Add(probing).UnixMilli(), c.ID, c.OpenUntil.Int64)
 	if err == nil && n == 0 { // another one tries
@@ -65,10 +81,10 @@ func (s *Service) pass(ctx context.Context, c circuit) (wait time.Duration, err 
 }
 
 // leave has all that waits for a circuit wait until it is known what came of the one call
-// that tries at a time.
-func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, tried time.Time) error {
+// that tries at a time. It reports whether anything waits.
+func (s *Service) leave(ctx context.Context, tx *db.Tx, c circuit, tried time.Time) (waits bool, err error) {
 	if c.party == "" {
-		return nil
+		return false, nil
 	}
 	return s.Queue.Defer(ctx, tx, c.party, tried, tried.Add(probing), tried.Add(called))
 }
@@ -132,5 +148,9 @@ func (s *Service) opens(ctx context.Context, tx *db.Tx, c circuit, f failing, o 
 		return 0, err
 	}
 	until := time.UnixMilli(open)
-	return until.Sub(now), s.leave(ctx, tx, c, until)
+	waits, err := s.leave(ctx, tx, c, until)
+	if err == nil && c.party != "" {
+		_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET tried = ? WHERE id = ?`, flag(waits), c.ID)
+	}
+	return until.Sub(now), err
 }

@@ -66,7 +66,8 @@ func TestWhatComesWhileItIsTriedIsCalledWithTheOthers(t *testing.T) {
 		v.answers(func(http.ResponseWriter, int) { <-release })
 		r.pass(restMost)
 		r.until("it is tried", func() bool { return len(v.got()) == 2 })
-		r.succeeds("gen_2")
+		r.succeeds("gen_2") // tries after it
+		r.succeeds("gen_3")
 		if n := r.count(`SELECT count(*) FROM jobs WHERE state = 'waiting' AND run_after > ?`, r.clock.Now().Add(called).UnixMilli()); n != 1 {
 			t.Errorf("%d jobs wait to be called", n)
 		}
@@ -74,7 +75,7 @@ func TestWhatComesWhileItIsTriedIsCalledWithTheOthers(t *testing.T) {
 		r.until("the first is told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 1 })
 		r.idle()
 		r.pass(time.Millisecond)
-		r.until("the other is told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 2 })
+		r.until("the others are told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 3 })
 	})
 }
 
@@ -90,6 +91,49 @@ func TestWhatComesAsItClosesIsCalledToo(t *testing.T) {
 		})
 		r.pass(time.Millisecond)
 		r.until("it is told", func() bool { return len(v.got()) == 1 })
+	})
+}
+
+// Who has seen it open puts nothing off when it has closed since: nobody would call that.
+func TestNothingIsPutOffOnceItHasClosed(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		e, _ := r.endpoint(receive(t, status(http.StatusInternalServerError)).URL)
+		r.succeeds("gen_1")
+		r.waits(1)
+		due := r.count(`SELECT run_after FROM jobs WHERE state = 'waiting'`)
+		seen := sql.NullInt64{Int64: r.clock.Now().Add(time.Minute).UnixMilli(), Valid: true}
+		wait, err := r.service.pass(t.Context(), circuit{table: "webhook_endpoints", party: e.ID, ID: e.ID, OpenUntil: seen})
+		if err != nil || wait <= 0 || wait > time.Second {
+			t.Errorf("it waits %v, %v", wait, err)
+		}
+		if now := r.count(`SELECT run_after FROM jobs WHERE state = 'waiting'`); now != due {
+			t.Errorf("the other is put off by %d ms", now-due)
+		}
+	})
+}
+
+// Where nothing else waits, what comes next is what tries, as soon as that is allowed: the
+// one that failed waits for its own time.
+func TestTheNextEventTriesWhereNothingElseWaits(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, status(http.StatusBadGateway))
+		r.endpoint(v.URL)
+		r.succeeds("gen_0")
+		for n := 1; ; n++ {
+			r.until("it is called", func() bool { return len(v.got()) == n })
+			r.idle()
+			if r.count(`SELECT count(*) FROM jobs j, webhook_endpoints e WHERE j.run_after > e.open_until + ?`, called.Milliseconds()) == 1 {
+				break
+			}
+			r.pass(time.Duration(r.count(`SELECT max(run_after) FROM jobs`)-int(r.clock.Millis())) * time.Millisecond)
+		}
+		r.succeeds("gen_1")
+		r.succeeds("gen_2")
+		for i, waits := range []time.Duration{0, called} {
+			if n := r.count(`SELECT count(*) FROM jobs j, webhook_endpoints e WHERE j.run_after = e.open_until + ?`, waits.Milliseconds()); n != 1 {
+				t.Errorf("%d jobs wait as the event number %d should", n, i+1)
+			}
+		}
 	})
 }
 

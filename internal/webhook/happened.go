@@ -146,17 +146,25 @@ func (s *Service) begin(ctx context.Context, tx *db.Tx, owner string, to listene
 	return id
 }
 
-// catchUp has a job that is to be called wait no longer, if that has happened meanwhile:
-// whoever calls comes before this, or finds the job.
+// catchUp has a job that waits to be called wait no longer, if that has happened
+// meanwhile: whoever calls comes before this, or finds the job. The first to come where
+// nobody waits is the one that tries.
 func (s *Service) catchUp(ctx context.Context, tx *db.Tx, endpoint, job string) error {
-	var open sql.NullInt64
-	err := tx.Get(ctx, &open, `SELECT open_until FROM webhook_endpoints WHERE id = ?`+db.ForUpdate(tx), endpoint)
-	switch {
-	case errors.Is(err, sql.ErrNoRows): // deleted, and what waits for it goes too
-		return nil
-	case err == nil && !open.Valid:
-		_, err = s.Queue.Hasten(ctx, tx, job, s.Clock.Now())
+	var c struct {
+		OpenUntil sql.NullInt64 `db:"open_until"`
+		Tried     int           `db:"tried"`
 	}
+	err := tx.Get(ctx, &c, `SELECT open_until, tried FROM webhook_endpoints WHERE id = ?`+db.ForUpdate(tx), endpoint)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // deleted, and what waits for it goes too
+	}
+	if err != nil || c.OpenUntil.Valid && c.Tried == 1 {
+		return err
+	}
+	if _, err := s.Queue.Hasten(ctx, tx, job, time.UnixMilli(c.OpenUntil.Int64)); err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `UPDATE webhook_endpoints SET tried = 1 WHERE id = ?`, endpoint)
 	return err
 }
 
