@@ -89,6 +89,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	for _, hop := range c.Exceptions() {
 		a.log.Warn("this hop is accepted without verified TLS", "hop", hop)
 	}
+	if c.OutboundLoopback {
+		a.log.Warn("webhooks may lead to this machine, at any port and without TLS: that is for development alone", "setting", config.Prefix+"OUTBOUND_LOOPBACK")
+	}
 	if a.engines, err = readEngines(c); err != nil {
 		return nil, err
 	}
