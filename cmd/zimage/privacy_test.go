@@ -3,10 +3,14 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"zimage/internal/testenv"
 )
 
 func TestRetentionPlanAndErasureReplay(t *testing.T) {
@@ -86,6 +90,60 @@ func TestReceiptVerifyTakesNoOtherFile(t *testing.T) {
 	for _, args := range [][]string{{file}, {file + ".none"}, {file, "--key", "short"}, {file, "--key", base64.StdEncoding.EncodeToString(make([]byte, 32))}} {
 		if out, errs, code := i.run("", append([]string{"receipt", "verify"}, args...)...); code == 0 || errs == "" || strings.Contains(out, "holds") {
 			t.Errorf("%v: exit %d, %q, %q", args, code, out, errs)
+		}
+	}
+}
+
+// The receipt of an erasure, as its owner fetched it, holds without the service. One altered byte is found.
+func TestReceiptVerify(t *testing.T) {
+	t.Parallel()
+	i := install(t)
+	i.start()
+	const address, words = "ann@example.org", "violet tractors at dawn"
+	account := strings.TrimSpace(i.must(words+"\n", "user", "create", "--email", address))
+	_, session := i.signIn(address, words)
+	var closed struct{ Receipt struct{ ID, Secret string } }
+	if status, _ := i.send(session, http.MethodDelete, "/v1/account", `{"password":"`+words+`"}`, &closed); status/100 != 2 {
+		t.Fatalf("the account is not closed: %d", status)
+	}
+	var receipt string
+	testenv.Eventually(t, 4*time.Minute, func() bool { // no process may have its key in memory still
+		receipt = i.ask("/v1/privacy/receipts/"+closed.Receipt.ID, closed.Receipt.Secret, http.StatusOK)
+		return strings.Contains(receipt, `"state":"complete"`)
+	})
+	i.stop()
+	var signed struct {
+		Signature string
+		PublicKey string `json:"public_key"`
+	}
+	if err := json.Unmarshal([]byte(receipt), &signed); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(i.dir, "receipt.json")
+	save := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save(receipt)
+	for _, args := range [][]string{{file}, {file, "--key", signed.PublicKey}} {
+		out := i.must("", append([]string{"receipt", "verify"}, args...)...)
+		for _, want := range []string{"Receipt " + closed.Receipt.ID + " of the erasure of account " + account + ": complete.", "main users: 1 deleted, 0 left",
+			"The signature holds. It was made with the key " + signed.PublicKey} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%v: %q lacks %q", args, out, want)
+			}
+		}
+	}
+	if out, _, code := i.run(receipt, "receipt", "verify", "-"); code != 0 || !strings.Contains(out, "The signature holds.") {
+		t.Errorf("from standard input: exit %d, %s", code, out)
+	}
+	other := func(letter byte) string { return map[bool]string{true: "a", false: "b"}[letter == 'b'] }
+	for what, at := range map[string]int{"account": strings.Index(receipt, account) + len(account) - 1, "signature": strings.Index(receipt, signed.Signature)} {
+		save(receipt[:at] + other(receipt[at]) + receipt[at+1:])
+		if out, errs, code := i.run("", "receipt", "verify", file); code != 1 || out != "" || !strings.Contains(errs, "not what was signed") {
+			t.Errorf("another %s: exit %d, %q, %q", what, code, out, errs)
 		}
 	}
 }

@@ -97,11 +97,11 @@ func TestUsersCommands(t *testing.T) {
 		t.Error("a role that there is not was given")
 	}
 	i.withApp(address, "violet tractors at dawn")
-	if code := i.signIn(address, "violet tractors at dawn"); code != http.StatusUnauthorized {
+	if code, _ := i.signIn(address, "violet tractors at dawn"); code != http.StatusUnauthorized {
 		t.Errorf("signed in without the second factor: %d", code)
 	}
 	i.must("", "user", "reset-2fa", "--email", address, "--reason", reason)
-	if code := i.signIn(address, "violet tractors at dawn"); code != http.StatusOK {
+	if code, _ := i.signIn(address, "violet tractors at dawn"); code != http.StatusOK {
 		t.Errorf("after the reset: %d", code)
 	}
 	testenv.Eventually(t, 10*time.Second, func() bool { return i.mailed("How you sign in was changed", "by the operator") })
@@ -119,10 +119,10 @@ func TestUsersCommands(t *testing.T) {
 	}
 }
 
-// post sends a body in a session, which is nil for none, and decodes the answer.
-func (i *installation) post(session *http.Cookie, path, body string, into any) (status int, cookie *http.Cookie) {
+// send sends a body in a session, which is nil for none, and decodes the answer.
+func (i *installation) send(session *http.Cookie, method, path, body string, into any) (status int, cookie *http.Cookie) {
 	i.t.Helper()
-	req, err := http.NewRequest(http.MethodPost, i.base()+path, strings.NewReader(body)) //nolint:noctx // a test
+	req, err := http.NewRequest(method, i.base()+path, strings.NewReader(body)) //nolint:noctx // a test
 	if err != nil {
 		i.t.Fatal(err)
 	}
@@ -148,23 +148,22 @@ func (i *installation) post(session *http.Cookie, path, body string, into any) (
 	return res.StatusCode, cookie
 }
 
-func (i *installation) signIn(email, password string) int {
+func (i *installation) signIn(email, password string) (status int, session *http.Cookie) {
 	i.t.Helper()
-	status, _ := i.post(nil, "/v1/session", `{"email":"`+email+`","password":"`+password+`"}`, nil)
-	return status
+	return i.send(nil, http.MethodPost, "/v1/session", `{"email":"`+email+`","password":"`+password+`"}`, nil)
 }
 
 // withApp puts an authenticator app in force.
 func (i *installation) withApp(email, password string) {
 	i.t.Helper()
-	_, session := i.post(nil, "/v1/session", `{"email":"`+email+`","password":"`+password+`"}`, nil)
+	_, session := i.signIn(email, password)
 	var begun struct{ Secret string }
-	i.post(session, "/v1/account/totp", "", &begun)
+	i.send(session, http.MethodPost, "/v1/account/totp", "", &begun)
 	code, err := totp.GenerateCode(begun.Secret, time.Now())
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	if status, _ := i.post(session, "/v1/account/totp/confirm", `{"code":"`+code+`"}`, nil); status != http.StatusOK {
+	if status, _ := i.send(session, http.MethodPost, "/v1/account/totp/confirm", `{"code":"`+code+`"}`, nil); status != http.StatusOK {
 		i.t.Fatalf("the app: %d", status)
 	}
 }

@@ -67,7 +67,7 @@ type App struct {
 	Usage    *privacy.Usage
 	Webhooks *webhook.Service
 
-	restored atomic.Bool   // the main database lacks what was erased or deleted: nothing may be served from it
+	restored atomic.Bool   // the main database lacks what was erased, deleted or ended: nothing may be served from it
 	unread   atomic.Bool   // the object store has not told yet what that is: nothing may be served either
 	known    atomic.Bool   // it lacked nothing at some time since the start: work may have been taken
 	looking  sync.Mutex    // an older answer must not take the place of a newer one
@@ -88,6 +88,9 @@ func Open(ctx context.Context, c config.Config, name, version string, log *slog.
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, hop := range c.Exceptions() {
 		a.log.Warn("this hop is accepted without verified TLS", "hop", hop)
+	}
+	if c.OutboundLoopback {
+		a.log.Warn("webhooks may lead to this machine, at any port and without TLS: that is for development alone", "setting", config.Prefix+"OUTBOUND_LOOPBACK")
 	}
 	if a.engines, err = readEngines(c); err != nil {
 		return nil, err
@@ -499,7 +502,7 @@ func (a *App) lanes() []string {
 }
 
 // findRestored looks whether the main database knows every line of the journal. One
-// that was restored from before an erasure or deletion does not. The key store may have
+// that was restored from before an erasure, a deletion or an end does not. The key store may have
 // been restored too: the object store has to tell first.
 func (a *App) findRestored(ctx context.Context) error {
 	a.looking.Lock()
@@ -514,16 +517,16 @@ func (a *App) findRestored(ctx context.Context) error {
 	}
 	if a.unread.Swap(unread) != unread {
 		if unread {
-			a.log.Error("the object store does not tell what was erased or deleted: nothing is served until it does", "error", err)
+			a.log.Error("the object store does not tell what was erased, deleted or ended: nothing is served until it does", "error", err)
 		} else {
-			a.log.Info("the object store has told what was erased and deleted")
+			a.log.Info("the object store has told what was erased, deleted and ended")
 		}
 	}
 	if restored := n > 0; a.restored.Swap(restored) != restored {
 		if restored {
-			a.log.Error("the main database does not know what was erased or deleted, as if it was restored: nothing is served until `zimage erasure replay` has run", "unknown", n)
+			a.log.Error("the main database does not know what was erased, deleted or ended, as if it was restored: nothing is served until `zimage erasure replay` has run", "unknown", n)
 		} else {
-			a.log.Info("the main database knows again what was erased and deleted")
+			a.log.Info("the main database knows again what was erased, deleted and ended")
 		}
 	}
 	return nil
@@ -533,7 +536,7 @@ func (a *App) findRestored(ctx context.Context) error {
 // shown.
 func (a *App) closed() bool { return a.restored.Load() || a.unread.Load() }
 
-var errRestored = errors.New("the main database was restored from before erasures or deletions while this process ran: start it again, and it waits until `zimage erasure replay` has run")
+var errRestored = errors.New("the main database was restored, while this process ran, from before something was erased, deleted or ended: start it again, and it waits until `zimage erasure replay` has run")
 
 // watchRestored looks from time to time. A database that is restored under a running
 // process closes it to requests at once and ends it: the next one takes no work
@@ -555,7 +558,7 @@ func (a *App) watchRestored(ctx context.Context) error {
 	}
 }
 
-// awaitReplay waits until it is known what was erased or deleted, and that is replayed if
+// awaitReplay waits until it is known what was erased, deleted or ended, and that is replayed if
 // a restored database lacks it.
 func (a *App) awaitReplay(ctx context.Context) error {
 	for a.closed() {

@@ -45,6 +45,9 @@ func Examine(ctx context.Context, c config.Config, role config.Role, tell func(F
 	d := doctor{c, role, tell}
 	engines, known := d.files()
 	d.listeners(ctx)
+	if c.OutboundLoopback {
+		d.warn("webhooks", "may lead to this machine, at any port and without TLS", "take "+config.Prefix+"OUTBOUND_LOOPBACK away, which is for development alone")
+	}
 	if role == config.RoleUp {
 		d.data()
 	}

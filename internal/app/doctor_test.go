@@ -321,6 +321,9 @@ func TestDoctorNamesWhatIsBrokenAndHowToMendIt(t *testing.T) {
 		{"Redis throws keys away", func(p *patient) { p.redis("maxmemory-policy", "allkeys-lru") },
 			"redis", false, "allkeys-lru", "noeviction", starts},
 
+		{"webhooks to this machine", func(p *patient) { p.environ["ZIMAGE_OUTBOUND_LOOPBACK"] = "true" },
+			"webhooks", false, "may lead to this machine", "take ZIMAGE_OUTBOUND_LOOPBACK away", starts},
+
 		{"the object store is away", func(p *patient) { p.s3(); p.environ["ZIMAGE_S3_ENDPOINT"] = "127.0.0.1:1" },
 			"objects", false, "connection refused", "ZIMAGE_S3_ENDPOINT", starts},
 		{"the object store refuses the key", func(p *patient) { p.s3(); p.environ["ZIMAGE_S3_SECRET_KEY"] = "another-secret" },

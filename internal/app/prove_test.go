@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -237,7 +238,14 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = log.Close() })
+	viewed := map[string][]int{} // what was answered, in that order
 	p := inFront(t, func(proxy *httputil.ReverseProxy) http.Handler {
+		proxy.ModifyResponse = func(r *http.Response) error {
+			if view := viewOf(r.Request.URL.Path); view != "" && r.Request.Method == http.MethodGet {
+				viewed[view] = append(viewed[view], r.StatusCode)
+			}
+			return nil
+		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = fmt.Fprintln(log, r.RemoteAddr, r.Header["X-Forwarded-For"])
 			proxy.ServeHTTP(w, r)
@@ -246,6 +254,11 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 	p.o.Logs = append(p.o.Logs, access)
 	planted := []string{"database", "key store", "objects", "redis", "redis files", "mail folder", "data folder", "engines' folders", "other folders", "temporary files"}
 	r := p.run(planted...)
+	for _, view := range views {
+		if !slices.Equal(viewed[view], []int{http.StatusOK, http.StatusNotFound}) {
+			t.Errorf("%s answered %v", view, viewed[view])
+		}
+	}
 	for _, place := range r.Places {
 		// Databases and objects lie in files, which are looked at by themselves too.
 		want := slices.Contains(planted, place.Name) || slices.Contains([]string{"database files", "key store files", "logs"}, place.Name)
@@ -285,6 +298,47 @@ func TestPromise_R2_WhatIsLeftOnPurposeIsFound(t *testing.T) {
 	}
 	if _, err := p.app.Prove(t.Context(), ProveOptions{PlantIn: []string{"logs"}}); err == nil || !strings.Contains(err.Error(), `in "logs" nothing can be planted; there are database, `) {
 		t.Errorf("a place in which nothing may be left: %v", err)
+	}
+}
+
+// views are the beginnings of addresses that show a picture to whoever has them: a link,
+// the page of a share, and its picture.
+var views = []string{"/v1/links/", "/s/", "/v1/shared/"}
+
+// viewOf is the beginning of an address of that kind; empty: it is none, or made up.
+func viewOf(path string) string {
+	i := slices.IndexFunc(views, func(prefix string) bool {
+		return strings.HasPrefix(path, prefix) && !strings.HasPrefix(path, prefix+"x_")
+	})
+	if i < 0 {
+		return ""
+	}
+	return views[i]
+}
+
+// Something in front that keeps what was shown shows it after the erasure too, which
+// proves nothing.
+func TestPromise_R2_ALinkThatShowsAfterTheErasureProvesNothing(t *testing.T) {
+	t.Parallel()
+	var shown sync.Map
+	p := inFront(t, func(proxy *httputil.ReverseProxy) http.Handler {
+		proxy.ModifyResponse = func(r *http.Response) error {
+			if r.StatusCode == http.StatusOK && r.Request.Method == http.MethodGet && viewOf(r.Request.URL.Path) != "" {
+				shown.Store(r.Request.URL.Path, true)
+			}
+			return nil
+		}
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, ok := shown.Load(r.URL.Path); !ok {
+				proxy.ServeHTTP(w, r)
+			}
+		})
+	})
+	_, err := p.app.Prove(context.WithoutCancel(t.Context()), p.o)
+	for _, prefix := range views {
+		if err == nil || !strings.Contains(err.Error(), "GET "+prefix+"{id}: it showed a picture of the erased account") {
+			t.Errorf("%s: %v", prefix, err)
+		}
 	}
 }
 

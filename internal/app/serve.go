@@ -162,9 +162,9 @@ func (a *App) Ready(ctx context.Context) httpapi.Readiness {
 	}
 	work.Wait()
 	if a.restored.Load() {
-		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before erasures or deletions; they must be replayed first"})
+		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the database was restored from before something was erased, deleted or ended, which must be replayed first"})
 	} else if a.unread.Load() {
-		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the object store does not tell what was erased or deleted; until it does, nothing is served"})
+		out.Parts = append(out.Parts, httpapi.Part{Name: "erasures", State: httpapi.StateUnavailable, Note: "the object store does not tell what was erased, deleted or ended; until it does, nothing is served"})
 	}
 	if !a.clock.Plausible() {
 		out.Parts = append(out.Parts, httpapi.Part{Name: "clock", State: httpapi.StateDegraded, Note: "the database's differs from this machine's; no generation is accepted, and nothing is deleted because of a time"})

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,25 @@ import (
 	"zimage/internal/testenv"
 	"zimage/internal/webhook"
 )
+
+// What is for development alone is told at every start.
+func TestAStartTellsThatWebhooksMayLeadToThisMachine(t *testing.T) {
+	t.Parallel()
+	for allowed, want := range map[string]bool{"true": true, "false": false} {
+		var log bytes.Buffer
+		c := settingsOf(t, config.RoleUp, map[string]string{"ZIMAGE_OUTBOUND_LOOPBACK": allowed})
+		a, err := Open(t.Context(), c, "up", "test", NewLog(c, &log))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "setting=ZIMAGE_OUTBOUND_LOOPBACK"); got != want {
+			t.Errorf("%s: %s", allowed, &log)
+		}
+	}
+}
 
 // The room of webhooks is wired to the one that writes letters.
 func TestTheMailOfADisabledWebhookIsSent(t *testing.T) {

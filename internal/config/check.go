@@ -67,6 +67,9 @@ func (c Config) checkValues() Problems {
 			problems.add("OUTBOUND_PORTS", "must be ports from 1 to 65535, split by commas")
 		}
 	}
+	if u, err := url.Parse(c.PublicURL); c.OutboundLoopback && err == nil && u.Hostname() != "" && !isLocal(u.Hostname()) {
+		problems.add("OUTBOUND_LOOPBACK", "is for development alone: webhooks of whoever signs up at "+Prefix+"PUBLIC_URL would reach what listens on this machine; take it away")
+	}
 	for _, prefix := range c.NAT64Prefix {
 		if p, err := netip.ParsePrefix(prefix); err != nil || !p.Addr().Is6() || p.Bits() == 0 || p.Bits() > 96 {
 			problems.add("NAT64_PREFIX", "must be networks of IPv6 of at most 96 bits, such as 2001:db8:64::/96, split by commas")

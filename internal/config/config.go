@@ -70,7 +70,7 @@ type Config struct {
 	GeoIP       string   `env:"GEOIP" without:"none" doc:"Local database file for approximate places, in the MaxMind DB format, such as GeoLite2 City. Without one no place is known."`
 
 	OutboundPorts    []string `env:"OUTBOUND_PORTS" without:"none" doc:"Ports beside 443 and 80 at which webhooks may be delivered, by https at each. Comma list."`
-	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development only, and the one exception from TLS 1.3 for webhooks: they may lead to this machine, at any port and without TLS."`
+	OutboundLoopback bool     `env:"OUTBOUND_LOOPBACK" envDefault:"false" doc:"For development only, and the one exception from TLS 1.3 for webhooks: they may lead to this machine, at any port and without TLS. Refused where PUBLIC_URL is not loopback."`
 	NAT64Prefix      []string `env:"NAT64_PREFIX" without:"none" doc:"Prefixes of your network beside the well-known ones that lead to IPv4 addresses, which webhooks must not reach. Comma list."`
 
 	QueuedPerOwner    int `env:"QUEUED_PER_OWNER" envDefault:"100" min:"1" max:"1000000" doc:"Generations one owner may have waiting."`

@@ -302,6 +302,25 @@ func TestTheNextIDSortsBehind(t *testing.T) {
 	}
 }
 
+func TestAnIDWithANumber(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		text, id string
+		n        int64
+		ok       bool
+	}{
+		{db.Numbered("sub_a", 1_900_000_000_000), "sub_a", 1_900_000_000_000, true},
+		{"whk_a@7", "whk_a", 7, true},
+		{"whk_a", "whk_a", 0, false},
+		{"whk_a@", "whk_a@", 0, false},
+		{"whk_a@7@8", "whk_a@7@8", 0, false},
+	} {
+		if id, n, ok := db.ParseNumbered(tt.text); id != tt.id || n != tt.n || ok != tt.ok {
+			t.Errorf("%s is %s, %d, %v", tt.text, id, n, ok)
+		}
+	}
+}
+
 func TestMigrationsRunOnceAndNeverBackwards(t *testing.T) {
 	t.Parallel()
 	testenv.DatabaseURLs(t, func(t *testing.T, url string) {

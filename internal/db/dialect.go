@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"math/bits"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -95,6 +96,19 @@ func NextID(prefix string, now time.Time, last string) string {
 	binary.BigEndian.PutUint64(b[8:], low)
 	binary.BigEndian.PutUint64(b[:8], high)
 	return prefix + "_" + idAlphabet.EncodeToString(b)
+}
+
+// Numbered names an id and a number of it, such as a time, where one text is to name both.
+func Numbered(id string, n int64) string { return id + "@" + strconv.FormatInt(n, 10) }
+
+// ParseNumbered reads what Numbered wrote; false, and the text as the id, for any other.
+func ParseNumbered(text string) (id string, n int64, ok bool) {
+	id, number, _ := strings.Cut(text, "@")
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return text, 0, false
+	}
+	return id, n, true
 }
 
 // FloorID is the smallest id of the prefix that could have been made at t: ids

@@ -1,8 +1,10 @@
 package db_test
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"zimage/internal/db"
@@ -60,6 +62,28 @@ func TestTablesAreWhatHoldsRowsOfOurs(t *testing.T) {
 			if !known[name] {
 				t.Errorf("%s is missing", name)
 			}
+		}
+	})
+}
+
+// What of the queue is a person's is found without a look at everybody's.
+func TestJobsAreFoundByTheirOwner(t *testing.T) {
+	t.Parallel()
+	testenv.Databases(t, func(t *testing.T, d *db.DB) {
+		var plan []map[string]any
+		err := d.Tx(t.Context(), func(tx *db.Tx) (err error) {
+			explain := "EXPLAIN QUERY PLAN "
+			if d.Dialect() == db.Postgres {
+				explain = "EXPLAIN "
+				_, err = tx.Exec(t.Context(), `SET LOCAL enable_seqscan = off`) // it would read so few rows without an index
+			}
+			if err == nil {
+				plan, err = tx.Maps(t.Context(), explain+`SELECT id FROM jobs WHERE owner = 'sub_a' LIMIT 500`)
+			}
+			return err
+		})
+		if err != nil || !strings.Contains(fmt.Sprint(plan), "jobs_by_owner") {
+			t.Errorf("%v, %v", plan, err)
 		}
 	})
 }

@@ -2,9 +2,6 @@ package generate
 
 import (
 	"context"
-	"fmt"
-	"strconv"
-	"strings"
 
 	"zimage/internal/db"
 	"zimage/internal/subject"
@@ -20,14 +17,6 @@ func (s *Service) tellEnded(ctx context.Context, tx *db.Tx, owner, kind string, 
 	if s.Ended != nil {
 		s.Ended(ctx, tx, owner, kind, ids...)
 	}
-}
-
-func before(owner string, epoch int64) string { return fmt.Sprintf("%s@%d", owner, epoch) }
-
-func parseBefore(id string) (owner string, epoch int64) {
-	owner, number, _ := strings.Cut(id, "@")
-	epoch, _ = strconv.ParseInt(number, 10, 64) // before's own
-	return owner, epoch
 }
 
 // SharesBack are those of some shares that were ended and are there.
@@ -46,7 +35,7 @@ func (s *Service) EndSharesAgain(ctx context.Context, tx *db.Tx, ids []string) e
 func (s *Service) LinksBack(ctx context.Context, q db.Querier, ids []string) (back []string, err error) {
 	owners := make([]any, len(ids))
 	for i, id := range ids {
-		owners[i], _ = parseBefore(id)
+		owners[i], _, _ = db.ParseNumbered(id)
 	}
 	var now []struct {
 		Owner string `db:"owner"`
@@ -59,7 +48,7 @@ func (s *Service) LinksBack(ctx context.Context, q db.Querier, ids []string) (ba
 		epochs[n.Owner] = n.Epoch
 	}
 	for _, id := range ids {
-		owner, epoch := parseBefore(id)
+		owner, epoch, _ := db.ParseNumbered(id)
 		if is, living := epochs[owner]; living && is < epoch {
 			back = append(back, id)
 		}
@@ -70,7 +59,7 @@ func (s *Service) LinksBack(ctx context.Context, q db.Querier, ids []string) (ba
 // RevokeLinksAgain gives them these epochs.
 func (s *Service) RevokeLinksAgain(ctx context.Context, tx *db.Tx, ids []string) error {
 	for _, id := range ids {
-		owner, epoch := parseBefore(id)
+		owner, epoch, _ := db.ParseNumbered(id)
 		_, err := tx.Exec(ctx, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, ?, ?)
 			ON CONFLICT (owner) DO UPDATE SET epoch = excluded.epoch, raised_at = excluded.raised_at WHERE link_epochs.epoch < excluded.epoch`,
 			owner, epoch, s.Clock.Millis())

@@ -65,7 +65,7 @@ func (s *Service) RevokeLinks(ctx context.Context, owner string) error {
 		err := tx.Get(ctx, &epoch, `INSERT INTO link_epochs (owner, epoch, raised_at) VALUES (?, 1, ?)
 			ON CONFLICT (owner) DO UPDATE SET epoch = link_epochs.epoch + 1, raised_at = excluded.raised_at RETURNING epoch`, owner, s.Clock.Millis())
 		if err == nil {
-			s.tellEnded(ctx, tx, owner, EndedLinks, before(owner, epoch))
+			s.tellEnded(ctx, tx, owner, EndedLinks, db.Numbered(owner, epoch))
 		}
 		return err
 	}))

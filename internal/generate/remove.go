@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,7 +120,7 @@ func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, al
 		if err != nil {
 			return err
 		}
-		_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: k.kind, Party: owner, Ref: fmt.Sprintf("%s@%d", owner, until.UnixMilli())})
+		_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: k.kind, Party: owner, Ref: db.Numbered(owner, until.UnixMilli())})
 		return err
 	})
 	return removed + rest, away(err)
@@ -131,10 +130,9 @@ func (s *Service) deleteMany(ctx context.Context, owner string, ids []string, al
 func (s *Service) deleteRest(k removal) func(context.Context, *jobs.Run) error {
 	return func(ctx context.Context, r *jobs.Run) error {
 		// Up to the moment of the request: what was made while it ran stays.
-		owner, until, _ := strings.Cut(r.Ref, "@")
-		ms, err := strconv.ParseInt(until, 10, 64)
-		if err != nil {
-			return jobs.Fail("internal", err)
+		owner, ms, ok := db.ParseNumbered(r.Ref)
+		if !ok {
+			return jobs.Fail("internal", errors.New("the job's ref has no time"))
 		}
 		if _, _, err := s.removePages(ctx, owner, millis(ms), 1<<30, k); err != nil {
 			return jobs.Retry("internal", err)
@@ -458,9 +456,7 @@ func (s *Service) addSweep(ctx context.Context, tx *db.Tx, owner string, after t
 func (s *Service) endSweep(ctx context.Context, r *jobs.Run) error {
 	return r.Complete(ctx, func(ctx context.Context, tx *db.Tx) error {
 		var id string
-		err := tx.Get(ctx, &id, `SELECT g.id FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.unswept = 1
-			AND (j.id IS NULL OR j.state IN (?, ?, ?) AND (j.attempt = 0 OR j.state = ? AND j.attempt = 1 OR j.finished_at <= ?)) LIMIT 1`,
-			jobs.Succeeded, jobs.Failed, jobs.Canceled, jobs.Succeeded, s.Clock.Now().Add(-lateFor).UnixMilli()) // as look has it
+		err := tx.Get(ctx, &id, `SELECT g.id FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.unswept = 1 AND `+quiet+` LIMIT 1`, s.late())
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -649,9 +645,9 @@ func (s *Service) look(ctx context.Context, batch []unswept) ([]looked, error) {
 	// The jobs first: a completion between the two questions is then still seen as
 	// running, and never as ended without images.
 	var works []work
-	err := s.DB.Select(ctx, &works, `SELECT g.id AS generation, coalesce(j.state, '') AS state, coalesce(j.attempt, 0) AS attempt, coalesce(j.finished_at, 0) AS finished_at,
-		CASE WHEN g.status = 'succeeded' AND g.attempts = 1 AND g.job_id <> '' THEN 1 ELSE 0 END AS alone
-		FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.id IN (`+db.Marks(len(ids))+`)`, ids...)
+	err := s.DB.Select(ctx, &works, `SELECT g.id AS generation, coalesce(j.state, '') AS state, coalesce(j.attempt, 0) AS attempt,
+		CASE WHEN `+quiet+` THEN 1 ELSE 0 END AS quiet, CASE WHEN g.status = 'succeeded' AND g.attempts = 1 AND g.job_id <> '' THEN 1 ELSE 0 END AS alone
+		FROM generations g LEFT JOIN jobs j ON j.id = g.job_id WHERE g.id IN (`+db.Marks(len(ids))+`)`, append([]any{s.late()}, ids...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -667,7 +663,7 @@ func (s *Service) look(ctx context.Context, batch []unswept) ([]looked, error) {
 		if n := slices.IndexFunc(works, func(w work) bool { return w.Generation == u.ID }); n >= 0 {
 			job = works[n]
 		}
-		all[i] = looked{unswept: u, open: job.busy() || s.Clock.Now().Before(quiet(job.Job))}
+		all[i] = looked{unswept: u, open: !job.Quiet}
 		needed, rows := map[string]bool{}, 0
 		for _, image := range images {
 			if image.GenerationID != u.ID {
@@ -698,6 +694,7 @@ func (s *Service) look(ctx context.Context, batch []unswept) ([]looked, error) {
 type work struct {
 	Generation string `db:"generation"`
 	jobs.Job
+	Quiet bool `db:"quiet"` // nothing more can be stored
 	Alone bool `db:"alone"` // its first attempt succeeded: each object that it stored has a row
 }
 
@@ -775,14 +772,12 @@ const objectsOfAnImage = 2
 // its worker may have lost the database and not the object store.
 const lateFor = 24 * time.Hour
 
-// quiet is when nothing more can be stored for a job that has ended. One that
-// succeeded at its first attempt had nobody beside it.
-func quiet(j jobs.Job) time.Time {
-	if j.Attempt == 0 || j.State == jobs.Succeeded && j.Attempt == 1 {
-		return time.Time{}
-	}
-	return millis(j.FinishedAt).Add(lateFor)
-}
+// quiet is a condition: nothing more can be stored for the job j of a generation, or it is
+// gone. One that succeeded at its first attempt had nobody beside it. Its parameter is late.
+const quiet = `(j.id IS NULL OR j.state IN ('succeeded', 'failed', 'canceled') AND (j.attempt = 0 OR j.state = 'succeeded' AND j.attempt = 1 OR j.finished_at <= ?))`
+
+// late is the time of an end whose attempts can store nothing any more.
+func (s *Service) late() int64 { return s.Clock.Now().Add(-lateFor).UnixMilli() }
 
 func attemptOf(key string) int {
 	parts := strings.Split(key, "/")

@@ -382,7 +382,7 @@ func (s *Service) stopWork(ctx context.Context, e *erasure) error {
 	}
 	if s.Clock.Now().Before(time.UnixMilli(e.RequestedAt).Add(noticeTime)) {
 		var n int
-		err := s.DB.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE party = ? AND kind IN (`+db.Marks(len(notices))+`) AND state IN ('queued', 'waiting', 'running')`,
+		err := s.DB.Get(ctx, &n, `SELECT count(*) FROM jobs WHERE owner = ? AND party = owner AND kind IN (`+db.Marks(len(notices))+`) AND state IN ('queued', 'waiting', 'running')`,
 			append([]any{e.Subject}, notices...)...)
 		if err != nil {
 			return err
@@ -397,7 +397,7 @@ func (s *Service) stopWork(ctx context.Context, e *erasure) error {
 	var last int64
 	// A worker that lost its attempt may store what it made after all; one that
 	// succeeded at the first had nobody beside it. Notices store nothing.
-	err := s.DB.Get(ctx, &last, `SELECT coalesce(max(finished_at), 0) FROM jobs WHERE party = ? AND kind NOT IN (`+db.Marks(len(notices))+`) AND attempt > 0
+	err := s.DB.Get(ctx, &last, `SELECT coalesce(max(finished_at), 0) FROM jobs WHERE owner = ? AND party = owner AND kind NOT IN (`+db.Marks(len(notices))+`) AND attempt > 0
 		AND NOT (state = 'succeeded' AND attempt = 1)`, append([]any{e.Subject}, notices...)...)
 	if err != nil || last == 0 {
 		return err

@@ -28,9 +28,9 @@ const (
 	mirrorLate  = 5 * time.Minute // a line that waits for longer is told of
 )
 
-// ErrMirrorUnread is that the object store has not told what was erased or deleted: a key
+// ErrMirrorUnread is that the object store has not told what was erased, deleted or ended: a key
 // store that was restored from before does not know it.
-var ErrMirrorUnread = errors.New("the object store has not told what was erased or deleted")
+var ErrMirrorUnread = errors.New("the object store has not told what was erased, deleted or ended")
 
 // line is an entry of the journal with its kind.
 type line struct {
@@ -208,7 +208,7 @@ func (s *Service) takeIn(ctx context.Context) error {
 		}
 	}
 	if taken > 0 {
-		s.Log.WarnContext(ctx, "the object store knows of erasures or deletions that the key store did not, as if that was restored", "lines", taken)
+		s.Log.WarnContext(ctx, "the object store knows of erasures, deletions or ends that the key store did not, as if that was restored", "lines", taken)
 	}
 	return nil
 }

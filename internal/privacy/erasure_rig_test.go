@@ -338,7 +338,18 @@ func (h *home) rooms() {
 	hooks = webhook.New(webhook.Options{DB: h.db, Vault: h.vault, Queue: h.queue, Clock: h.clock, Log: log, Client: out, PublicURL: "http://127.0.0.1", Tell: h.accounts.Tell, Ended: ended, Kept: kept.Before,
 		Generation: func(ctx context.Context, owner, id string) (webhook.Generation, error) {
 			g, err := rooms.Get(ctx, owner, id)
-			return webhook.Generation{ID: g.ID, Status: string(g.Status), Prompt: g.Request.Prompt}, err
+			told := webhook.Generation{ID: g.ID, Status: string(g.Status), ExpiresAt: g.ExpiresAt, Prompt: g.Request.Prompt}
+			for _, i := range g.Images {
+				told.Images = append(told.Images, i.ID)
+			}
+			return told, err
+		},
+		Expiring: func(ctx context.Context, owner string, until time.Time, life time.Duration, after string, limit int) (list []webhook.Image, err error) {
+			endings, err := rooms.Expiring(ctx, owner, until, life, after, limit)
+			for _, e := range endings {
+				list = append(list, webhook.Image(e))
+			}
+			return list, err
 		}})
 	h.webhooks = hooks
 	h.registry = prometheus.NewRegistry()

@@ -52,7 +52,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		erasureFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "zimage_erasure_failures_total", Help: "Times that an erasure could not go on, by code."}, []string{"code"}),
 		unmirrored: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "zimage_journal_unmirrored", Help: "Lines of the journal of erasures and deletions that the object store does not have after five minutes (from the scheduler)."}),
+			Name: "zimage_journal_unmirrored", Help: "Lines of the journal of erasures, deletions and ends that the object store does not have after five minutes (from the scheduler)."}),
 		purged: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "zimage_rows_purged_total", Help: "Rows, or their content, that retention ended because their time was over."}),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{

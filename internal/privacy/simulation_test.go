@@ -79,6 +79,7 @@ type world struct {
 	shares    []*showing
 	told      []*told
 	receiver  string
+	heard     *heard
 	passing   map[string]map[string]*passing // by table and id
 	holds     []*keeping
 	sweptAt   time.Time // what was over then is gone
@@ -104,6 +105,7 @@ type soul struct {
 type piece struct {
 	owner  *soul
 	id     string
+	life   time.Duration
 	ends   time.Time
 	gone   time.Time // its content; zero: it is there
 	holds  int
@@ -118,6 +120,7 @@ type shot struct {
 	n     int
 	gone  time.Time
 	holds int
+	told  bool // its end, to the webhooks of then
 }
 
 // keeping is a hold, on a generation or on an image of it.
@@ -181,9 +184,9 @@ func (r *refusing) Delete(ctx context.Context, keys ...string) error {
 func newWorld(t *testing.T, s privacy.Stack) *world {
 	h := withLater(t, s)
 	h.ledger = privacy.NewLedger(privacy.LedgerOptions{DB: h.db, Vault: h.vault, Clock: h.clock})
-	schedules := slices.Concat(privacy.Schedules(), generate.Schedules())
+	schedules := slices.Concat(privacy.Schedules(), generate.Schedules(), webhook.Schedules())
 	h.options.Recurring = schedules
-	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}, passing: map[string]map[string]*passing{}} //nolint:gosec // it must be the same each time
+	w := &world{home: h, t: t, chance: rand.New(rand.NewPCG(simulationSeed, 0)), picture: picture(), refusing: &refusing{Store: h.store}, did: map[string]int{}, heard: &heard{of: map[string]int{}}, passing: map[string]map[string]*passing{}} //nolint:gosec // it must be the same each time
 	h.away.Store = w.refusing
 	h.at.Redis = testenv.Redis(t)
 	h.withFarewells()
@@ -350,6 +353,7 @@ func (w *world) tick() {
 		}
 	}
 	w.settle()
+	w.toldEnds()
 	must(w.t, w.scheduler.Prune(ctx))
 	must(w.t, w.accounts.Prune(ctx))
 	_, err := w.folder.Sweep()
@@ -681,7 +685,7 @@ func (w *world) paints(s *soul, days int) bool {
 		return false
 	}
 	image := w.paint(s.person, 1)[0]
-	p := &piece{owner: s, ends: w.clock.Now().Truncate(time.Millisecond).Add(time.Duration(days) * day)}
+	p := &piece{owner: s, life: time.Duration(days) * day, ends: w.clock.Now().Truncate(time.Millisecond).Add(time.Duration(days) * day)}
 	must(w.t, w.db.Get(w.t.Context(), &p.id, `SELECT generation_id FROM images WHERE id = ?`, image))
 	p.images = []*shot{{of: p, id: image}}
 	if p.shortened = days != 90; p.shortened {
@@ -714,7 +718,7 @@ func (w *world) generates(s *soul, days int) bool {
 	}
 	must(w.t, err)
 	s.once = s.once || request.Webhook.URL != ""
-	p := &piece{owner: s, id: g.ID, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days), shortened: days != 90}
+	p := &piece{owner: s, id: g.ID, life: time.Duration(days) * day, ends: w.clock.Now().Truncate(time.Millisecond).AddDate(0, 0, days), shortened: days != 90}
 	w.settle()
 	var images []struct {
 		ID string `db:"id"`
@@ -798,7 +802,7 @@ func (w *world) end() {
 		"closed by a letter": 5, "restricted by a letter": 5, "wrote without an account": 30, "asked the staff": 15, "was answered": 10, "mails have ended": 200, "sessions have ended": 100,
 		"hourly around a window": 200, "hourly around a shortened window": 80, "hourly around what is left of a generation": 200, "hourly around a use": 500, "hourly around an export": 15,
 		"hourly around correspondence": 5, "hourly around an erasure's deadline": 1, "hourly around an objection's time": 2, "hourly around a hold's review": 10,
-		"shared": 60, "ended a share": 10, "revoked links": 15, "made a webhook": 30, "was told": 25, "replaced a secret": 4, "deleted a webhook": 3, "webhook_once have ended": 10,
+		"shared": 60, "ended a share": 10, "revoked links": 15, "made a webhook": 30, "was told": 25, "replaced a secret": 4, "deleted a webhook": 3, "was told of a picture's end": 50, "webhook_once have ended": 10,
 		"webhook_events have ended": 100, "webhook_deliveries have ended": 100, "webhook_attempts have ended": 100, "hourly around a share": 30, "hourly around a replaced secret": 4,
 		"hourly around webhook_once": 10, "hourly around webhook_events": 100, "hourly around webhook_deliveries": 100, "hourly around webhook_attempts": 100,
 		"hourly around a confirmation": 8, "hourly around what a request said": 20, "hourly around mails": 200, "hourly around sessions": 100}

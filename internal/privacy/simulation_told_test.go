@@ -3,11 +3,13 @@
 package privacy_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"zimage/internal/generate"
@@ -28,6 +30,7 @@ func (h *showing) owner() *soul { return h.shot.of.owner }
 type told struct {
 	owner   *soul
 	id      string
+	path    string // where it is told
 	fails   bool
 	rotated time.Time // zero: it has one secret
 }
@@ -35,11 +38,39 @@ type told struct {
 // How long the secret before signs too.
 const replacedSecret = 24 * time.Hour
 
+// heard is how often which path was told of which picture's end.
+type heard struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+func (h *heard) times(path, image string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.of[path+" "+image]
+}
+
+// How long before its end a picture that was made for longer is told of.
+const toldBefore = 7 * day
+
 // receivers takes what is told, but for what is sent to /fails.
 func (w *world) receivers() {
 	s := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/fails" {
+		if strings.HasPrefix(r.URL.Path, "/fails") {
 			rw.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		var said struct {
+			Type string
+			Data struct{ ID, Code string }
+		}
+		if err := json.NewDecoder(r.Body).Decode(&said); err != nil || said.Type == "image.expiring" && said.Data.Code != "" {
+			w.t.Errorf("a webhook is told %+v, %v", said, err)
+		}
+		if said.Type == "image.expiring" {
+			w.heard.mu.Lock()
+			w.heard.of[r.URL.Path+" "+said.Data.ID]++
+			w.heard.mu.Unlock()
 		}
 	}))
 	w.t.Cleanup(s.Close)
@@ -107,12 +138,13 @@ func (w *world) shows(free, living func(*soul) bool) {
 	w.often("made a webhook", 0.08, func() bool {
 		s := one(w, w.people, living)
 		fails := w.chance.IntN(8) == 0
-		url := w.receiver + map[bool]string{true: "/fails", false: "/takes"}[fails]
+		path := fmt.Sprintf("/%s/%d", map[bool]string{true: "fails", false: "takes"}[fails], w.did["made a webhook"])
+		url := w.receiver + path
 		e, _, err := w.webhooks.Create(ctx, s.id, webhook.Change{URL: &url, Description: new(mark)})
 		if !restricted("makes a webhook", s, err) {
 			return false
 		}
-		w.told = append(w.told, &told{owner: s, id: e.ID, fails: fails})
+		w.told = append(w.told, &told{owner: s, id: e.ID, path: path, fails: fails})
 		return true
 	})
 	w.often("was told", 0.08, func() bool {
@@ -152,6 +184,46 @@ func (w *world) shows(free, living func(*soul) bool) {
 		w.told = slices.DeleteFunc(w.told, func(other *told) bool { return other == h })
 		return true
 	})
+}
+
+// toldEnds looks whether the webhooks that were there at the first round at which it could
+// be were told that a picture ends, and none twice.
+func (w *world) toldEnds() {
+	w.t.Helper()
+	now := w.clock.Now()
+	for _, s := range w.people {
+		hooks := slices.DeleteFunc(slices.Clone(w.told), func(h *told) bool { return h.owner != s })
+		if !s.living() || s.restricted || len(hooks) == 0 {
+			continue
+		}
+		for _, p := range s.works {
+			if !p.gone.IsZero() || p.life <= toldBefore || !p.ends.After(now) || p.ends.After(w.sweptAt.Add(toldBefore)) {
+				continue
+			}
+			for _, i := range p.images {
+				if i.told || !i.gone.IsZero() {
+					continue
+				}
+				i.told = true
+				for _, h := range hooks {
+					if h.fails {
+						continue
+					}
+					if n := w.heard.times(h.path, i.id); n != 1 {
+						w.t.Errorf("%v before its end, %s was told %d times that %s ends", p.ends.Sub(now), h.id, n, i.id)
+					}
+					w.did["was told of a picture's end"]++
+				}
+			}
+		}
+	}
+	w.heard.mu.Lock()
+	defer w.heard.mu.Unlock()
+	for what, n := range w.heard.of {
+		if n > 1 {
+			w.t.Errorf("%s was told %d times", what, n)
+		}
+	}
 }
 
 // shown looks whether a stranger sees a shared picture: until the share ends, and no

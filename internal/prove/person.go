@@ -31,6 +31,7 @@ type person struct {
 	key      string   // of a program
 	codes    []string // that were mailed
 	pictures []string // generations
+	opened   []string // paths that show a picture to whoever has them
 	clerk    *person  // of the staff, once they have served this one
 	closed   receiptKey
 }
@@ -172,7 +173,7 @@ func template(path string) string {
 	path, _, _ = strings.Cut(path, "?")
 	parts := strings.Split(path, "/")
 	for i, part := range parts {
-		if strings.Contains(part, "_") {
+		if strings.Contains(part, "_") || len(part) >= 32 { // as tokens of links are
 			parts[i] = "{id}"
 		}
 	}
@@ -426,10 +427,8 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 		return err
 	}
 	shown := "/v1/images/" + made[0].Images[0].ID
-	for _, path := range []string{shown + "/links", shown + "/shares"} {
-		if err := p.ask(ctx, "POST", path, object{}, nil); err != nil {
-			return err
-		}
+	if err := p.show(ctx, shown); err != nil {
+		return err
 	}
 	var file []byte
 	if err := p.ask(ctx, "GET", shown+"/content", nil, &file, append(program, "If-None-Match", `"`+p.word("etag")+`"`)...); err != nil {
@@ -440,6 +439,45 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 	}
 	return p.ask(ctx, "DELETE", "/v1/generations/"+made[2].ID, nil, nil, program...)
 }
+
+// show makes a link to a picture and shares it, and a stranger looks by both.
+func (p *person) show(ctx context.Context, image string) error {
+	for _, way := range []string{"/links", "/shares"} {
+		var made struct{ URL string }
+		if err := p.ask(ctx, "POST", image+way, object{}, &made); err != nil {
+			return err
+		}
+		link, err := url.Parse(made.URL)
+		if err != nil {
+			return fmt.Errorf("POST %s: what it made is no address", template(image+way)) // without it: it opens the picture
+		}
+		p.opened = append(p.opened, link.Path)
+		if token, ok := strings.CutPrefix(link.Path, "/s/"); ok { // a page, in which the picture is
+			p.opened = append(p.opened, "/v1/shared/"+token)
+		}
+	}
+	for _, path := range p.opened {
+		if err := p.stranger().ask(ctx, "GET", path, nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hidden is an error when a stranger sees still what they were shown.
+func (p *person) hidden(ctx context.Context) (err error) {
+	for _, path := range p.opened {
+		answer := p.stranger().ask(ctx, "GET", path, nil, nil)
+		var r refusal
+		if !errors.As(answer, &r) || r.status != http.StatusNotFound {
+			err = errors.Join(err, fmt.Errorf("GET %s: it showed a picture of the erased account, and is not answered with 404 now", template(path)), answer)
+		}
+	}
+	return err
+}
+
+// stranger has neither session nor key, and brings the canary along as everybody does.
+func (p *person) stranger() *person { return &person{trace: p.trace} }
 
 // openAI makes a picture as OpenAI's clients do.
 func (p *person) openAI(ctx context.Context) error {

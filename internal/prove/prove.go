@@ -267,7 +267,7 @@ func (r *run) erase(ctx context.Context) error {
 		}
 	}
 	r.report.Erased = time.Since(closed)
-	return nil
+	return r.person.hidden(ctx)
 }
 
 // until asks every second, for as long as an erasure may take.

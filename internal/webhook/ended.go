@@ -4,8 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"zimage/internal/db"
 	"zimage/internal/subject"
@@ -21,20 +19,13 @@ func (s *Service) tellEnded(ctx context.Context, tx *db.Tx, owner, id string) {
 	}
 }
 
-func before(r row) string { return fmt.Sprintf("%s@%d", r.ID, r.ChangedAt) }
-
-// parseBefore is deleted for one without a time.
-func parseBefore(line string) (id string, changed int64, deleted bool) {
-	id, millis, ok := strings.Cut(line, "@")
-	changed, _ = strconv.ParseInt(millis, 10, 64) // before's own
-	return id, changed, !ok
-}
+func before(r row) string { return db.Numbered(r.ID, r.ChangedAt) }
 
 // EndpointsBack are those lines of whose endpoints an older state is there.
 func (s *Service) EndpointsBack(ctx context.Context, q db.Querier, lines []string) (back []string, err error) {
 	ids := make([]any, len(lines))
 	for i, line := range lines {
-		ids[i], _, _ = parseBefore(line)
+		ids[i], _, _ = db.ParseNumbered(line)
 	}
 	var there []struct {
 		ID      string        `db:"id"`
@@ -43,10 +34,10 @@ func (s *Service) EndpointsBack(ctx context.Context, q db.Querier, lines []strin
 	}
 	err = q.Select(ctx, &there, `SELECT w.id, w.changed_at, s.state FROM webhook_endpoints w JOIN subjects s ON s.id = w.owner WHERE w.id IN (`+db.Marks(len(ids))+`)`, ids...)
 	for _, line := range lines {
-		id, last, deleted := parseBefore(line)
+		id, last, changed := db.ParseNumbered(line)
 		for _, e := range there {
 			// Of an account that closes it goes with the account.
-			if e.ID == id && (deleted || e.Changed < last && e.State == subject.Active) {
+			if e.ID == id && (!changed || e.Changed < last && e.State == subject.Active) {
 				back = append(back, line)
 			}
 		}
@@ -58,8 +49,8 @@ func (s *Service) EndpointsBack(ctx context.Context, q db.Querier, lines []strin
 // restored row does not have: it is disabled, without a secret that anybody knew, and its owner is told.
 func (s *Service) EndEndpointsAgain(ctx context.Context, tx *db.Tx, lines []string) error {
 	for _, line := range lines {
-		id, changed, deleted := parseBefore(line)
-		err := s.endAgain(ctx, tx, id, changed, deleted)
+		id, last, changed := db.ParseNumbered(line)
+		err := s.endAgain(ctx, tx, id, last, !changed)
 		if err != nil {
 			return fmt.Errorf("end a webhook again: %w", err)
 		}

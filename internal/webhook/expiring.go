@@ -12,7 +12,8 @@ import (
 	"zimage/internal/subject"
 )
 
-// expiring is how long before its end an image is told of, if it was made for longer.
+// expiring is how long before its end an image is told of, if it was made for longer. Where
+// events are kept for less, it is that: by the event it is known that it was told.
 const expiring = 7 * 24 * time.Hour
 
 // An Image is one whose end is told.
@@ -58,7 +59,7 @@ func (s *Service) tellExpiringOf(ctx context.Context, owner string) error {
 	}
 	for after := ""; ; {
 		now := s.Clock.Now()
-		list, err := s.Expiring(ctx, owner, now.Add(expiring), expiring, after, expiringBatch)
+		list, err := s.Expiring(ctx, owner, now.Add(min(expiring, now.Sub(s.Kept(now)))), expiring, after, expiringBatch)
 		if err != nil || len(list) == 0 {
 			return err
 		}

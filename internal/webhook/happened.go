@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -218,7 +217,7 @@ func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) er
 		return err
 	}
 	_, err = s.Queue.Add(ctx, tx, jobs.NewJob{Kind: KindFarewell, Party: e.Subject,
-		Ref: db.NewID("evt", s.Clock.Now()) + "@" + strconv.FormatInt(e.At.UnixMilli(), 10)})
+		Ref: db.Numbered(db.NewID("evt", s.Clock.Now()), e.At.UnixMilli())})
 	return err
 }
 
@@ -227,10 +226,9 @@ func (s *Service) sayFarewell(ctx context.Context, tx *db.Tx, e events.Event) er
 // them; and nothing at all is told to those of an account that was restricted or suspended
 // when it closed.
 func (s *Service) farewell(ctx context.Context, run *jobs.Run) error {
-	id, millis, _ := strings.Cut(run.Ref, "@")
-	at, err := strconv.ParseInt(millis, 10, 64)
-	if err != nil {
-		return jobs.Fail("internal", err)
+	id, at, ok := db.ParseNumbered(run.Ref)
+	if !ok {
+		return jobs.Fail("internal", errors.New("the job's ref has no time"))
 	}
 	var rows []row
 	if err := s.DB.Select(ctx, &rows, selectRow+`WHERE owner = ? ORDER BY id`, run.Party); err != nil {

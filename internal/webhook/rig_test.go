@@ -43,7 +43,8 @@ type rig struct {
 
 	mu    sync.Mutex
 	gone  map[string]bool // generations
-	ends  []Image         // that end soon
+	ends  []Image         // of ada's, at
+	endAt time.Time
 	mails []map[string]string
 }
 
@@ -61,7 +62,7 @@ func both(t *testing.T, test func(t *testing.T, r *rig)) {
 func newRig(t testing.TB, d *db.DB) *rig {
 	t.Helper()
 	ctx := context.Background()
-	r := &rig{t: t, db: d, clock: clock.Manual(start), log: &testenv.Lines{}, gone: map[string]bool{}}
+	r := &rig{t: t, db: d, clock: clock.Manual(start), log: &testenv.Lines{}, gone: map[string]bool{}, endAt: start.Add(expiring)}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.log.String())
@@ -144,13 +145,13 @@ func (r *rig) generation(_ context.Context, _, id string) (Generation, error) {
 		Metadata: map[string]string{"order": "17 of hers"}}, nil
 }
 
-// ending are ada's images that end soon, in pages.
+// ending are ada's images that end until then, in pages.
 func (r *rig) ending(_ context.Context, owner string, until time.Time, life time.Duration, after string, _ int) ([]Image, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var page []Image
 	for _, image := range r.ends {
-		if image.ID > after && len(page) < 2 && until.Equal(r.clock.Now().Add(expiring)) && life == expiring {
+		if image.ID > after && len(page) < 2 && r.endAt.After(r.clock.Now()) && !r.endAt.After(until) && life == expiring {
 			page = append(page, Image{image.ID, "gen_of_" + owner})
 		}
 	}
