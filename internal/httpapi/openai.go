@@ -34,8 +34,8 @@ type imagesBody struct {
 	Size              *string  `json:"size,omitempty" nullable:"true" pattern:"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$" doc:"WIDTHxHEIGHT, brought within what the model makes, or auto."`
 	Quality           *string  `json:"quality,omitempty" nullable:"true" enum:"auto,low,medium,high,standard,hd" doc:"How many steps: low is half of the model's usual ones, high and hd are twice as many."`
 	Background        *string  `json:"background,omitempty" nullable:"true" enum:"auto,transparent,opaque" doc:"Accepted; pictures are opaque."`
-	OutputFormat      *string  `json:"output_format,omitempty" nullable:"true" enum:"png,jpeg,webp" doc:"png or jpeg; webp is refused. Left out: your own default, else png."`
-	OutputCompression *int     `json:"output_compression,omitempty" nullable:"true" minimum:"0" maximum:"100" doc:"Quality of a JPEG."`
+	OutputFormat      *string  `json:"output_format,omitempty" nullable:"true" enum:"png,jpeg,webp" doc:"Left out: your own default, else png."`
+	OutputCompression *int     `json:"output_compression,omitempty" nullable:"true" minimum:"0" maximum:"100" doc:"Quality of a JPEG; without effect on png, and on webp, which loses nothing."`
 	Moderation        *string  `json:"moderation,omitempty" nullable:"true" enum:"auto,low" doc:"Accepted; the operator's rules hold."`
 	ResponseFormat    *string  `json:"response_format,omitempty" nullable:"true" enum:"url,b64_json" doc:"url: a short-lived link. Left out: b64_json."`
 	Style             *string  `json:"style,omitempty" nullable:"true" enum:"vivid,natural" doc:"Accepted, without effect."`
@@ -65,7 +65,7 @@ type openAIImageView struct {
 // OpenAIShape is what is told of the images, in the answer and in each event.
 type OpenAIShape struct {
 	Background   string          `json:"background" enum:"opaque" doc:"Always opaque."`
-	OutputFormat string          `json:"output_format" enum:"png,jpeg" doc:"Of the files."`
+	OutputFormat string          `json:"output_format" enum:"png,jpeg,webp" doc:"Of the files."`
 	Quality      string          `json:"quality" enum:"low,medium,high" doc:"As it was asked for."`
 	Size         string          `json:"size" doc:"The true one, WIDTHxHEIGHT." example:"1024x1024"`
 	Usage        openAIUsageView `json:"usage" doc:"Nothing is counted in tokens here: zeros."`
@@ -188,9 +188,6 @@ func (a *API) imagesRequest(b imagesBody, d generate.Defaults) (generate.Request
 		p := noModel()
 		p.Fields = []problem.Field{{Location: "body.model", Message: "is not a model of this service"}}
 		return generate.Request{}, p
-	}
-	if value(b.OutputFormat) == "webp" {
-		return generate.Request{}, problem.Invalid(problem.Field{Location: "body.output_format", Message: "webp is not made here: ask for png or jpeg"})
 	}
 	r := generate.Request{
 		Prompt: b.Prompt, NegativePrompt: value(b.NegativePrompt), Model: m.ID, N: value(b.N), Seed: b.Seed,

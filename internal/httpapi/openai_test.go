@@ -1,10 +1,13 @@
 package httpapi
 
 import (
+	"archive/zip"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -12,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/image/webp"
 
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
@@ -114,6 +119,78 @@ func TestOpenAIImages(t *testing.T) {
 	})
 }
 
+// From the engine to its deletion.
+func TestWebPFromBeginningToEnd(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		b.want(200, "PATCH", "/v1/account", `{"preferences":{"format":"webp"}}`)
+		key := b.want(201, "POST", "/v1/keys", `{"scopes":["generate","read"]}`).text(t, "token")
+		v := r.images(1, key, `{"prompt":"`+secret+`","size":"64x128","output_format":"webp"}`).images(t)
+		file, err := base64.StdEncoding.DecodeString(v.Data[0].B64)
+		if err != nil || v.Format != "webp" || v.Size != "64x128" {
+			t.Fatalf("%+v (%v)", v, err)
+		}
+		if size, err := webp.DecodeConfig(bytes.NewReader(file)); err != nil || size.Width != 64 || size.Height != 128 {
+			t.Errorf("%+v %v", size, err)
+		}
+		if bytes.Contains(file, []byte(secret)) || !bytes.Contains(file, []byte("DigitalSourceType")) {
+			t.Error("the prompt stands in the file, or the mark does not")
+		}
+		list := r.do("GET", "/v1/generations", key, "")
+		image := list.text(t, "data.images.id")
+		if list.field(t, "data.format") != "webp" || list.field(t, "data.images.format") != "webp" {
+			t.Errorf("%s", list.body)
+		}
+		links := r.do("POST", "/v1/images/"+image+"/links", key, `{}`)
+		for path, key := range map[string]string{"/v1/images/" + image + "/content": key, links.text(t, "url"): ""} {
+			a := r.do("GET", path, key, "")
+			if a.body != string(file) || a.Header.Get("Content-Type") != "image/webp" || a.Header.Get("Content-Disposition") != `inline; filename="`+image+`.webp"` {
+				t.Errorf("%s: %d %v", path, a.status, a.Header)
+			}
+		}
+		// By the API of ours, as it was preferred, with the prompt in it.
+		done := r.do("POST", "/v1/generations", key, `{"prompt":"`+secret+`","width":64,"height":64,"embed_prompt":true}`)
+		r.pass()
+		done = r.do("GET", "/v1/generations/"+done.text(t, "id"), key, "", "Prefer", "wait=30")
+		told := r.do("GET", done.text(t, "images.url"), key, "")
+		if done.field(t, "format") != "webp" || told.Header.Get("Content-Type") != "image/webp" || !strings.Contains(told.body, secret) {
+			t.Errorf("%s: %v", done.body, told.Header)
+		}
+
+		content := b.want(200, "GET", b.ready()+"/content", "")
+		archive, err := zip.NewReader(strings.NewReader(content.body), int64(len(content.body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := archive.Open("content/images/" + image + ".webp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := io.ReadAll(f); err != nil || !bytes.Equal(data, file) {
+			t.Errorf("another picture in the export (%v)", err)
+		}
+
+		objects := func() int {
+			list, err := r.objects.List(t.Context(), "images/", "", 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list)
+		}
+		if n := objects(); n != 4 {
+			t.Errorf("%d objects", n)
+		}
+		if a := r.do("DELETE", "/v1/images/"+image, key, ""); a.status != 204 {
+			t.Fatal(a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/images/"+image+"/content", key, ""); a.status != 410 {
+			t.Errorf("deleted: %d", a.status)
+		}
+		testenv.Eventually(t, time.Minute, func() bool { return objects() == 2 })
+	})
+}
+
 func generateModel(r *rig) generate.Model {
 	m, _ := r.options.Generate.Choose("", generate.Defaults{})
 	return m
@@ -144,18 +221,19 @@ func TestOpenAIErrors(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		for body, want := range map[string][3]string{ // status, type, param
-			`{"prompt":"p","model":"dall-e-3"}`:            {"404", "invalid_request_error", "model"},
-			`{"prompt":"p","n":11}`:                        {"400", "invalid_request_error", "n"},
-			`{"prompt":"p","size":"big"}`:                  {"400", "invalid_request_error", "size"},
-			`{"prompt":"p","size":"64x0"}`:                 {"400", "invalid_request_error", "size"},
-			`{"prompt":"p","output_format":"webp"}`:        {"400", "invalid_request_error", "output_format"},
-			`{"prompt":"p","quality":"best"}`:              {"400", "invalid_request_error", "quality"},
-			`{"prompt":" "}`:                               {"400", "invalid_request_error", "prompt"},
-			`{"prompt":null}`:                              {"400", "invalid_request_error", "prompt"},
-			`{}`:                                           {"400", "invalid_request_error", "prompt"},
-			`{"prompt":"p","output_compression":-1}`:       {"400", "invalid_request_error", "output_compression"},
-			`{"prompt":"p","unheard_of":"` + secret + `"}`: {"400", "invalid_request_error", ""},
-			`nonsense`:                                     {"400", "invalid_request_error", ""},
+			`{"prompt":"p","model":"dall-e-3"}`:                              {"404", "invalid_request_error", "model"},
+			`{"prompt":"p","n":11}`:                                          {"400", "invalid_request_error", "n"},
+			`{"prompt":"p","size":"big"}`:                                    {"400", "invalid_request_error", "size"},
+			`{"prompt":"p","size":"64x0"}`:                                   {"400", "invalid_request_error", "size"},
+			`{"prompt":"p","output_format":"gif"}`:                           {"400", "invalid_request_error", "output_format"},
+			`{"prompt":"p","output_format":"webp","output_compression":101}`: {"400", "invalid_request_error", "output_compression"},
+			`{"prompt":"p","quality":"best"}`:                                {"400", "invalid_request_error", "quality"},
+			`{"prompt":" "}`:                                                 {"400", "invalid_request_error", "prompt"},
+			`{"prompt":null}`:                                                {"400", "invalid_request_error", "prompt"},
+			`{}`:                                                             {"400", "invalid_request_error", "prompt"},
+			`{"prompt":"p","output_compression":-1}`:                         {"400", "invalid_request_error", "output_compression"},
+			`{"prompt":"p","unheard_of":"` + secret + `"}`:                   {"400", "invalid_request_error", ""},
+			`nonsense`: {"400", "invalid_request_error", ""},
 		} {
 			a := r.do("POST", imagesPath, r.ada, body)
 			param, _ := a.field(t, "error.param").(string)
