@@ -2,10 +2,12 @@ package httpapi
 
 import (
 	"archive/zip"
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -115,6 +117,57 @@ func TestOpenAIImages(t *testing.T) {
 		r.quiet()
 		if strings.Contains(r.log.String(), "somebody-1234") {
 			t.Error("the user is logged")
+		}
+	})
+}
+
+// What is called quality is how many steps the engine is asked for.
+func TestOpenAIQualityIsSteps(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		m := generateModel(r)
+		usual, most := m.DefaultSteps, min(2*m.DefaultSteps, m.MaxSteps)
+		if usual < 2 || most <= usual {
+			t.Fatalf("with %d to %d steps nothing can be told", usual, m.MaxSteps)
+		}
+		for quality, want := range map[string]struct {
+			steps int
+			told  string
+		}{
+			`null`: {usual, "medium"}, `"auto"`: {usual, "medium"}, `"medium"`: {usual, "medium"}, `"standard"`: {usual, "medium"},
+			`"low"`: {usual / 2, "low"}, `"high"`: {most, "high"}, `"hd"`: {most, "high"},
+			`"hd","num_inference_steps":1`: {1, "high"},
+		} {
+			v := r.images(1, r.ada, `{"prompt":"p","size":"64x64","quality":`+quality+`}`).images(t)
+			if got := r.asked().Steps; got != want.steps || v.Quality != want.told {
+				t.Errorf("%s: %d steps, called %s; want %d, %s", quality, got, v.Quality, want.steps, want.told)
+			}
+		}
+	})
+}
+
+// A JPEG of the same picture is smaller the more it is compressed; a WebP loses
+// nothing, and is the same.
+func TestOpenAICompression(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		file := func(format string, compression int) []byte {
+			t.Helper()
+			v := r.images(1, r.ada, fmt.Sprintf(`{"prompt":"p","size":"128x128","seed":7,"output_format":"%s","output_compression":%d}`, format, compression)).images(t)
+			data, err := base64.StdEncoding.DecodeString(v.Data[0].B64)
+			if err != nil || v.Format != format || http.DetectContentType(data) != "image/"+format {
+				t.Fatalf("%v: %s of %s", err, v.Format, http.DetectContentType(data))
+			}
+			return data
+		}
+		least, some, most := file("jpeg", 100), file("jpeg", 50), file("jpeg", 0)
+		if len(least) <= len(some) || len(some) <= len(most) {
+			t.Errorf("%d, %d and %d bytes at 100, 50 and 0", len(least), len(some), len(most))
+		}
+		for _, format := range []string{"png", "webp"} {
+			if !bytes.Equal(file(format, 100), file(format, 0)) {
+				t.Errorf("a %s is another one", format)
+			}
 		}
 	})
 }
@@ -469,10 +522,45 @@ func TestOpenAIsPageListsItsErrors(t *testing.T) {
 	}
 }
 
+// streamed asks for a stream, and lets the engine finish n images when progress was
+// told.
+func (r *rig) streamed(n int, key, body string) answered {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", r.url+imagesPath, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	var text strings.Builder
+	for lines := bufio.NewReader(res.Body); ; {
+		line, err := lines.ReadString('\n')
+		text.WriteString(line)
+		if errors.Is(err, io.EOF) {
+			return answered{Response: res, status: res.StatusCode, body: text.String()}
+		}
+		if err != nil {
+			r.t.Fatalf("%v after %s", err, text.String())
+		}
+		if line == "event: "+progressOfImages+"\n" {
+			for ; n > 0; n-- {
+				r.pass()
+			}
+		}
+	}
+}
+
 func TestOpenAIStream(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
-		a := r.images(2, r.ada, `{"prompt":"p","size":"64x64","n":2,"stream":true,"partial_images":3}`)
+		a := r.streamed(2, r.ada, `{"prompt":"p","size":"64x64","n":2,"stream":true,"partial_images":3}`)
 		if a.status != 200 || a.Header.Get("Content-Type") != "text/event-stream" {
 			t.Fatalf("%d %v %s", a.status, a.Header, a.body)
 		}
@@ -503,6 +591,9 @@ func TestOpenAIStream(t *testing.T) {
 		}
 		list := read(a)
 		var pictures []string
+		if len(list) == 0 || list[0].Type != progressOfImages {
+			t.Error("no progress is told before the pictures")
+		}
 		for _, e := range list {
 			switch e.Type {
 			case progressOfImages:
@@ -521,7 +612,7 @@ func TestOpenAIStream(t *testing.T) {
 		if len(pictures) != 2 || pictures[0] == pictures[1] {
 			t.Errorf("%d pictures in %d events", len(pictures), len(list))
 		}
-		links := read(r.images(1, r.ada, `{"prompt":"p","size":"64x64","stream":true,"response_format":"url"}`))
+		links := read(r.streamed(1, r.ada, `{"prompt":"p","size":"64x64","stream":true,"response_format":"url"}`))
 		if last := links[len(links)-1]; last.B64 != "" || r.do("GET", last.URL, "", "").status != 200 {
 			t.Errorf("%+v", last)
 		}
