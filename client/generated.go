@@ -1467,7 +1467,7 @@ type CreateOpenaiImagesParams struct {
 	// IdempotencyKey 1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 
-	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made.
+	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made; unless this process refused a request with that body in the last minute.
 	XStainlessRetryCount *string `json:"X-Stainless-Retry-Count,omitempty"`
 }
 

@@ -50,7 +50,7 @@ type imagesBody struct {
 
 type imagesInput struct {
 	IdempotencyKey string     `header:"Idempotency-Key" doc:"1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images." example:"3f0f9a52-order-17"`
-	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made." example:"0"`
+	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made; unless this process refused a request with that body in the last minute." example:"0"`
 	Body           imagesBody `contentType:"application/json"`
 }
 
@@ -152,18 +152,15 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 	if err != nil {
 		return nil, err
 	}
-	release, err := a.hold(ctx) // before it is accepted: then it must be answered
-	if err != nil {
-		return nil, err
+	request, named := owner+once.Key, in.IdempotencyKey != ""
+	if !named && !once.Fresh {
+		once.Fresh = a.refusals.take(request)
 	}
-	g, replayed, err := a.rooms.Generate.Submit(submit, owner, r, once)
-	if in.IdempotencyKey == "" && (problem.CodeOf(err) == problem.DataRemoved || replayed && err == nil && a.answered(g)) {
-		// What the same body made before is deleted, or was asked for by another request.
-		once.Fresh = true
-		g, _, err = a.rooms.Generate.Submit(submit, owner, r, once)
+	g, release, err := a.accept(submit, owner, r, once, named)
+	if code := problem.CodeOf(err); !named && in.Retry != "" && (code == problem.RateLimited || code == problem.QueueFull) {
+		a.refusals.add(request)
 	}
 	if err != nil {
-		release()
 		return nil, err
 	}
 	send := imagesAnswer{api: a, owner: owner, quality: told(in.Body.Quality), links: value(in.Body.ResponseFormat) == "url"}
@@ -175,6 +172,24 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 		return nil, err
 	}
 	return send.whole(ctx, g)
+}
+
+// accept submits a request, which must then be answered; release when it is.
+func (a *API) accept(ctx context.Context, owner string, r generate.Request, once *generate.Idempotency, named bool) (generate.Generation, func(), error) {
+	release, err := a.hold(ctx)
+	if err != nil {
+		return generate.Generation{}, nil, err
+	}
+	g, replayed, err := a.rooms.Generate.Submit(ctx, owner, r, once)
+	if !named && (problem.CodeOf(err) == problem.DataRemoved || replayed && err == nil && a.answered(g)) {
+		// What the same body made before is deleted, or was asked for by another request.
+		once.Fresh = true
+		g, _, err = a.rooms.Generate.Submit(ctx, owner, r, once)
+	}
+	if err != nil {
+		release()
+	}
+	return g, release, err
 }
 
 // imagesRequest is the room's.

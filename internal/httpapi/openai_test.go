@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/image/webp"
 
+	"zimage/internal/clock"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/testenv"
@@ -443,6 +444,72 @@ func TestOpenAIRetriesGetNoOldPicture(t *testing.T) {
 			t.Errorf("two pictures, of %d", r.made())
 		}
 	})
+}
+
+// Of equal requests that are sent together some are refused: repeated, each makes
+// a picture of its own, and a repetition of one that was accepted still makes none.
+func TestOpenAIRefusedRequestsMakeTheirOwnPicture(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		const body, again = `{"prompt":"p","size":"64x64"}`, "X-Stainless-Retry-Count"
+		b64 := func(a answered) string { t.Helper(); return a.images(t).Data[0].B64 }
+		most := func(n int) {
+			r.api.open.mu.Lock()
+			defer r.api.open.mu.Unlock()
+			r.api.open.most = n
+		}
+		most(1)
+		done := make(chan answered, 3)
+		ask := func(retry string) { done <- r.do("POST", imagesPath, r.ada, body, again, retry) }
+		go ask("0")
+		r.running(r.ada)
+		// Two more, of which one is refused twice; and somebody who does not repeat.
+		for _, retry := range []string{"0", "1", "0"} {
+			if a := r.do("POST", imagesPath, r.ada, body, again, retry); a.status != 429 || a.field(t, "code") != "rate_limited" {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		if a := r.do("POST", imagesPath, r.ada, body); a.status != 429 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		most(mostOpen)
+		go ask("2")
+		go ask("1")
+		testenv.Eventually(t, 20*time.Second, func() bool { return r.made() == 3 })
+		for range 3 {
+			r.pass()
+		}
+		one, two, three := b64(<-done), b64(<-done), b64(<-done)
+		if one == two || two == three || one == three {
+			t.Error("two have the same picture")
+		}
+		if got := b64(r.do("POST", imagesPath, r.ada, body, again, "1")); got != one && got != two && got != three || r.made() != 3 {
+			t.Errorf("another picture, of %d", r.made())
+		}
+	})
+}
+
+// What was refused is not remembered for ever, nor without end.
+func TestRefusalsAreForgotten(t *testing.T) {
+	t.Parallel()
+	c := clock.Manual(time.Date(2031, 3, 3, 12, 0, 0, 0, time.UTC))
+	r := refusals{clock: c}
+	r.add("a")
+	r.add("a")
+	c.Advance(refusedFor - time.Millisecond)
+	if r.take("b") || !r.take("a") {
+		t.Error("the wrong ones are remembered")
+	}
+	c.Advance(time.Millisecond)
+	if r.take("a") {
+		t.Error("it is remembered for more than its time")
+	}
+	for range mostRefusals + 10 {
+		r.add("c")
+	}
+	if n := len(r.list); n != mostRefusals {
+		t.Errorf("%d are remembered", n)
+	}
 }
 
 // A model of whose lane no worker is says so, and its generation waits for one.
