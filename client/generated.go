@@ -41,6 +41,7 @@ const (
 const (
 	CreateFormatJpeg CreateFormat = "jpeg"
 	CreateFormatPng  CreateFormat = "png"
+	CreateFormatWebp CreateFormat = "webp"
 )
 
 // Defines values for CreateWebhookEvents.
@@ -63,6 +64,7 @@ const (
 const (
 	GenerationFormatJpeg GenerationFormat = "jpeg"
 	GenerationFormatPng  GenerationFormat = "png"
+	GenerationFormatWebp GenerationFormat = "webp"
 )
 
 // Defines values for GenerationStatus.
@@ -78,6 +80,7 @@ const (
 const (
 	ImageFormatJpeg ImageFormat = "jpeg"
 	ImageFormatPng  ImageFormat = "png"
+	ImageFormatWebp ImageFormat = "webp"
 )
 
 // Defines values for ImagesBackground.
@@ -146,6 +149,7 @@ const (
 const (
 	OpenAIImagesOutputFormatJpeg OpenAIImagesOutputFormat = "jpeg"
 	OpenAIImagesOutputFormatPng  OpenAIImagesOutputFormat = "png"
+	OpenAIImagesOutputFormatWebp OpenAIImagesOutputFormat = "webp"
 )
 
 // Defines values for OpenAIImagesQuality.
@@ -159,6 +163,7 @@ const (
 const (
 	PreferencesFormatJpeg PreferencesFormat = "jpeg"
 	PreferencesFormatPng  PreferencesFormat = "png"
+	PreferencesFormatWebp PreferencesFormat = "webp"
 )
 
 // Defines values for ProblemCode.
@@ -689,10 +694,10 @@ type Images struct {
 	// NumInferenceSteps Steps of each image, before quality.
 	NumInferenceSteps *int64 `json:"num_inference_steps,omitempty"`
 
-	// OutputCompression Quality of a JPEG.
+	// OutputCompression Quality of a JPEG; without effect on png, and on webp, which loses nothing.
 	OutputCompression *int64 `json:"output_compression,omitempty"`
 
-	// OutputFormat png or jpeg; webp is refused. Left out: your own default, else png.
+	// OutputFormat Left out: your own default, else png.
 	OutputFormat *ImagesOutputFormat `json:"output_format,omitempty"`
 
 	// PartialImages Accepted; no engine here gives partial images.
@@ -729,7 +734,7 @@ type ImagesBackground string
 // ImagesModeration Accepted; the operator's rules hold.
 type ImagesModeration string
 
-// ImagesOutputFormat png or jpeg; webp is refused. Left out: your own default, else png.
+// ImagesOutputFormat Left out: your own default, else png.
 type ImagesOutputFormat string
 
 // ImagesQuality How many steps: low is half of the model's usual ones, high and hd are twice as many.
@@ -1462,7 +1467,7 @@ type CreateOpenaiImagesParams struct {
 	// IdempotencyKey 1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images.
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 
-	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made.
+	// XStainlessRetryCount How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made; unless this process refused a request with that body in the last minute.
 	XStainlessRetryCount *string `json:"X-Stainless-Retry-Count,omitempty"`
 }
 
@@ -1696,10 +1701,10 @@ func (c *Client) GetImage(ctx context.Context, id string) (*Image, error) {
 
 // GetImageContent: Download an image.
 //
-// The file as PNG or JPEG, decrypted for you; not to be kept by caches. A key needs the scope `read`.
+// The file as PNG, JPEG or WebP, decrypted for you; not to be kept by caches. A key needs the scope `read`.
 func (c *Client) GetImageContent(ctx context.Context, id string, params *GetImageContentParams) (*http.Response, error) {
 	r := newRequest(http.MethodGet, "/v1/images/%s/content", id)
-	r.header.Set("Accept", "image/jpeg, image/png")
+	r.header.Set("Accept", "image/jpeg, image/png, image/webp")
 	if params != nil {
 		set(r.query, "thumbnail", params.Thumbnail)
 		set(r.header, "If-None-Match", params.IfNoneMatch)

@@ -21,7 +21,7 @@ import (
 
 type generateCommand struct {
 	Prompt   string   `arg:"" help:"What to draw."`
-	Output   string   `short:"o" default:"out.png" help:"File to write; several images get a number before the extension."`
+	Output   string   `short:"o" default:"out.png" help:"File to write, as its extension says: .png, .jpg or .webp; several images get a number before the extension."`
 	Model    string   `help:"Model id; default: the service's first. List them at /v1/models."`
 	Negative string   `help:"What to keep out of the picture, where the model takes it."`
 	N        int      `short:"n" default:"1" help:"How many images."`
@@ -207,8 +207,12 @@ func keep(draft, name string, force bool, link func(from, to string) error) (err
 
 func formatOf(name string) client.CreateFormat {
 	switch strings.ToLower(filepath.Ext(name)) {
+	case ".png":
+		return client.CreateFormatPng
 	case ".jpg", ".jpeg":
 		return client.CreateFormatJpeg
+	case ".webp":
+		return client.CreateFormatWebp
 	}
 	return ""
 }

@@ -180,6 +180,13 @@ func TestFirstRunAndTheNext(t *testing.T) {
 	if i.sum("one.png") != i.sum("two.png") {
 		t.Error("the same seed gave another picture")
 	}
+	for _, format := range []string{"jpeg", "webp"} { // as the file's name says
+		i.must("", append([]string{"generate", canary, "-o", "three." + format}, size...)...)
+		text, err := os.ReadFile(filepath.Join(i.dir, "three."+format))
+		if kind := http.DetectContentType(text); err != nil || kind != "image/"+format {
+			t.Errorf("three.%s is %s (%v)", format, kind, err)
+		}
+	}
 	if _, errs, code := i.run("", "generate", canary, "-o", "one.png"); code == 0 || !strings.Contains(errs, "--force") {
 		t.Errorf("a file is overwritten without being asked: exit %d, %q", code, errs)
 	}

@@ -14,6 +14,7 @@ import (
 	"zimage/internal/db"
 	"zimage/internal/events"
 	"zimage/internal/mail"
+	"zimage/internal/picture"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 	"zimage/internal/vault"
@@ -222,7 +223,7 @@ func (p Profile) check() (fields []problem.Field) {
 func (p Preferences) check() (fields []problem.Field) {
 	side := func(n int) bool { return n >= 0 && n <= sideMost }
 	ok := len(p.Model) <= modelLonger && !strings.ContainsFunc(p.Model, unicode.IsControl) && utf8.ValidString(p.Model) &&
-		side(p.Width) && side(p.Height) && p.N >= 0 && p.N <= numberMost && (p.Format == "" || p.Format == "png" || p.Format == "jpeg")
+		side(p.Width) && side(p.Height) && p.N >= 0 && p.N <= numberMost && (p.Format == "" || picture.Writes(p.Format))
 	if !ok {
 		fields = append(fields, problem.Field{Location: "body.preferences", Message: "has a model, size, number or format that no model takes"})
 	}

@@ -48,6 +48,7 @@ func TestPromise_G4_PicturesMoveToAnotherService(t *testing.T) {
 			for _, r := range []generate.Request{
 				{Prompt: "a lighthouse <b> & ünïcode", N: 2, Width: 64, Height: 64, Steps: 1, Metadata: map[string]string{"b": "2", "a": "1"}},
 				{Prompt: "a town", Width: 96, Height: 64, Steps: 1, Format: "jpeg", EmbedPrompt: true},
+				{Prompt: "a harbour", Width: 64, Height: 96, Steps: 1, Format: "webp", EmbedPrompt: true},
 			} {
 				g, _, err := here.Generate.Submit(ctx, owner, r, nil)
 				must(err)
@@ -74,13 +75,13 @@ func TestPromise_G4_PicturesMoveToAnotherService(t *testing.T) {
 			other, err := there.Accounts.CreateUser(ctx, "ada@example.org", "some long words for anybody")
 			must(err)
 			done, left, err := there.Import(ctx, "ada@example.org", file, nil)
-			if err != nil || len(left) > 0 || done.Records != 5 || done.Files != 3 {
+			if err != nil || len(left) > 0 || done.Records != 7 || done.Files != 4 {
 				t.Fatalf("%+v, left %v, %v", done, left, err)
 			}
 			want, _, err := here.Generate.List(ctx, owner, generate.Page{})
 			must(err)
 			got, _, err := there.Generate.List(ctx, other, generate.Page{})
-			if err != nil || len(got) != 2 || !reflect.DeepEqual(got, want) {
+			if err != nil || len(got) != 3 || !reflect.DeepEqual(got, want) {
 				t.Errorf("%+v, want %+v (%v)", got, want, err)
 			}
 			read := func(a *App, owner, id string, small bool) []byte {

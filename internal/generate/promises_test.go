@@ -36,7 +36,7 @@ func TestPromise_C1_APromptBecomesMarkedImages(t *testing.T) {
 				for _, tt := range []struct {
 					format string
 					embed  bool
-				}{{"png", false}, {"png", true}, {"jpeg", false}, {"jpeg", true}} {
+				}{{"png", false}, {"png", true}, {"jpeg", false}, {"jpeg", true}, {"webp", false}, {"webp", true}} {
 					g := r.made(r.ada, func(q *Request) { q.Prompt, q.N, q.Format, q.EmbedPrompt = canary, 2, tt.format, tt.embed })
 					if len(g.Images) != 2 || g.Progress.Fraction != 1 || g.Progress.Image != 2 || g.StartedAt.IsZero() || g.FinishedAt.IsZero() {
 						t.Fatalf("%+v", g)
@@ -95,6 +95,7 @@ func TestPromise_A3_PreferencesFillInWhatIsLeftOut(t *testing.T) {
 			"a model":                 {Request{Defaults: Defaults{Model: "elsewhere"}}, want{"elsewhere", 64, 64, 1, "png"}},
 			"another model asked for": {Request{Model: "illustrator", Defaults: all}, want{"illustrator", 128, 96, 2, "jpeg"}},
 			"one side asked for":      {Request{Width: 256, Defaults: all}, want{"elsewhere", 256, 64, 2, "jpeg"}},
+			"webp":                    {Request{Defaults: Defaults{Format: "webp"}}, want{"illustrator", 64, 64, 1, "webp"}},
 			"all asked for": {Request{Model: "illustrator", Width: 64, Height: 64, N: 1, Format: "png", Defaults: all},
 				want{"illustrator", 64, 64, 1, "png"}},
 			"a model that is gone":    {Request{Defaults: Defaults{Model: "gone", Format: "jpeg"}}, want{"illustrator", 64, 64, 1, "jpeg"}},

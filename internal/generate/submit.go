@@ -16,6 +16,7 @@ import (
 	"zimage/internal/engine"
 	"zimage/internal/events"
 	"zimage/internal/jobs"
+	"zimage/internal/picture"
 	"zimage/internal/problem"
 	"zimage/internal/subject"
 )
@@ -266,10 +267,10 @@ func (s *Service) complete(r *Request) (engine.Model, error) {
 		bad("seed", "must be from 0 to %d, less the number of further images", int64(maxSeed))
 	}
 	if r.Format == "" {
-		r.Format = "png"
+		r.Format = picture.PNG
 	}
-	if r.Format != "png" && r.Format != "jpeg" {
-		bad("format", "must be png or jpeg")
+	if !picture.Writes(r.Format) {
+		bad("format", "must be png, jpeg or webp")
 	}
 	if r.Quality < 0 || r.Quality > 100 {
 		bad("quality", "must be from 1 to 100")
@@ -304,7 +305,7 @@ func (r *Request) prefer(m engine.Model) {
 	if r.N == 0 && d.N <= m.MaxImages {
 		r.N = d.N
 	}
-	if r.Format == "" && (d.Format == "png" || d.Format == "jpeg") {
+	if r.Format == "" && picture.Writes(d.Format) {
 		r.Format = d.Format
 	}
 }

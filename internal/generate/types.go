@@ -31,7 +31,7 @@ type Request struct {
 	Seed           *int64            `json:"seed,omitempty"`    // 0 to 2^32-1; image k uses seed+k; nil: chosen here
 	Steps          int               `json:"steps"`             // of denoising
 	Guidance       *float64          `json:"guidance"`          // scale; nil: the model's
-	Format         string            `json:"format"`            // png or jpeg
+	Format         string            `json:"format"`            // png, jpeg or webp
 	Quality        int               `json:"quality,omitempty"` // of a JPEG, 1 to 100; 0: the usual one
 	RetentionDays  int               `json:"retention_days"`    // at most the policy's
 	EmbedPrompt    bool              `json:"embed_prompt"`      // write the prompt into the file
@@ -108,7 +108,7 @@ type Image struct {
 	N            int // 0 is the first
 	Width        int
 	Height       int
-	Format       string // png or jpeg
+	Format       string // png, jpeg or webp
 	Bytes        int64
 	SHA256       string // hex, of the picture as it is served
 	Seed         int64

@@ -292,7 +292,7 @@ type preferencesView struct {
 	Width  int    `json:"width,omitempty" minimum:"1" maximum:"16384" doc:"Pixels."`
 	Height int    `json:"height,omitempty" minimum:"1" maximum:"16384" doc:"Pixels."`
 	N      int    `json:"n,omitempty" minimum:"1" maximum:"100" doc:"How many images."`
-	Format string `json:"format,omitempty" enum:"png,jpeg" doc:"Of the files."`
+	Format string `json:"format,omitempty" enum:"png,jpeg,webp" doc:"Of the files."`
 }
 
 type factorsView struct {

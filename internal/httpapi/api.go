@@ -86,6 +86,7 @@ type API struct {
 	failures  *failureLimiter
 	origins   *http.CrossOriginProtection
 	open      openLimiter
+	refusals  refusals // of requests for OpenAI's images
 	crowd     *crowd
 	strangers strangers
 
@@ -125,6 +126,7 @@ func New(o Options) (*API, error) {
 		}
 	}
 	a.open = openLimiter{most: mostOpen, open: map[string]int{}}
+	a.refusals.clock = o.Clock
 	a.crowd = newCrowd(mostAtOnce, turnTime)
 	a.strangers = newStrangers()
 	a.probe = newProbe(o.Ready)

@@ -17,6 +17,7 @@ import (
 
 	"zimage/internal/account"
 	"zimage/internal/db"
+	"zimage/internal/engine"
 	"zimage/internal/objects"
 	"zimage/internal/privacy"
 	"zimage/internal/testenv"
@@ -35,7 +36,8 @@ type rig struct {
 	readOnly       string // another of ada's
 	db             *db.DB
 	objects        objects.Store
-	pass           func() // lets the engine finish one image
+	pass           func()                // lets the engine finish one image
+	asked          func() engine.Request // what the engine was last asked for
 	person         func(name string) (key string)
 	revoke         func(key string)
 	keyOf          func(token string) string // its id

@@ -135,7 +135,7 @@ var (
 	}
 	contentDoc = doc{
 		id: "get-image-content", tag: tagImages, summary: "Download an image", long: true,
-		description: "The file as PNG or JPEG, decrypted for you; not to be kept by caches.",
+		description: "The file as PNG, JPEG or WebP, decrypted for you; not to be kept by caches.",
 		answers: []good{
 			{status: http.StatusOK, description: "The file.", kind: "image/*", headers: []string{"ETag", "Content-Disposition"}},
 			{status: http.StatusNotModified, description: "If-None-Match names the file you have.", headers: []string{"ETag"}},
@@ -274,7 +274,7 @@ func (d doc) operation(a *API, method, path string, need access) huma.Operation 
 			file := func() *huma.MediaType {
 				return &huma.MediaType{Schema: &huma.Schema{Type: "string", Format: "binary"}, Example: "(the bytes of the file)"}
 			}
-			r.Content = map[string]*huma.MediaType{"image/png": file(), "image/jpeg": file()}
+			r.Content = map[string]*huma.MediaType{"image/png": file(), "image/jpeg": file(), "image/webp": file()}
 		case g.kind != "":
 			r.Content = map[string]*huma.MediaType{g.kind: {Schema: &huma.Schema{Type: "string"}, Example: g.body}}
 		case g.body != nil:

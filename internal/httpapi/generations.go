@@ -25,7 +25,7 @@ type createBody struct {
 	Seed           *int64            `json:"seed,omitempty" minimum:"0" maximum:"4294967295" doc:"Image k uses seed + k. Left out: chosen here and told in the answer."`
 	Steps          int               `json:"steps,omitempty" minimum:"1" maximum:"1000" doc:"Left out: the model's default."`
 	Guidance       *float64          `json:"guidance,omitempty" minimum:"0" maximum:"100" doc:"How closely the model follows the prompt. Left out: the model's default."`
-	Format         string            `json:"format,omitempty" enum:"png,jpeg" doc:"Left out: png."`
+	Format         string            `json:"format,omitempty" enum:"png,jpeg,webp" doc:"Left out: png."`
 	RetentionDays  int               `json:"retention_days,omitempty" minimum:"1" maximum:"3650" doc:"Days to keep it, at most what the policy allows. Left out: the policy's."`
 	EmbedPrompt    bool              `json:"embed_prompt,omitempty" doc:"Write the prompt into the files. Left out: no."`
 	Metadata       map[string]string `json:"metadata,omitempty" maxProperties:"16" doc:"Your own words, given back with the generation: names to 64 and values to 512 characters."`

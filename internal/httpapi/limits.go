@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -198,6 +199,54 @@ func crowded() error {
 	// Not all at the same moment again.
 	again := time.Duration(2+rand.IntN(4)) * time.Second //nolint:gosec // spreads load, decides nothing
 	return problem.Wrap(errCrowded, problem.Unavailable, "There are more requests than can be served now. Try again in a moment.").After(again)
+}
+
+const (
+	// refusedFor is how long a refused request may take to come again: OpenAI's
+	// clients wait a minute at most.
+	refusedFor   = time.Minute
+	mostRefusals = 10_000
+)
+
+// refusals remembers, in this process, the requests that made nothing and may come
+// again: whoever repeats one of them does not want what another has made.
+type refusals struct {
+	clock *clock.Clock
+
+	mu   sync.Mutex
+	list []refusedRequest // oldest first
+}
+
+type refusedRequest struct {
+	key   string
+	until int64 // milliseconds
+}
+
+func (r *refusals) add(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forget()
+	r.list = append(r.list, refusedRequest{key, r.clock.Millis() + refusedFor.Milliseconds()})
+	if more := len(r.list) - mostRefusals; more > 0 {
+		r.list = slices.Delete(r.list, 0, more)
+	}
+}
+
+// take reports whether a request of that key was refused, which then has come again.
+func (r *refusals) take(key string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forget()
+	i := slices.IndexFunc(r.list, func(x refusedRequest) bool { return x.key == key })
+	if i >= 0 {
+		r.list = slices.Delete(r.list, i, i+1)
+	}
+	return i >= 0
+}
+
+func (r *refusals) forget() {
+	now := r.clock.Millis()
+	r.list = slices.DeleteFunc(r.list, func(x refusedRequest) bool { return x.until <= now })
 }
 
 // openLimiter caps what one key has open at once, in this process: each stream

@@ -34,8 +34,8 @@ type imagesBody struct {
 	Size              *string  `json:"size,omitempty" nullable:"true" pattern:"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$" doc:"WIDTHxHEIGHT, brought within what the model makes, or auto."`
 	Quality           *string  `json:"quality,omitempty" nullable:"true" enum:"auto,low,medium,high,standard,hd" doc:"How many steps: low is half of the model's usual ones, high and hd are twice as many."`
 	Background        *string  `json:"background,omitempty" nullable:"true" enum:"auto,transparent,opaque" doc:"Accepted; pictures are opaque."`
-	OutputFormat      *string  `json:"output_format,omitempty" nullable:"true" enum:"png,jpeg,webp" doc:"png or jpeg; webp is refused. Left out: your own default, else png."`
-	OutputCompression *int     `json:"output_compression,omitempty" nullable:"true" minimum:"0" maximum:"100" doc:"Quality of a JPEG."`
+	OutputFormat      *string  `json:"output_format,omitempty" nullable:"true" enum:"png,jpeg,webp" doc:"Left out: your own default, else png."`
+	OutputCompression *int     `json:"output_compression,omitempty" nullable:"true" minimum:"0" maximum:"100" doc:"Quality of a JPEG; without effect on png, and on webp, which loses nothing."`
 	Moderation        *string  `json:"moderation,omitempty" nullable:"true" enum:"auto,low" doc:"Accepted; the operator's rules hold."`
 	ResponseFormat    *string  `json:"response_format,omitempty" nullable:"true" enum:"url,b64_json" doc:"url: a short-lived link. Left out: b64_json."`
 	Style             *string  `json:"style,omitempty" nullable:"true" enum:"vivid,natural" doc:"Accepted, without effect."`
@@ -50,7 +50,7 @@ type imagesBody struct {
 
 type imagesInput struct {
 	IdempotencyKey string     `header:"Idempotency-Key" doc:"1 to 255 visible ASCII characters. For 24 hours the same key and body return the same images." example:"3f0f9a52-order-17"`
-	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made." example:"0"`
+	Retry          string     `header:"X-Stainless-Retry-Count" maxLength:"10" doc:"How often OpenAI's client has repeated the request: beyond 0 the newest generation with the same body that has not ended, or did in the last two minutes, is waited for, and none made; unless this process refused a request with that body in the last minute." example:"0"`
 	Body           imagesBody `contentType:"application/json"`
 }
 
@@ -65,7 +65,7 @@ type openAIImageView struct {
 // OpenAIShape is what is told of the images, in the answer and in each event.
 type OpenAIShape struct {
 	Background   string          `json:"background" enum:"opaque" doc:"Always opaque."`
-	OutputFormat string          `json:"output_format" enum:"png,jpeg" doc:"Of the files."`
+	OutputFormat string          `json:"output_format" enum:"png,jpeg,webp" doc:"Of the files."`
 	Quality      string          `json:"quality" enum:"low,medium,high" doc:"As it was asked for."`
 	Size         string          `json:"size" doc:"The true one, WIDTHxHEIGHT." example:"1024x1024"`
 	Usage        openAIUsageView `json:"usage" doc:"Nothing is counted in tokens here: zeros."`
@@ -152,18 +152,15 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 	if err != nil {
 		return nil, err
 	}
-	release, err := a.hold(ctx) // before it is accepted: then it must be answered
-	if err != nil {
-		return nil, err
+	request, named := owner+once.Key, in.IdempotencyKey != ""
+	if !named && !once.Fresh {
+		once.Fresh = a.refusals.take(request)
 	}
-	g, replayed, err := a.rooms.Generate.Submit(submit, owner, r, once)
-	if in.IdempotencyKey == "" && (problem.CodeOf(err) == problem.DataRemoved || replayed && err == nil && a.answered(g)) {
-		// What the same body made before is deleted, or was asked for by another request.
-		once.Fresh = true
-		g, _, err = a.rooms.Generate.Submit(submit, owner, r, once)
+	g, release, err := a.accept(submit, owner, r, once, named)
+	if code := problem.CodeOf(err); !named && in.Retry != "" && (code == problem.RateLimited || code == problem.QueueFull) {
+		a.refusals.add(request)
 	}
 	if err != nil {
-		release()
 		return nil, err
 	}
 	send := imagesAnswer{api: a, owner: owner, quality: told(in.Body.Quality), links: value(in.Body.ResponseFormat) == "url"}
@@ -177,6 +174,24 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 	return send.whole(ctx, g)
 }
 
+// accept submits a request, which must then be answered; release when it is.
+func (a *API) accept(ctx context.Context, owner string, r generate.Request, once *generate.Idempotency, named bool) (generate.Generation, func(), error) {
+	release, err := a.hold(ctx)
+	if err != nil {
+		return generate.Generation{}, nil, err
+	}
+	g, replayed, err := a.rooms.Generate.Submit(ctx, owner, r, once)
+	if !named && (problem.CodeOf(err) == problem.DataRemoved || replayed && err == nil && a.answered(g)) {
+		// What the same body made before is deleted, or was asked for by another request.
+		once.Fresh = true
+		g, _, err = a.rooms.Generate.Submit(ctx, owner, r, once)
+	}
+	if err != nil {
+		release()
+	}
+	return g, release, err
+}
+
 // imagesRequest is the room's.
 func (a *API) imagesRequest(b imagesBody, d generate.Defaults) (generate.Request, error) {
 	name := value(b.Model)
@@ -188,9 +203,6 @@ func (a *API) imagesRequest(b imagesBody, d generate.Defaults) (generate.Request
 		p := noModel()
 		p.Fields = []problem.Field{{Location: "body.model", Message: "is not a model of this service"}}
 		return generate.Request{}, p
-	}
-	if value(b.OutputFormat) == "webp" {
-		return generate.Request{}, problem.Invalid(problem.Field{Location: "body.output_format", Message: "webp is not made here: ask for png or jpeg"})
 	}
 	r := generate.Request{
 		Prompt: b.Prompt, NegativePrompt: value(b.NegativePrompt), Model: m.ID, N: value(b.N), Seed: b.Seed,

@@ -1,10 +1,15 @@
 package httpapi
 
 import (
+	"archive/zip"
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -13,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/image/webp"
+
+	"zimage/internal/clock"
 	"zimage/internal/generate"
 	"zimage/internal/jobs"
 	"zimage/internal/testenv"
@@ -114,6 +122,129 @@ func TestOpenAIImages(t *testing.T) {
 	})
 }
 
+// What is called quality is how many steps the engine is asked for.
+func TestOpenAIQualityIsSteps(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		m := generateModel(r)
+		usual, most := m.DefaultSteps, min(2*m.DefaultSteps, m.MaxSteps)
+		if usual < 2 || most <= usual {
+			t.Fatalf("with %d to %d steps nothing can be told", usual, m.MaxSteps)
+		}
+		for quality, want := range map[string]struct {
+			steps int
+			told  string
+		}{
+			`null`: {usual, "medium"}, `"auto"`: {usual, "medium"}, `"medium"`: {usual, "medium"}, `"standard"`: {usual, "medium"},
+			`"low"`: {usual / 2, "low"}, `"high"`: {most, "high"}, `"hd"`: {most, "high"},
+			`"hd","num_inference_steps":1`: {1, "high"},
+		} {
+			v := r.images(1, r.ada, `{"prompt":"p","size":"64x64","quality":`+quality+`}`).images(t)
+			if got := r.asked().Steps; got != want.steps || v.Quality != want.told {
+				t.Errorf("%s: %d steps, called %s; want %d, %s", quality, got, v.Quality, want.steps, want.told)
+			}
+		}
+	})
+}
+
+// A JPEG of the same picture is smaller the more it is compressed; a WebP loses
+// nothing, and is the same.
+func TestOpenAICompression(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		file := func(format string, compression int) []byte {
+			t.Helper()
+			v := r.images(1, r.ada, fmt.Sprintf(`{"prompt":"p","size":"128x128","seed":7,"output_format":"%s","output_compression":%d}`, format, compression)).images(t)
+			data, err := base64.StdEncoding.DecodeString(v.Data[0].B64)
+			if err != nil || v.Format != format || http.DetectContentType(data) != "image/"+format {
+				t.Fatalf("%v: %s of %s", err, v.Format, http.DetectContentType(data))
+			}
+			return data
+		}
+		least, some, most := file("jpeg", 100), file("jpeg", 50), file("jpeg", 0)
+		if len(least) <= len(some) || len(some) <= len(most) {
+			t.Errorf("%d, %d and %d bytes at 100, 50 and 0", len(least), len(some), len(most))
+		}
+		for _, format := range []string{"png", "webp"} {
+			if !bytes.Equal(file(format, 100), file(format, 0)) {
+				t.Errorf("a %s is another one", format)
+			}
+		}
+	})
+}
+
+// From the engine to its deletion.
+func TestWebPFromBeginningToEnd(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		b := r.joined()
+		b.want(200, "PATCH", "/v1/account", `{"preferences":{"format":"webp"}}`)
+		key := b.want(201, "POST", "/v1/keys", `{"scopes":["generate","read"]}`).text(t, "token")
+		v := r.images(1, key, `{"prompt":"`+secret+`","size":"64x128","output_format":"webp"}`).images(t)
+		file, err := base64.StdEncoding.DecodeString(v.Data[0].B64)
+		if err != nil || v.Format != "webp" || v.Size != "64x128" {
+			t.Fatalf("%+v (%v)", v, err)
+		}
+		if size, err := webp.DecodeConfig(bytes.NewReader(file)); err != nil || size.Width != 64 || size.Height != 128 {
+			t.Errorf("%+v %v", size, err)
+		}
+		if bytes.Contains(file, []byte(secret)) || !bytes.Contains(file, []byte("DigitalSourceType")) {
+			t.Error("the prompt stands in the file, or the mark does not")
+		}
+		list := r.do("GET", "/v1/generations", key, "")
+		image := list.text(t, "data.images.id")
+		if list.field(t, "data.format") != "webp" || list.field(t, "data.images.format") != "webp" {
+			t.Errorf("%s", list.body)
+		}
+		links := r.do("POST", "/v1/images/"+image+"/links", key, `{}`)
+		for path, key := range map[string]string{"/v1/images/" + image + "/content": key, links.text(t, "url"): ""} {
+			a := r.do("GET", path, key, "")
+			if a.body != string(file) || a.Header.Get("Content-Type") != "image/webp" || a.Header.Get("Content-Disposition") != `inline; filename="`+image+`.webp"` {
+				t.Errorf("%s: %d %v", path, a.status, a.Header)
+			}
+		}
+		// By the API of ours, as it was preferred, with the prompt in it.
+		done := r.do("POST", "/v1/generations", key, `{"prompt":"`+secret+`","width":64,"height":64,"embed_prompt":true}`)
+		r.pass()
+		done = r.do("GET", "/v1/generations/"+done.text(t, "id"), key, "", "Prefer", "wait=30")
+		told := r.do("GET", done.text(t, "images.url"), key, "")
+		if done.field(t, "format") != "webp" || told.Header.Get("Content-Type") != "image/webp" || !strings.Contains(told.body, secret) {
+			t.Errorf("%s: %v", done.body, told.Header)
+		}
+
+		content := b.want(200, "GET", b.ready()+"/content", "")
+		archive, err := zip.NewReader(strings.NewReader(content.body), int64(len(content.body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := archive.Open("content/images/" + image + ".webp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := io.ReadAll(f); err != nil || !bytes.Equal(data, file) {
+			t.Errorf("another picture in the export (%v)", err)
+		}
+
+		objects := func() int {
+			list, err := r.objects.List(t.Context(), "images/", "", 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list)
+		}
+		if n := objects(); n != 4 {
+			t.Errorf("%d objects", n)
+		}
+		if a := r.do("DELETE", "/v1/images/"+image, key, ""); a.status != 204 {
+			t.Fatal(a.status, a.body)
+		}
+		if a := r.do("GET", "/v1/images/"+image+"/content", key, ""); a.status != 410 {
+			t.Errorf("deleted: %d", a.status)
+		}
+		testenv.Eventually(t, time.Minute, func() bool { return objects() == 2 })
+	})
+}
+
 func generateModel(r *rig) generate.Model {
 	m, _ := r.options.Generate.Choose("", generate.Defaults{})
 	return m
@@ -144,18 +275,19 @@ func TestOpenAIErrors(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
 		for body, want := range map[string][3]string{ // status, type, param
-			`{"prompt":"p","model":"dall-e-3"}`:            {"404", "invalid_request_error", "model"},
-			`{"prompt":"p","n":11}`:                        {"400", "invalid_request_error", "n"},
-			`{"prompt":"p","size":"big"}`:                  {"400", "invalid_request_error", "size"},
-			`{"prompt":"p","size":"64x0"}`:                 {"400", "invalid_request_error", "size"},
-			`{"prompt":"p","output_format":"webp"}`:        {"400", "invalid_request_error", "output_format"},
-			`{"prompt":"p","quality":"best"}`:              {"400", "invalid_request_error", "quality"},
-			`{"prompt":" "}`:                               {"400", "invalid_request_error", "prompt"},
-			`{"prompt":null}`:                              {"400", "invalid_request_error", "prompt"},
-			`{}`:                                           {"400", "invalid_request_error", "prompt"},
-			`{"prompt":"p","output_compression":-1}`:       {"400", "invalid_request_error", "output_compression"},
-			`{"prompt":"p","unheard_of":"` + secret + `"}`: {"400", "invalid_request_error", ""},
-			`nonsense`:                                     {"400", "invalid_request_error", ""},
+			`{"prompt":"p","model":"dall-e-3"}`:                              {"404", "invalid_request_error", "model"},
+			`{"prompt":"p","n":11}`:                                          {"400", "invalid_request_error", "n"},
+			`{"prompt":"p","size":"big"}`:                                    {"400", "invalid_request_error", "size"},
+			`{"prompt":"p","size":"64x0"}`:                                   {"400", "invalid_request_error", "size"},
+			`{"prompt":"p","output_format":"gif"}`:                           {"400", "invalid_request_error", "output_format"},
+			`{"prompt":"p","output_format":"webp","output_compression":101}`: {"400", "invalid_request_error", "output_compression"},
+			`{"prompt":"p","quality":"best"}`:                                {"400", "invalid_request_error", "quality"},
+			`{"prompt":" "}`:                                                 {"400", "invalid_request_error", "prompt"},
+			`{"prompt":null}`:                                                {"400", "invalid_request_error", "prompt"},
+			`{}`:                                                             {"400", "invalid_request_error", "prompt"},
+			`{"prompt":"p","output_compression":-1}`:                         {"400", "invalid_request_error", "output_compression"},
+			`{"prompt":"p","unheard_of":"` + secret + `"}`:                   {"400", "invalid_request_error", ""},
+			`nonsense`: {"400", "invalid_request_error", ""},
 		} {
 			a := r.do("POST", imagesPath, r.ada, body)
 			param, _ := a.field(t, "error.param").(string)
@@ -314,6 +446,72 @@ func TestOpenAIRetriesGetNoOldPicture(t *testing.T) {
 	})
 }
 
+// Of equal requests that are sent together some are refused: repeated, each makes
+// a picture of its own, and a repetition of one that was accepted still makes none.
+func TestOpenAIRefusedRequestsMakeTheirOwnPicture(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		const body, again = `{"prompt":"p","size":"64x64"}`, "X-Stainless-Retry-Count"
+		b64 := func(a answered) string { t.Helper(); return a.images(t).Data[0].B64 }
+		most := func(n int) {
+			r.api.open.mu.Lock()
+			defer r.api.open.mu.Unlock()
+			r.api.open.most = n
+		}
+		most(1)
+		done := make(chan answered, 3)
+		ask := func(retry string) { done <- r.do("POST", imagesPath, r.ada, body, again, retry) }
+		go ask("0")
+		r.running(r.ada)
+		// Two more, of which one is refused twice; and somebody who does not repeat.
+		for _, retry := range []string{"0", "1", "0"} {
+			if a := r.do("POST", imagesPath, r.ada, body, again, retry); a.status != 429 || a.field(t, "code") != "rate_limited" {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		if a := r.do("POST", imagesPath, r.ada, body); a.status != 429 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		most(mostOpen)
+		go ask("2")
+		go ask("1")
+		testenv.Eventually(t, 20*time.Second, func() bool { return r.made() == 3 })
+		for range 3 {
+			r.pass()
+		}
+		one, two, three := b64(<-done), b64(<-done), b64(<-done)
+		if one == two || two == three || one == three {
+			t.Error("two have the same picture")
+		}
+		if got := b64(r.do("POST", imagesPath, r.ada, body, again, "1")); got != one && got != two && got != three || r.made() != 3 {
+			t.Errorf("another picture, of %d", r.made())
+		}
+	})
+}
+
+// What was refused is not remembered for ever, nor without end.
+func TestRefusalsAreForgotten(t *testing.T) {
+	t.Parallel()
+	c := clock.Manual(time.Date(2031, 3, 3, 12, 0, 0, 0, time.UTC))
+	r := refusals{clock: c}
+	r.add("a")
+	r.add("a")
+	c.Advance(refusedFor - time.Millisecond)
+	if r.take("b") || !r.take("a") {
+		t.Error("the wrong ones are remembered")
+	}
+	c.Advance(time.Millisecond)
+	if r.take("a") {
+		t.Error("it is remembered for more than its time")
+	}
+	for range mostRefusals + 10 {
+		r.add("c")
+	}
+	if n := len(r.list); n != mostRefusals {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
 // A model of whose lane no worker is says so, and its generation waits for one.
 func TestOpenAIModelsThatNobodyServes(t *testing.T) {
 	t.Parallel()
@@ -391,10 +589,45 @@ func TestOpenAIsPageListsItsErrors(t *testing.T) {
 	}
 }
 
+// streamed asks for a stream, and lets the engine finish n images when progress was
+// told.
+func (r *rig) streamed(n int, key, body string) answered {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "POST", r.url+imagesPath, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	var text strings.Builder
+	for lines := bufio.NewReader(res.Body); ; {
+		line, err := lines.ReadString('\n')
+		text.WriteString(line)
+		if errors.Is(err, io.EOF) {
+			return answered{Response: res, status: res.StatusCode, body: text.String()}
+		}
+		if err != nil {
+			r.t.Fatalf("%v after %s", err, text.String())
+		}
+		if line == "event: "+progressOfImages+"\n" {
+			for ; n > 0; n-- {
+				r.pass()
+			}
+		}
+	}
+}
+
 func TestOpenAIStream(t *testing.T) {
 	t.Parallel()
 	bothDatabases(t, func(t *testing.T, r *rig) {
-		a := r.images(2, r.ada, `{"prompt":"p","size":"64x64","n":2,"stream":true,"partial_images":3}`)
+		a := r.streamed(2, r.ada, `{"prompt":"p","size":"64x64","n":2,"stream":true,"partial_images":3}`)
 		if a.status != 200 || a.Header.Get("Content-Type") != "text/event-stream" {
 			t.Fatalf("%d %v %s", a.status, a.Header, a.body)
 		}
@@ -425,6 +658,9 @@ func TestOpenAIStream(t *testing.T) {
 		}
 		list := read(a)
 		var pictures []string
+		if len(list) == 0 || list[0].Type != progressOfImages {
+			t.Error("no progress is told before the pictures")
+		}
 		for _, e := range list {
 			switch e.Type {
 			case progressOfImages:
@@ -443,7 +679,7 @@ func TestOpenAIStream(t *testing.T) {
 		if len(pictures) != 2 || pictures[0] == pictures[1] {
 			t.Errorf("%d pictures in %d events", len(pictures), len(list))
 		}
-		links := read(r.images(1, r.ada, `{"prompt":"p","size":"64x64","stream":true,"response_format":"url"}`))
+		links := read(r.streamed(1, r.ada, `{"prompt":"p","size":"64x64","stream":true,"response_format":"url"}`))
 		if last := links[len(links)-1]; last.B64 != "" || r.do("GET", last.URL, "", "").status != 200 {
 			t.Errorf("%+v", last)
 		}

@@ -3,13 +3,14 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"image"
-	"image/color"
 	"image/png"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,12 +35,17 @@ import (
 // secondModel is one that nobody gets who does not ask for it.
 const secondModel = "second"
 
-// gated is an engine that makes a grey picture when the test lets it.
-type gated struct{ gate chan struct{} }
+// gated is an engine that makes a grey picture with much detail when the test lets
+// it, and keeps what it was last asked for.
+type gated struct {
+	gate chan struct{}
+	last atomic.Pointer[engine.Request]
+}
 
-func (g gated) Check(context.Context) error { return nil }
+func (g *gated) Check(context.Context) error { return nil }
 
-func (g gated) Generate(ctx context.Context, r engine.Request, progress func(engine.Progress)) ([]byte, error) {
+func (g *gated) Generate(ctx context.Context, r engine.Request, progress func(engine.Progress)) ([]byte, error) {
+	g.last.Store(&r)
 	progress(engine.Progress{Step: 1, Steps: r.Steps})
 	select {
 	case <-ctx.Done():
@@ -47,7 +53,10 @@ func (g gated) Generate(ctx context.Context, r engine.Request, progress func(eng
 	case <-g.gate:
 	}
 	m := image.NewGray(image.Rect(0, 0, r.Width, r.Height))
-	m.SetGray(1, 1, color.Gray{Y: uint8(r.Seed)})
+	for i := range m.Pix {
+		m.Pix[i] = uint8(i * i)
+	}
+	binary.LittleEndian.PutUint32(m.Pix, uint32(r.Seed)) // no two are the same
 	var b bytes.Buffer
 	if err := png.Encode(&b, m); err != nil {
 		return nil, engine.NewError(engine.FaultEngine, engine.CodeBadImage, 0, err)
@@ -145,8 +154,8 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.hooks = hooks
 	watchers := rooms.NewWatchers()
 
-	gate := make(chan struct{})
-	fleet, err := engine.NewFleet(cfg, []string{"generation"}, func(engine.Settings) (engine.Engine, error) { return gated{gate}, nil },
+	held := &gated{gate: make(chan struct{})}
+	fleet, err := engine.NewFleet(cfg, []string{"generation"}, func(engine.Settings) (engine.Engine, error) { return held, nil },
 		engine.FleetOptions{Clock: c, Log: log})
 	must(err)
 	worker := queue.NewWorker([]jobs.Lane{
@@ -187,11 +196,12 @@ func newRig(t *testing.T, d *db.DB) *rig {
 	r.readOnly = key(ada, account.ScopeRead)
 	r.pass = func() {
 		select {
-		case gate <- struct{}{}:
+		case held.gate <- struct{}{}:
 		case <-time.After(30 * time.Second):
 			t.Error("no engine waits")
 		}
 	}
+	r.asked = func() engine.Request { return *held.last.Load() }
 	r.keyOf = func(token string) string { return owners[token][1] }
 	r.ownerOf = func(email string) string {
 		id, err := accounts.FindUser(ctx, email)

@@ -21,7 +21,7 @@ type generationView struct {
 	Seed           int64             `json:"seed" doc:"The seed really used for the first image; image k uses seed + k."`
 	Steps          int               `json:"steps" doc:"Steps of each image."`
 	Guidance       *float64          `json:"guidance,omitempty" doc:"How closely the model follows the prompt."`
-	Format         string            `json:"format" enum:"png,jpeg" doc:"Of the images."`
+	Format         string            `json:"format" enum:"png,jpeg,webp" doc:"Of the images."`
 	RetentionDays  int               `json:"retention_days" doc:"Days until everything about it is deleted."`
 	EmbedPrompt    bool              `json:"embed_prompt" doc:"Whether the prompt is written into the files."`
 	Metadata       map[string]string `json:"metadata,omitempty" doc:"What you sent along."`
@@ -59,7 +59,7 @@ type imageView struct {
 	ThumbnailURL string    `json:"thumbnail_url" doc:"A small JPEG of it. It needs your key."`
 	Width        int       `json:"width" doc:"Pixels."`
 	Height       int       `json:"height" doc:"Pixels."`
-	Format       string    `json:"format" enum:"png,jpeg" doc:"Of the file."`
+	Format       string    `json:"format" enum:"png,jpeg,webp" doc:"Of the file."`
 	Bytes        int64     `json:"bytes" doc:"Size of the file."`
 	SHA256       string    `json:"sha256" doc:"Of the file, in hex."`
 	Seed         int64     `json:"seed" doc:"That made it."`

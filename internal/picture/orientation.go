@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"image"
-	"image/draw"
 )
 
 // An orientation is EXIF's number for how a picture has to be turned to stand
@@ -57,10 +56,8 @@ func orientationOf(tiff []byte) orientation {
 
 // turned is img standing upright.
 func turned(img image.Image, o orientation) image.Image {
-	b := img.Bounds()
-	w, h := b.Dx(), b.Dy()
-	from := image.NewNRGBA(image.Rect(0, 0, w, h))
-	draw.Draw(from, from.Bounds(), img, b.Min, draw.Src)
+	from := straight(img)
+	w, h := from.Rect.Dx(), from.Rect.Dy()
 	size := image.Rect(0, 0, w, h)
 	if o >= 5 {
 		size = image.Rect(0, 0, h, w)

@@ -25,7 +25,11 @@ import (
 const (
 	PNG  = "png"
 	JPEG = "jpeg"
+	WebP = "webp"
 )
+
+// Writes reports whether Finish writes the format.
+func Writes(format string) bool { return format == PNG || format == JPEG || format == WebP }
 
 // The source types that Finish writes, from IPTC's digitalsourcetype codes.
 const (
@@ -36,6 +40,7 @@ const (
 const (
 	defaultMaxPixels = 1 << 24   // 4096 × 4096
 	maxSide          = 1<<16 - 1 // what a JPEG header can hold
+	maxSideWebP      = 1<<14 - 1 // what WebP's own library reads and writes
 	quality          = 85        // of a JPEG encoded here: 1024² is about 120 KB
 )
 
@@ -50,7 +55,7 @@ var (
 
 // Options of Finish.
 type Options struct {
-	Format     string // PNG or JPEG
+	Format     string // PNG, JPEG or WebP
 	MaxPixels  int    // width × height at most; 0: 4096 × 4096
 	SourceType string // TrainedAlgorithmicMedia (also when empty) or AlgorithmicMedia
 	Prompt     string // written into the file as its description; empty: not at all
@@ -63,31 +68,31 @@ type Picture struct {
 	Thumbnail []byte // JPEG, longest side at most ThumbnailSide pixels, never enlarged
 	Width     int    // pixels, as a viewer shows it
 	Height    int    // pixels
-	Format    string // PNG or JPEG
+	Format    string // PNG, JPEG or WebP
 }
 
 // Finish reads an engine's PNG, JPEG or WebP and makes the Picture of it.
 //
-// PNG asked for as PNG and JPEG asked for as JPEG are not encoded again: only
-// the chunks needed to decode and show them are copied. All else is encoded
-// anew as sRGB: other formats, CMYK and RGB JPEGs, and pictures that EXIF says
-// to turn, which are turned. Of an animation the first or default image is
-// taken, where there is one. The copy has been decoded once to its end, so it
-// is whole.
+// What is asked for in its own format is not encoded again: only the chunks
+// needed to decode and show it are copied. All else is encoded anew as sRGB,
+// for WebP without loss in 8 bits a channel: other formats, CMYK and RGB JPEGs, and pictures that
+// EXIF says to turn, which are turned. Of an animation the first or default
+// image is taken, where there is one. The copy has been decoded once to its
+// end, so it is whole.
 //
 // Errors: ErrNotImage, ErrTooManyPixels, ErrTruncated; ErrOptions.
 func Finish(raw []byte, o Options) (Picture, error) {
 	if o.SourceType == "" {
 		o.SourceType = TrainedAlgorithmicMedia
 	}
-	if o.Format != PNG && o.Format != JPEG || o.SourceType != TrainedAlgorithmicMedia && o.SourceType != AlgorithmicMedia {
+	if !Writes(o.Format) || o.SourceType != TrainedAlgorithmicMedia && o.SourceType != AlgorithmicMedia {
 		return Picture{}, ErrOptions
 	}
 	s, err := open(raw)
 	if err != nil {
 		return Picture{}, err
 	}
-	if err := s.checkSize(raw, o.MaxPixels); err != nil {
+	if err := s.checkSize(raw, o); err != nil {
 		return Picture{}, err
 	}
 	clean, turn, err := s.clean(raw)
@@ -112,12 +117,15 @@ func Finish(raw []byte, o Options) (Picture, error) {
 		return Picture{}, err
 	}
 	packet := xmp(o.SourceType, o.Prompt)
-	if o.Format == PNG {
-		data = markPNG(data, packet)
-	} else {
-		data = markJPEG(data, packet)
-	}
 	size := img.Bounds().Size()
+	switch o.Format {
+	case PNG:
+		data = markPNG(data, packet)
+	case JPEG:
+		data = markJPEG(data, packet)
+	case WebP:
+		data = markWebP(data, packet, size)
+	}
 	return Picture{Data: data, Thumbnail: small, Width: size.X, Height: size.Y, Format: o.Format}, nil
 }
 
@@ -137,7 +145,7 @@ func open(raw []byte) (source, error) {
 	case bytes.HasPrefix(raw, []byte{0xff, soi, 0xff}):
 		return source{JPEG, jpeg.DecodeConfig, jpeg.Decode, cleanJPEG}, nil
 	case len(raw) >= 12 && string(raw[:4]) == "RIFF" && string(raw[8:12]) == "WEBP":
-		return source{"webp", webp.DecodeConfig, webp.Decode, cleanWebP}, nil
+		return source{WebP, webp.DecodeConfig, webp.Decode, cleanWebP}, nil
 	case len(raw) < 12:
 		return source{}, ErrTruncated
 	}
@@ -145,18 +153,19 @@ func open(raw []byte) (source, error) {
 }
 
 // checkSize reads the size from the header alone.
-func (s source) checkSize(raw []byte, maxPixels int) error {
+func (s source) checkSize(raw []byte, o Options) error {
 	c, err := s.config(bytes.NewReader(raw))
 	if err != nil {
 		return readError(err)
 	}
-	if maxPixels <= 0 {
-		maxPixels = defaultMaxPixels
+	maxPixels, side := cmp.Or(max(o.MaxPixels, 0), defaultMaxPixels), maxSide
+	if o.Format == WebP {
+		side = maxSideWebP
 	}
 	if c.Width <= 0 || c.Height <= 0 {
 		return ErrNotImage
 	}
-	if c.Width > maxSide || c.Height > maxSide || c.Width > maxPixels/c.Height {
+	if c.Width > side || c.Height > side || c.Width > maxPixels/c.Height {
 		return ErrTooManyPixels
 	}
 	return nil
@@ -193,18 +202,21 @@ func passable(img image.Image, format string) bool {
 	case *image.Gray, *image.YCbCr:
 		return true
 	}
-	return format == PNG
+	return format != JPEG
 }
 
 func encode(img image.Image, o Options) ([]byte, error) {
 	var b bytes.Buffer
 	var err error
-	if o.Format == PNG {
+	switch o.Format {
+	case PNG:
 		// Best speed: a third of the default's time for a quarter more bytes.
 		e := png.Encoder{CompressionLevel: png.BestSpeed}
 		err = e.Encode(&b, img)
-	} else {
+	case JPEG:
 		err = jpeg.Encode(&b, flat(img), &jpeg.Options{Quality: cmp.Or(o.Quality, quality)})
+	case WebP:
+		return encodeWebP(img), nil
 	}
 	return b.Bytes(), err
 }

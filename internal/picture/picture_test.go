@@ -6,16 +6,23 @@ import (
 	"encoding/hex"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"image"
 	"image/color"
+	"image/draw"
 	"image/jpeg"
 	"image/png"
 	"io"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/HugoSmits86/nativewebp"
+	xwebp "golang.org/x/image/webp"
 
 	"zimage/internal/picture"
 )
@@ -62,9 +69,25 @@ func TestFinish(t *testing.T) {
 			want: picture.Picture{Width: 600, Height: 400}},
 		{name: "cmyk jpeg becomes ycbcr", raw: cmykJPEG(), format: picture.JPEG,
 			want: picture.Picture{Width: 8, Height: 8}, pixel: color.Black},
-		{name: "webp to png", raw: webpTiny(t), format: picture.PNG,
+		{name: "webp to png", raw: noisyWebP(webpLossless), format: picture.PNG,
 			want: picture.Picture{Width: 1, Height: 1}},
-		{name: "webp to jpeg", raw: webpTiny(t), format: picture.JPEG,
+		{name: "webp to jpeg", raw: noisyWebP(webpLossless), format: picture.JPEG,
+			want: picture.Picture{Width: 1, Height: 1}},
+		{name: "png to webp", raw: noisyPNG(t, photo), format: picture.WebP,
+			want: picture.Picture{Width: 600, Height: 400}},
+		{name: "jpeg to webp", raw: noisyJPEG(t, photo, 1), format: picture.WebP,
+			want: picture.Picture{Width: 600, Height: 400}},
+		{name: "jpeg lying on its side to webp", raw: noisyJPEG(t, photo, 6), format: picture.WebP,
+			want: picture.Picture{Width: 400, Height: 600}},
+		{name: "16-bit png to webp", raw: encodePNG(t, deep(64, 32)), format: picture.WebP,
+			want: picture.Picture{Width: 64, Height: 32}, pixel: color.NRGBA64{0x1234, 0x5678, 0x9abc, 0xffff}},
+		{name: "paletted png to webp", raw: encodePNG(t, paletted(64, 32)), format: picture.WebP,
+			want: picture.Picture{Width: 64, Height: 32}, pixel: color.NRGBA{200, 30, 30, 255}},
+		{name: "webp stays webp", raw: noisyWebP(webpLossless), format: picture.WebP,
+			want: picture.Picture{Width: 1, Height: 1}},
+		{name: "lossy webp stays webp", raw: noisyWebP(webpLossy), format: picture.WebP,
+			want: picture.Picture{Width: 1, Height: 1}},
+		{name: "transparent webp stays webp", raw: noisyWebP(webpTransparent), format: picture.WebP,
 			want: picture.Picture{Width: 1, Height: 1}},
 		{name: "thin as a hair", raw: encodePNG(t, gray(5000, 1)), format: picture.JPEG,
 			want: picture.Picture{Width: 5000, Height: 1}},
@@ -115,12 +138,88 @@ func TestFinishDoesNotEncodeAgain(t *testing.T) {
 	if !bytes.HasSuffix(p.Data, plain[tables:]) {
 		t.Error("the scans of the jpeg changed")
 	}
+	for name, file := range map[string]string{"lossless": webpLossless, "lossy": webpLossy, "transparent": webpTransparent} {
+		p, err = picture.Finish(noisyWebP(file), picture.Options{Format: picture.WebP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, is := webpChunks(t, webpFile(file)), webpChunks(t, p.Data)
+		if was[0].kind == "VP8X" {
+			was = was[1:]
+		}
+		if is = is[1 : len(is)-1]; !reflect.DeepEqual(was, is) {
+			t.Errorf("the pixels of the %s webp changed", name)
+		}
+	}
+}
+
+// What is encoded as WebP has exactly the pixels that came, also where the encoder
+// that we use cannot do it.
+func TestFinishMakesWebPWithoutLoss(t *testing.T) {
+	t.Parallel()
+	pixels := func(w, h int, paint func(n int) color.NRGBA) *image.NRGBA {
+		img := image.NewNRGBA(image.Rect(0, 0, w, h))
+		for n := range w * h {
+			img.SetNRGBA(n%w, n/w, paint(n))
+		}
+		return img
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	noise := func() uint8 { return uint8(r.IntN(256)) }
+	black := func(int) color.NRGBA { return color.NRGBA{0, 0, 0, 255} }
+	drawn := image.NewNRGBA(image.Rect(0, 0, 600, 401))
+	draw.Draw(drawn, drawn.Rect, scene(600, 401), image.Point{}, draw.Src)
+	pictures := map[string]*image.NRGBA{
+		"a scene": drawn, "noise": pixels(65, 33, func(int) color.NRGBA { return color.NRGBA{noise(), noise(), noise(), 255} }),
+		"black": pixels(64, 64, black), "a black dot": pixels(1, 1, black), "three black dots": pixels(3, 1, black),
+		"every transparency": pixels(64, 64, func(n int) color.NRGBA { return color.NRGBA{uint8(n), noise(), uint8(n >> 4), uint8(n >> 2)} }),
+		"transparent":        image.NewNRGBA(image.Rect(0, 0, 9, 5)),
+		"as wide as can be":  pixels(16383, 2, func(n int) color.NRGBA { return color.NRGBA{uint8(n), uint8(n >> 8), 0, 255} }),
+		"as high as can be":  pixels(2, 16383, func(n int) color.NRGBA { return color.NRGBA{uint8(n), uint8(n >> 8), 0, 255} }),
+	}
+	// Differences that are as frequent as Fibonacci's numbers want longer prefix
+	// codes than WebP has.
+	for k := range 4 {
+		var steps []uint8
+		for n, a, b := uint8(0), 1, 1; n < 17; n, a, b = n+1, b, a+b {
+			steps = append(steps, bytes.Repeat([]byte{n}, a)...)
+		}
+		r.Shuffle(len(steps), func(i, j int) { steps[i], steps[j] = steps[j], steps[i] })
+		var green uint8
+		pictures[fmt.Sprint("Fibonacci's ", k)] = pixels(len(steps), 1, func(n int) color.NRGBA {
+			green += steps[n]
+			return color.NRGBA{noise(), green, noise(), 255}
+		})
+	}
+	for name, img := range pictures {
+		p, err := picture.Finish(encodePNG(t, img), picture.Options{Format: picture.WebP})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got, ok := check(t, p).(*image.NRGBA)
+		if !ok || !bytes.Equal(got.Pix, img.Pix) {
+			t.Errorf("%s: other pixels", name)
+		}
+		if alpha := webpChunks(t, p.Data)[0].body[0]&0x10 != 0; alpha == img.Opaque() {
+			t.Errorf("%s: the file says that it is transparent: %v", name, alpha)
+		}
+		again, err := picture.Finish(p.Data, picture.Options{Format: picture.WebP})
+		if err != nil || !bytes.Equal(again.Data, p.Data) {
+			t.Errorf("%s: a finished one is changed (%v)", name, err)
+		}
+	}
+	for _, img := range []image.Image{gray(16384, 1), gray(1, 16384)} {
+		if _, err := picture.Finish(encodePNG(t, img), picture.Options{Format: picture.WebP}); !errors.Is(err, picture.ErrTooManyPixels) {
+			t.Errorf("%v: %v", img.Bounds(), err)
+		}
+	}
 }
 
 func TestFinishRefuses(t *testing.T) {
 	t.Parallel()
 	photo := scene(100, 80)
-	aPNG, aJPEG, aWebP := encodePNG(t, photo), encodeJPEG(t, photo), webpTiny(t)
+	aPNG, aJPEG, aWebP := encodePNG(t, photo), encodeJPEG(t, photo), webpFile(webpLossless)
 	broken := bytes.Clone(aPNG)
 	broken[len(broken)-20] ^= 1 // in the last pixel chunk
 	short := bytes.Clone(aJPEG[:len(aJPEG)*2/3])
@@ -144,12 +243,15 @@ func TestFinishRefuses(t *testing.T) {
 		{name: "jpeg cut", raw: short, want: picture.ErrTruncated},
 		{name: "jpeg without its end", raw: aJPEG[:len(aJPEG)-2], want: picture.ErrTruncated},
 		{name: "webp cut", raw: aWebP[:len(aWebP)-3], want: picture.ErrTruncated},
+		{name: "webp whose pixels are longer than it", raw: webp(aWebP[12:24]), want: picture.ErrNotImage},
+		{name: "webp without pixels", raw: webp(webpChunk("VP8X", make([]byte, 10)), webpChunk("EXIF", exif(1))), want: picture.ErrNotImage},
+		{name: "webp of another size than its canvas", raw: webp(webpChunk("VP8X", []byte{0, 0, 0, 0, 9, 0, 0, 9, 0, 0}), aWebP[12:]), want: picture.ErrNotImage},
 		{name: "jpeg's first bytes", raw: []byte{0xff, 0xd8, 0xff}, want: picture.ErrTruncated},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			for _, format := range []string{picture.PNG, picture.JPEG} {
+			for _, format := range []string{picture.PNG, picture.JPEG, picture.WebP} {
 				_, err := picture.Finish(tt.raw, picture.Options{Format: format, MaxPixels: tt.max})
 				if !errors.Is(err, tt.want) {
 					t.Errorf("as %s: got %v, want %v", format, err, tt.want)
@@ -169,7 +271,7 @@ func TestFinishRefuses(t *testing.T) {
 
 func TestMark(t *testing.T) {
 	t.Parallel()
-	raws := map[string][]byte{picture.PNG: encodePNG(t, scene(40, 30)), picture.JPEG: encodeJPEG(t, scene(40, 30))}
+	raws := map[string][]byte{picture.PNG: encodePNG(t, scene(40, 30)), picture.JPEG: encodeJPEG(t, scene(40, 30)), picture.WebP: encodePNG(t, scene(40, 30))}
 	long := strings.Repeat("é<&>\n", 30_000)
 	tests := []struct{ name, prompt, want string }{
 		{name: "plain", prompt: secret, want: secret},
@@ -177,6 +279,8 @@ func TestMark(t *testing.T) {
 		{name: "lines and scripts", prompt: "двое\tкотов\n一只猫 🐈", want: "двое\tкотов\n一只猫 🐈"},
 		{name: "what XML cannot hold", prompt: "a\x00b\x1bc", want: "a\ufffdb\ufffdc"},
 		{name: "long", prompt: long, want: long},
+		{name: "odd", prompt: "a", want: "a"}, // the packets of one of the two have an odd length
+		{name: "even", prompt: "ab", want: "ab"},
 	}
 	for _, tt := range tests {
 		for format, raw := range raws {
@@ -235,21 +339,19 @@ func TestFinishTurns(t *testing.T) {
 }
 
 func FuzzFinish(f *testing.F) {
+	formats := []string{picture.PNG, picture.JPEG, picture.WebP}
 	photo := scene(40, 30)
 	for _, raw := range [][]byte{
 		encodePNG(f, photo), noisyPNG(f, photo), encodePNG(f, paletted(9, 9)), encodePNG(f, deep(9, 9)), animated(f, photo),
-		encodeJPEG(f, photo), noisyJPEG(f, photo, 6), encodeJPEG(f, gray(9, 9)), cmykJPEG(), webpTiny(f), hugePNG(1<<31-1, 1),
+		encodeJPEG(f, photo), noisyJPEG(f, photo, 6), encodeJPEG(f, gray(9, 9)), cmykJPEG(), noisyWebP(webpLossless), noisyWebP(webpLossy), noisyWebP(webpTransparent), hugePNG(1<<31-1, 1),
 		nil, []byte("RIFF\xff\xff\xff\xffWEBPVP8 "),
 	} {
-		f.Add(raw, true)
-		f.Add(raw, false)
-	}
-	f.Fuzz(func(t *testing.T, raw []byte, asPNG bool) {
-		format := picture.JPEG
-		if asPNG {
-			format = picture.PNG
+		for format := range formats {
+			f.Add(raw, uint(format)) //nolint:gosec // one of three
 		}
-		p, err := picture.Finish(raw, picture.Options{Format: format, MaxPixels: 1 << 16})
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, format uint) {
+		p, err := picture.Finish(raw, picture.Options{Format: formats[format%uint(len(formats))], MaxPixels: 1 << 16})
 		if err != nil {
 			for _, known := range []error{picture.ErrNotImage, picture.ErrTooManyPixels, picture.ErrTruncated} {
 				if err == known { //nolint:errorlint // bare on purpose: nothing may hang on it
@@ -280,6 +382,9 @@ func BenchmarkFinish(b *testing.B) {
 		{"jpeg", picture.JPEG, aJPEG, func() { decode(b, aJPEG) }},
 		{"png to jpeg", picture.JPEG, aPNG, func() {
 			_ = jpeg.Encode(io.Discard, decode(b, aPNG), &jpeg.Options{Quality: 85})
+		}},
+		{"png to webp", picture.WebP, aPNG, func() {
+			_ = nativewebp.Encode(io.Discard, decode(b, aPNG), nil)
 		}},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
@@ -315,7 +420,8 @@ func check(t testing.TB, p picture.Picture) image.Image {
 		t.Errorf("thumbnail of %d × %d is %v", p.Width, p.Height, s)
 	}
 	marks := 0
-	if p.Format == picture.PNG {
+	switch p.Format {
+	case picture.PNG:
 		kinds := "IHDR PLTE IDAT IEND tRNS sRGB gAMA cHRM iCCP"
 		for i, c := range pngChunks(t, p.Data) {
 			if c.kind == "iTXt" {
@@ -327,7 +433,21 @@ func check(t testing.TB, p picture.Picture) image.Image {
 				t.Errorf("chunk %q is left", c.kind)
 			}
 		}
-	} else {
+	case picture.WebP:
+		chunks := webpChunks(t, p.Data)
+		head, kinds := chunks[0], ""
+		for _, c := range chunks {
+			kinds += c.kind
+		}
+		marks = strings.Count(kinds, "XMP ")
+		if !slices.Contains([]string{"VP8XVP8LXMP ", "VP8XVP8 XMP ", "VP8XALPHVP8 XMP "}, kinds) {
+			t.Errorf("its chunks are %q", kinds)
+		}
+		side := func(b []byte) int { return int(b[0]) + int(b[1])<<8 + int(b[2])<<16 + 1 }
+		if w, h := side(head.body[4:]), side(head.body[7:]); head.body[0]&^0x10 != 0x04 || string(head.body[1:4]) != "\x00\x00\x00" || w != p.Width || h != p.Height {
+			t.Errorf("% x says %d × %d", head.body, w, h)
+		}
+	default:
 		for i, s := range jpegSegments(t, p.Data) {
 			switch s.kind {
 			case 0xe1:
@@ -360,9 +480,13 @@ type mark struct {
 func readMark(t testing.TB, p picture.Picture) mark {
 	t.Helper()
 	var packet []byte
-	if p.Format == picture.PNG {
+	switch p.Format {
+	case picture.PNG:
 		packet = bytes.TrimPrefix(pngChunks(t, p.Data)[1].body, []byte("XML:com.adobe.xmp\x00\x00\x00\x00\x00"))
-	} else {
+	case picture.WebP:
+		chunks := webpChunks(t, p.Data)
+		packet = chunks[len(chunks)-1].body
+	default:
 		packet = bytes.TrimPrefix(jpegSegments(t, p.Data)[0].body, []byte("http://ns.adobe.com/xap/1.0/\x00"))
 	}
 	var m mark
@@ -402,6 +526,23 @@ func pngChunks(t testing.TB, data []byte) (chunks []piece[string]) {
 	return chunks
 }
 
+func webpChunks(t testing.TB, data []byte) (chunks []piece[string]) {
+	t.Helper()
+	size := binary.LittleEndian.Uint32(data[4:])
+	if string(data[:4]) != "RIFF" || string(data[8:12]) != "WEBP" || int(size) != len(data)-8 || size%2 != 0 {
+		t.Fatalf("a file of %d bytes begins % x", len(data), data[:12])
+	}
+	for rest := data[12:]; len(rest) > 0; {
+		n := binary.LittleEndian.Uint32(rest[4:])
+		chunks = append(chunks, piece[string]{string(rest[:4]), rest[8 : 8+n]})
+		if n%2 != 0 && rest[8+n] != 0 {
+			t.Fatalf("%s is filled up with %x", rest[:4], rest[8+n])
+		}
+		rest = rest[8+n+n%2:]
+	}
+	return chunks
+}
+
 // jpegSegments lists the segments up to the first scan.
 func jpegSegments(t testing.TB, data []byte) (segments []piece[byte]) {
 	t.Helper()
@@ -434,8 +575,11 @@ func pixels(t testing.TB, data []byte) (all []byte) {
 func decode(t testing.TB, data []byte) image.Image {
 	t.Helper()
 	read := png.Decode
-	if bytes.HasPrefix(data, []byte{0xff, 0xd8}) {
+	switch {
+	case bytes.HasPrefix(data, []byte{0xff, 0xd8}):
 		read = jpeg.Decode
+	case bytes.HasPrefix(data, []byte("RIFF")):
+		read = xwebp.Decode
 	}
 	img, err := read(bytes.NewReader(data))
 	if err != nil {
@@ -606,18 +750,45 @@ func cmykJPEG() []byte {
 	}, nil)
 }
 
-// webpTiny is one lossless pixel, with EXIF behind it.
-func webpTiny(t testing.TB) []byte {
-	t.Helper()
-	vp8l, err := hex.DecodeString("2f00000010071011118888fe0700")
+// WebP files of one pixel, in hex. The transparent one has a canvas and its alpha
+// in a chunk of its own.
+const (
+	webpLossless    = "524946461a000000574542505650384c0e0000002f00000010071011118888fe0700"
+	webpLossy       = "52494646220000005745425056503820160000003001009d012a010001000ec0fe25a400037000000000"
+	webpTransparent = "524946464a00000057454250" + "565038580a00000010000000000000000000" +
+		"414c50480c00000011071011fd0f4444ff030000" + "5650382018000000" + "1401009d012a010001000000fe00000dc000fee6b5000000"
+)
+
+func webpFile(text string) []byte {
+	data, err := hex.DecodeString(text)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
-	body := append([]byte("WEBPVP8L"), binary.LittleEndian.AppendUint32(nil, uint32(len(vp8l)))...)
-	body = append(append(body, vp8l...), make([]byte, len(vp8l)&1)...)
-	body = append(append(body, "EXIF"...), binary.LittleEndian.AppendUint32(nil, uint32(len(secret)))...)
-	body = append(append(body, secret...), make([]byte, len(secret)&1)...)
-	return append(binary.LittleEndian.AppendUint32([]byte("RIFF"), uint32(len(body))), body...)
+	return data
+}
+
+func webp(chunks ...[]byte) []byte {
+	return webpChunk("RIFF", append([]byte("WEBP"), bytes.Join(chunks, nil)...))
+}
+
+func webpChunk(kind string, body []byte) []byte {
+	b := binary.LittleEndian.AppendUint32([]byte(kind), uint32(len(body)))
+	return append(append(b, body...), make([]byte, len(body)&1)...)
+}
+
+// noisyWebP holds everything that may stand beside the pixels of the file, and
+// behind it.
+func noisyWebP(file string) []byte {
+	data := webpFile(file)
+	flags, pixels := byte(0x2c), data[12:]
+	if string(pixels[:4]) == "VP8X" {
+		flags, pixels = flags|pixels[8], pixels[18:]
+	}
+	return append(webp(
+		webpChunk("VP8X", []byte{flags, 'r', 'e', 'd', 0, 0, 0, 0, 0, 0}), webpChunk("ICCP", []byte(secret)), webpChunk("JUNK", []byte(secret)),
+		pixels, webpChunk("VP8L", []byte(secret)), webpChunk("ALPH", []byte(secret)),
+		webpChunk("EXIF", append(exif(1), secret...)), webpChunk("XMP ", []byte(secret)),
+	), secret...)
 }
 
 func TestAJPEGHasTheQualityThatIsAskedFor(t *testing.T) {

@@ -35,9 +35,18 @@ func quick(img image.Image) image.Image {
 	case *image.RGBA, *image.NRGBA, *image.YCbCr, *image.Gray:
 		return img
 	}
-	q := image.NewNRGBA(img.Bounds())
-	stddraw.Draw(q, q.Bounds(), img, q.Rect.Min, stddraw.Src)
-	return q
+	return straight(img)
+}
+
+// straight is img in 8 bits a channel, each without its alpha.
+func straight(img image.Image) *image.NRGBA {
+	if m, ok := img.(*image.NRGBA); ok {
+		return m
+	}
+	b := img.Bounds()
+	m := image.NewNRGBA(b)
+	stddraw.Draw(m, b, img, b.Min, stddraw.Src)
+	return m
 }
 
 // flat is img on white, in a type that the JPEG encoder reads fast.

@@ -607,7 +607,7 @@ func (i *importing) read(path string, r row) ([]byte, error) {
 func checkPicture(data []byte, r row) (thumbnail []byte, err error) {
 	sum := sha256.Sum256(data)
 	want, _ := r["sha256"].([]byte)
-	begins := map[string]string{picture.PNG: "\x89PNG\r\n", picture.JPEG: "\xff\xd8\xff"}[textOf(r["format"])]
+	begins := map[string]string{picture.PNG: "\x89PNG\r\n", picture.JPEG: "\xff\xd8\xff", picture.WebP: "RIFF"}[textOf(r["format"])]
 	if hex.EncodeToString(sum[:]) != string(want) || r["bytes"] != int64(len(data)) || begins == "" || !bytes.HasPrefix(data, []byte(begins)) {
 		return nil, badArchive("a picture is not what its record says")
 	}

@@ -381,7 +381,7 @@ func (p *person) mistakes(ctx context.Context, _ Options) error {
 	return p.misuse(ctx, false)
 }
 
-// generate has pictures made, in both formats, and deletes one.
+// generate has pictures made, in every format, and deletes one.
 func (p *person) generate(ctx context.Context, _ Options) error {
 	program := []string{"Authorization", "Bearer " + p.key, "Prefer", "wait=60, handling=" + p.word("preference")}
 	type generation struct {
@@ -389,7 +389,7 @@ func (p *person) generate(ctx context.Context, _ Options) error {
 		Images     []struct{ ID string }
 	}
 	var made []generation
-	for i, format := range []string{"png", "jpeg", "png"} {
+	for i, format := range []string{"png", "jpeg", "webp"} {
 		body := object{"prompt": "a lighthouse, " + p.word("prompt"), "format": format, "embed_prompt": true,
 			"metadata": object{p.word("metaname"): p.word("metadata")}, "webhook_url": "https://hooks.invalid/" + p.word("oncehook")}
 		headers := append(slices.Clone(program), "Idempotency-Key", fmt.Sprintf("%s-%d", p.word("idempotency"), i))
@@ -481,7 +481,7 @@ func (p *person) stranger() *person { return &person{trace: p.trace} }
 
 // openAI makes a picture as OpenAI's clients do.
 func (p *person) openAI(ctx context.Context) error {
-	body := object{"prompt": "a harbour, " + p.word("openaiprompt"), "user": p.word("user"), "response_format": "url"}
+	body := object{"prompt": "a harbour, " + p.word("openaiprompt"), "user": p.word("user"), "response_format": "url", "output_format": "webp"}
 	if slices.Contains(p.sent, "negative") {
 		body["negative_prompt"] = p.canary.With("negative")
 	} else {

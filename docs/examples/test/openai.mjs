@@ -54,6 +54,14 @@ assert.equal(file.status, 200);
 assert.equal(file.headers.get("content-type"), "image/jpeg");
 assert.equal(sum(Buffer.from(await file.arrayBuffer())), (await generations())[0].images[0].sha256);
 
+// As WebP.
+const webp = await client.images.generate({ prompt: "a heron", size, output_format: "webp", output_compression: 50 });
+const bytes = Buffer.from(webp.data[0].b64_json, "base64");
+assert.equal(webp.output_format, "webp");
+assert.equal(bytes.subarray(0, 4) + bytes.subarray(8, 16), "RIFFWEBPVP8X");
+assert.equal(`${bytes.readUIntLE(24, 3) + 1}x${bytes.readUIntLE(27, 3) + 1}`, size);
+assert.equal(sum(bytes), (await generations())[0].images[0].sha256);
+
 // As a stream.
 const events = [];
 for await (const event of await client.images.generate({ prompt: "a gull", size, n: 2, stream: true, partial_images: 2 })) events.push(event);
@@ -112,9 +120,7 @@ assert.equal(wrong.status, 400);
 assert.equal(wrong.code, "invalid_request");
 assert.equal(wrong.type, "invalid_request_error");
 assert.equal(wrong.param, "n");
-const webp = await refused(OpenAI.BadRequestError, { output_format: "webp" });
-assert.equal(webp.param, "output_format");
-assert.match(webp.message, /ask for png or jpeg/);
+assert.equal((await refused(OpenAI.BadRequestError, { output_format: "gif" })).param, "output_format");
 assert.equal((await refused(OpenAI.BadRequestError, { stream: true, prompt: " " })).param, "prompt");
 assert.equal((await refused(OpenAI.AuthenticationError, {}, { apiKey: "zi_nobody" })).code, "unauthorized");
 const unknown = await refused(OpenAI.NotFoundError, { model: "dall-e-3" });
