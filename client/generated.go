@@ -399,22 +399,22 @@ type Create struct {
 	// EmbedPrompt Write the prompt into the files. Left out: no.
 	EmbedPrompt *bool `json:"embed_prompt,omitempty"`
 
-	// Format Left out: png.
+	// Format Left out: your own default, else png.
 	Format *CreateFormat `json:"format,omitempty"`
 
 	// Guidance How closely the model follows the prompt. Left out: the model's default.
 	Guidance *float64 `json:"guidance,omitempty"`
 
-	// Height Pixels. Left out: the model's default.
+	// Height Pixels. Left out: your own default, else the model's.
 	Height *int64 `json:"height,omitempty"`
 
 	// Metadata Your own words, given back with the generation: names to 64 and values to 512 characters.
 	Metadata map[string]string `json:"metadata,omitempty"`
 
-	// Model One of GET /v1/models. Left out: the operator's first.
+	// Model One of GET /v1/models. Left out: your own default, else the operator's first.
 	Model *string `json:"model,omitempty"`
 
-	// N How many images, one seed each. Left out: 1.
+	// N How many images, one seed each. Left out: your own default, else 1.
 	N *int64 `json:"n,omitempty"`
 
 	// NegativePrompt What not to show, for models that take it.
@@ -438,11 +438,11 @@ type Create struct {
 	// WebhookURL An address to call about this generation alone, by the rules of webhooks. GET /v1/webhooks/secret tells what signs it.
 	WebhookURL *string `json:"webhook_url,omitempty"`
 
-	// Width Pixels. Left out: the model's default.
+	// Width Pixels. Left out: your own default, else the model's.
 	Width *int64 `json:"width,omitempty"`
 }
 
-// CreateFormat Left out: png.
+// CreateFormat Left out: your own default, else png.
 type CreateFormat string
 
 // CreateWebhookEvents defines model for Create.WebhookEvents.

@@ -18,14 +18,14 @@ import (
 type createBody struct {
 	Prompt         string            `json:"prompt" minLength:"1" maxLength:"32000" doc:"What to show. The model's own limit may be lower."`
 	NegativePrompt string            `json:"negative_prompt,omitempty" maxLength:"32000" doc:"What not to show, for models that take it."`
-	Model          string            `json:"model,omitempty" minLength:"1" maxLength:"128" doc:"One of GET /v1/models. Left out: the operator's first."`
-	N              int               `json:"n,omitempty" minimum:"1" maximum:"100" doc:"How many images, one seed each. Left out: 1."`
-	Width          int               `json:"width,omitempty" minimum:"1" maximum:"16384" doc:"Pixels. Left out: the model's default."`
-	Height         int               `json:"height,omitempty" minimum:"1" maximum:"16384" doc:"Pixels. Left out: the model's default."`
+	Model          string            `json:"model,omitempty" minLength:"1" maxLength:"128" doc:"One of GET /v1/models. Left out: your own default, else the operator's first."`
+	N              int               `json:"n,omitempty" minimum:"1" maximum:"100" doc:"How many images, one seed each. Left out: your own default, else 1."`
+	Width          int               `json:"width,omitempty" minimum:"1" maximum:"16384" doc:"Pixels. Left out: your own default, else the model's."`
+	Height         int               `json:"height,omitempty" minimum:"1" maximum:"16384" doc:"Pixels. Left out: your own default, else the model's."`
 	Seed           *int64            `json:"seed,omitempty" minimum:"0" maximum:"4294967295" doc:"Image k uses seed + k. Left out: chosen here and told in the answer."`
 	Steps          int               `json:"steps,omitempty" minimum:"1" maximum:"1000" doc:"Left out: the model's default."`
 	Guidance       *float64          `json:"guidance,omitempty" minimum:"0" maximum:"100" doc:"How closely the model follows the prompt. Left out: the model's default."`
-	Format         string            `json:"format,omitempty" enum:"png,jpeg,webp" doc:"Left out: png."`
+	Format         string            `json:"format,omitempty" enum:"png,jpeg,webp" doc:"Left out: your own default, else png."`
 	RetentionDays  int               `json:"retention_days,omitempty" minimum:"1" maximum:"3650" doc:"Days to keep it, at most what the policy allows. Left out: the policy's."`
 	EmbedPrompt    bool              `json:"embed_prompt,omitempty" doc:"Write the prompt into the files. Left out: no."`
 	Metadata       map[string]string `json:"metadata,omitempty" maxProperties:"16" doc:"Your own words, given back with the generation: names to 64 and values to 512 characters."`
