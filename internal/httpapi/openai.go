@@ -152,13 +152,15 @@ func (a *API) createImages(ctx context.Context, in *imagesInput) (*streamOutput,
 	if err != nil {
 		return nil, err
 	}
-	request, named := owner+once.Key, in.IdempotencyKey != ""
+	named := in.IdempotencyKey != ""
+	again, _ := strconv.Atoi(in.Retry)
+	request := func(again int) string { return owner + once.Key + " " + strconv.Itoa(again) }
 	if !named && !once.Fresh {
-		once.Fresh = a.refusals.take(request)
+		once.Fresh = a.refusals.take(request(again))
 	}
 	g, release, err := a.accept(submit, owner, r, once, named)
 	if code := problem.CodeOf(err); !named && in.Retry != "" && (code == problem.RateLimited || code == problem.QueueFull) {
-		a.refusals.add(request)
+		a.refusals.add(request(max(again, 0) + 1)) // which is how it comes again
 	}
 	if err != nil {
 		return nil, err

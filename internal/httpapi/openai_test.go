@@ -489,6 +489,39 @@ func TestOpenAIRefusedRequestsMakeTheirOwnPicture(t *testing.T) {
 	})
 }
 
+// A program whose library has given up asks anew: when that is repeated it is one picture.
+func TestOpenAIWhatWasGivenUpMakesNoSecondPicture(t *testing.T) {
+	t.Parallel()
+	bothDatabases(t, func(t *testing.T, r *rig) {
+		const body, again = `{"prompt":"p","size":"64x64"}`, "X-Stainless-Retry-Count"
+		open := func(most int) (n int) {
+			r.api.open.mu.Lock()
+			defer r.api.open.mu.Unlock()
+			r.api.open.most = most
+			for _, of := range r.api.open.open {
+				n += of
+			}
+			return n
+		}
+		open(0)
+		for _, retry := range []string{"0", "1", "2"} {
+			if a := r.do("POST", imagesPath, r.ada, body, again, retry); a.status != 429 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		open(mostOpen)
+		done := make(chan answered, 2)
+		for i, retry := range []string{"0", "1"} {
+			go func() { done <- r.do("POST", imagesPath, r.ada, body, again, retry) }()
+			testenv.Eventually(t, 20*time.Second, func() bool { return open(mostOpen) == i+1 && r.made() > 0 })
+		}
+		r.pass()
+		if one, two := (<-done).images(t), (<-done).images(t); one.Data[0].B64 != two.Data[0].B64 || r.made() != 1 {
+			t.Errorf("%d pictures", r.made())
+		}
+	})
+}
+
 // What was refused is not remembered for ever, nor without end.
 func TestRefusalsAreForgotten(t *testing.T) {
 	t.Parallel()

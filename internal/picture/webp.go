@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"image"
 	"math/bits"
+	"sync"
 
 	"github.com/HugoSmits86/nativewebp"
 	"golang.org/x/image/webp"
@@ -54,8 +55,11 @@ func cleanWebP(raw []byte) ([]byte, orientation, error) {
 
 // encodeWebP encodes without loss. The encoder's prefix codes can come out longer
 // than WebP allows, of one picture in some hundreds: then it writes a broken file,
-// or panics. So what it wrote is read back.
+// or panics. So what it wrote is read back. One picture is encoded at a time: of
+// 2048² it takes 300 MB meanwhile, and whoever sends prompts chooses the format.
 func encodeWebP(img image.Image) []byte {
+	encoding.Lock()
+	defer encoding.Unlock()
 	exact := straight(img)
 	data := compressed(exact)
 	if back, err := webp.Decode(bytes.NewReader(data)); err == nil {
@@ -65,6 +69,8 @@ func encodeWebP(img image.Image) []byte {
 	}
 	return riff(appendChunk(nil, "VP8L", uncompressed(exact)))
 }
+
+var encoding sync.Mutex
 
 // compressed is nothing where the encoder panics.
 func compressed(img *image.NRGBA) (data []byte) {

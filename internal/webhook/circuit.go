@@ -69,6 +69,7 @@ func (s *Service) pass(ctx context.Context, c circuit) (wait time.Duration, err 
 			if err == nil {
 				_, err = s.leave(ctx, tx, c, until)
 			}
+			wait = min(wait, probing) // this one runs still, and is not called when it closes
 			return err
 		})
 		return wait, err

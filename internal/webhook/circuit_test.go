@@ -109,6 +109,15 @@ func TestNothingIsPutOffOnceItHasClosed(t *testing.T) {
 		if now := r.count(`SELECT run_after FROM jobs WHERE state = 'waiting'`); now != due {
 			t.Errorf("the other is put off by %d ms", now-due)
 		}
+		// What runs while it is open is not called when it closes: it looks again soon.
+		r.tx(func(tx *db.Tx) error {
+			_, err := tx.Exec(t.Context(), `UPDATE webhook_endpoints SET open_until = ?`, seen.Int64)
+			return err
+		})
+		wait, err = r.service.pass(t.Context(), circuit{table: "webhook_endpoints", party: e.ID, ID: e.ID, OpenUntil: seen})
+		if err != nil || wait != probing {
+			t.Errorf("it waits %v, %v", wait, err)
+		}
 	})
 }
 

@@ -177,7 +177,14 @@ func (s *Service) charge(ctx context.Context, tx *db.Tx, r row) error {
 			After(time.Duration(wait) * time.Millisecond)
 	}
 	tx.AtLast("webhook_endpoints "+r.ID, func() error { // the endpoint last, as everybody does
-		_, err := tx.Exec(ctx, `UPDATE webhook_endpoints SET asked_until = ? WHERE id = ?`, until, r.ID)
+		var open sql.NullInt64
+		err := tx.Get(ctx, &open, `UPDATE webhook_endpoints SET asked_until = ? WHERE id = ? RETURNING open_until`, until, r.ID)
+		switch {
+		case errors.Is(err, sql.ErrNoRows): // deleted
+			return nil
+		case err == nil && r.OpenUntil.Valid && !open.Valid: // closed since, without what is put off here
+			return s.recall(ctx, tx, r.ID, r.OpenUntil.Int64)
+		}
 		return err
 	})
 	return nil

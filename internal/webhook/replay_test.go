@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -71,6 +72,26 @@ func TestAReplayLeavesAnOpenCircuitOpen(t *testing.T) {
 			r.passIdle(time.Minute)
 			return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 2
 		})
+	})
+}
+
+// What a replay puts off, since it has seen the webhook left alone, goes on with the
+// others if that is over before the replay is written.
+func TestAReplayThatHasSeenTheCircuitOpenIsCalledWhenItHasClosed(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		v := receive(t, nil)
+		e, _ := r.endpoint(v.URL)
+		r.succeeds("gen_1")
+		r.until("it is told", func() bool { return r.count(`SELECT count(*) FROM webhook_deliveries WHERE state = 'delivered'`) == 1 })
+		r.tx(func(tx *db.Tx) error {
+			seen, err := r.service.ready(t.Context(), tx, "sub_ada", e.ID)
+			r.must(err)
+			seen.OpenUntil = sql.NullInt64{Int64: r.clock.Now().Add(time.Hour).UnixMilli(), Valid: true}
+			r.must(r.service.charge(t.Context(), tx, seen))
+			return r.service.replay(t.Context(), tx, seen, replayed{ID: r.deliveries(e.ID)[0].ID, Endpoint: e.ID, State: Delivered})
+		})
+		r.pass(time.Millisecond)
+		r.until("it is told again", func() bool { return len(v.got()) == 2 })
 	})
 }
 
