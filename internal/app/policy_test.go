@@ -62,8 +62,10 @@ func (s served) do(method, path, body string) (*http.Response, string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if body != "" {
+	if method == http.MethodPost {
 		req.Header.Set("Authorization", "Bearer "+s.key)
+	}
+	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	res, err := http.DefaultClient.Do(req)

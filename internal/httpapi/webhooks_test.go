@@ -121,6 +121,12 @@ func TestWebhooksOverTheAPI(t *testing.T) {
 				t.Errorf("%s: %d %s", bad, a.status, a.body)
 			}
 		}
+		second := r.do("POST", "/v1/webhooks", key, `{"url":"https://hooks.example.org/second"}`).text(t, "webhook.id")
+		var all webhooksView
+		a = r.do("GET", "/v1/webhooks", key, "")
+		if err := json.Unmarshal([]byte(a.body), &all); err != nil || len(all.Data) != 2 || all.Data[0].ID != second || all.Data[1].ID != id || strings.Contains(a.body, "whsec") {
+			t.Errorf("%d %s (%v)", a.status, a.body, err)
+		}
 		if a := r.do("DELETE", "/v1/webhooks/"+id, key, ""); a.status != 204 {
 			t.Errorf("%d %s", a.status, a.body)
 		}

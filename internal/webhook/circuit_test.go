@@ -12,6 +12,25 @@ import (
 	"zimage/internal/events"
 )
 
+// One answer that asks for less opens a circuit; one failure of another kind does not.
+func TestOneAnswerThatAsksForLessOpensACircuit(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		opens := map[int]int{429: 1, 502: 1, 504: 1, 500: 0}
+		ids := map[int]string{}
+		for code := range opens {
+			e, _ := r.endpoint(receive(t, status(code)).URL)
+			ids[code] = e.ID
+		}
+		r.succeeds("gen_1")
+		r.waits(len(opens)) // each was called once, and the clock stands still
+		for code, want := range opens {
+			if n := r.count(`SELECT count(*) FROM webhook_endpoints WHERE id = ? AND failures = 1 AND open_until IS NOT NULL`, ids[code]); n != want {
+				t.Errorf("after one %d: %d circuits are open, want %d", code, n, want)
+			}
+		}
+	})
+}
+
 // When an endpoint has been left alone for long enough one call tries it, however many
 // wait: what comes of that decides for all.
 func TestOneCallTriesWhatWasLeftAlone(t *testing.T) {
