@@ -67,7 +67,7 @@ func (c Config) checkValues() Problems {
 			problems.add("OUTBOUND_PORTS", "must be ports from 1 to 65535, split by commas")
 		}
 	}
-	if u, err := url.Parse(c.PublicURL); c.OutboundLoopback && err == nil && u.Hostname() != "" && !isLocal(u.Hostname()) {
+	if c.OutboundLoopback && !c.PublicIsLocal() {
 		problems.add("OUTBOUND_LOOPBACK", "is for development alone: webhooks of whoever signs up at "+Prefix+"PUBLIC_URL would reach what listens on this machine; take it away")
 	}
 	for _, prefix := range c.NAT64Prefix {
